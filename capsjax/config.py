@@ -1,0 +1,295 @@
+"""What describes one run, as plain dataclasses, and the check of their values.
+
+``experiments/*.py`` return a :class:`Config`; ``--config.field=value`` overrides its
+fields. ``validate`` runs after that, so that every value is checked once, in one place.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+
+@dataclasses.dataclass
+class Data:
+    """Where images come from and how they vary.
+
+    Attributes:
+        name: ``mnist``, a folder of IDX archives, or a name that TFDS knows.
+        num_validation: Training images kept for validation; 0 trains on all.
+        num_train: Trains on so many of the others only; none for all of them.
+        max_shift: Training images are shifted by up to so many pixels per axis.
+    """
+
+    name: str = "mnist"
+    num_validation: int = 5000
+    num_train: int | None = None
+    max_shift: int = 2
+
+
+@dataclasses.dataclass
+class Initializers:
+    """How each weight starts: a name of ``capsjax.initializers``, ``normal(0.1)`` say.
+
+    Attributes:
+        conv: Kernel of the first convolution.
+        primary: Kernel of the primary capsules.
+        weight: The matrices ``W_ij`` from primary to class capsules.
+        decoder: Kernels of the decoder's hidden layers.
+        reconstruction: Kernel of the decoder's last layer.
+        bias: All biases but the routing's.
+    """
+
+    conv: str = "normal(0.064)"
+    primary: str = "normal(0.0098)"
+    weight: str = "normal(0.02)"
+    decoder: str = "he_normal"
+    reconstruction: str = "lecun_normal"
+    bias: str = "zeros"
+
+
+@dataclasses.dataclass
+class Model:
+    """The network of the paper; image size and class count come from the data.
+
+    Attributes:
+        conv_features: Channels of the first convolution.
+        conv_kernel: Its height and width, stride 1.
+        primary_types: Kinds of primary capsules at each position.
+        primary_dim: Components of a primary capsule.
+        primary_kernel: Height and width of the primary capsules' convolution.
+        primary_stride: Its stride.
+        primary_relu: Whether a ReLU comes before the primary squash (the notebook's).
+        primary_scale: Factor of the primary capsules before bias and squash.
+        class_dim: Components of a class capsule.
+        routing: A name of ``capsjax.ROUTINGS``.
+        num_iterations: Rounds of routing.
+        routing_bias: Where the trainable bias in the routing starts; none for no bias.
+        none_of_the_above: Whether a primary capsule may vote for no class.
+        stop_gradient: Whether the couplings are constants in the backward pass.
+        decoder_features: Widths of the decoder's hidden layers.
+        compute_dtype: ``float32``, or ``bfloat16`` for the operands of large products.
+        initializers: How each weight starts.
+    """
+
+    conv_features: int = 256
+    conv_kernel: int = 9
+    primary_types: int = 32
+    primary_dim: int = 8
+    primary_kernel: int = 9
+    primary_stride: int = 2
+    primary_relu: bool = False
+    primary_scale: float = 1.0
+    class_dim: int = 16
+    routing: str = "dynamic"
+    num_iterations: int = 3
+    routing_bias: float | None = None
+    none_of_the_above: bool = False
+    stop_gradient: bool = False
+    decoder_features: tuple[int, ...] = (512, 1024)
+    compute_dtype: str = "float32"
+    initializers: Initializers = dataclasses.field(default_factory=Initializers)
+
+
+@dataclasses.dataclass
+class Loss:
+    """Margin loss plus a little reconstruction.
+
+    Attributes:
+        present: Length above which a present class costs nothing.
+        absent: Length below which an absent class costs nothing.
+        down_weight: Weight of absent classes.
+        margin_weight: Weight of the margin loss.
+        reconstruction_weight: Weight of the reconstruction's squared error.
+        reconstruction_reduction: ``sum`` or ``mean`` over the pixels.
+    """
+
+    present: float = 0.9
+    absent: float = 0.1
+    down_weight: float = 0.5
+    margin_weight: float = 1.0
+    reconstruction_weight: float = 0.0005
+    reconstruction_reduction: str = "sum"
+
+
+@dataclasses.dataclass
+class Optimizer:
+    """Adam, its learning rate over time, and the averaging of weights.
+
+    Attributes:
+        learning_rate: The highest rate.
+        schedule: ``constant``, ``exponential`` (x ``decay_rate`` every ``decay_steps``
+            steps, continuously) or ``cosine`` (to ``floor`` at the last step of the run).
+        decay_rate: Factor of the exponential schedule.
+        decay_steps: Steps in which the exponential schedule falls by that factor.
+        floor: The lowest rate that a schedule falls to.
+        warmup_steps: Steps in which the rate rises linearly from zero.
+        b1: Decay of Adam's first moment.
+        b2: Decay of Adam's second moment.
+        eps: Adam's epsilon.
+        average: Decay of the moving average of weights that is evaluated in place of
+            the weights, reached as min(average, (1 + step) / (10 + step)); none to
+            evaluate the weights themselves.
+    """
+
+    learning_rate: float = 1e-3
+    schedule: str = "cosine"
+    decay_rate: float = 0.96
+    decay_steps: int = 2000
+    floor: float = 1e-6
+    warmup_steps: int = 0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    average: float | None = None
+
+
+@dataclasses.dataclass
+class Config:
+    """One run.
+
+    Attributes:
+        experiment: Name of the experiment, for the default work directory.
+        variant: Name of its variant, for the same.
+        seed: Of the weights, the order of the data and the augmentation.
+        num_epochs: Passes over the training images.
+        batch_size: Images in one step, over all devices.
+        eval_batch_size: Images evaluated at once, over all devices.
+        steps_per_dispatch: Optimizer steps in one call of the device program.
+        tensorboard: Whether metrics are also written for TensorBoard.
+        data: Where images come from.
+        model: The network.
+        loss: What is minimised.
+        optimizer: How.
+    """
+
+    experiment: str = ""
+    variant: str = ""
+    seed: int = 0
+    num_epochs: int = 10
+    batch_size: int = 128
+    eval_batch_size: int = 200
+    steps_per_dispatch: int = 11
+    tensorboard: bool = False
+    data: Data = dataclasses.field(default_factory=Data)
+    model: Model = dataclasses.field(default_factory=Model)
+    loss: Loss = dataclasses.field(default_factory=Loss)
+    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+
+
+# A run may go on with other values of these; a change of any other field is another run.
+CHANGEABLE = ("num_epochs", "eval_batch_size", "tensorboard")
+
+
+class ConfigError(ValueError):
+    """A field of a config has a value that is not allowed."""
+
+
+def validate(config: Config) -> None:
+    """Checks every field of a config that can be checked without its data.
+
+    Raises:
+        ConfigError: Naming the field, its value and what is allowed.
+    """
+    _check_types("config", config)
+    for field in ("num_epochs", "batch_size", "eval_batch_size", "steps_per_dispatch"):
+        _require(config, field, lambda v: v >= 1, "at least 1")
+    _require(config, "seed", lambda v: 0 <= v < 2**32, "from 0 to 2^32 - 1")
+    data, model, loss, optimizer = (
+        config.data,
+        config.model,
+        config.loss,
+        config.optimizer,
+    )
+    _require(data, "name", bool, "the name of a data set or a folder")
+    _require(data, "num_train", lambda v: v is None or v >= 1, "none or at least 1")
+    for field in ("num_validation", "max_shift"):
+        _require(data, field, lambda v: v >= 0, "at least 0")
+    for field in (
+        *("conv_features", "conv_kernel", "primary_types", "primary_dim"),
+        *("primary_kernel", "primary_stride", "class_dim", "num_iterations"),
+    ):
+        _require(model, field, lambda v: v >= 1, "at least 1")
+    _require(model, "primary_scale", lambda v: v > 0, "above 0")
+    _require(
+        model, "decoder_features", lambda v: all(n >= 1 for n in v), "integers above 0"
+    )
+    _require_one_of(model, "compute_dtype", ("float32", "bfloat16"))
+    for field in ("present", "absent"):
+        _require(loss, field, lambda v: 0 <= v <= 1, "from 0 to 1")
+    _require(
+        loss, "absent", lambda v: v <= loss.present, f"at most present={loss.present}"
+    )
+    for field in ("down_weight", "margin_weight", "reconstruction_weight"):
+        _require(loss, field, lambda v: v >= 0, "at least 0")
+    _require_one_of(loss, "reconstruction_reduction", ("sum", "mean"))
+    _require(optimizer, "learning_rate", lambda v: v > 0, "above 0")
+    _require_one_of(optimizer, "schedule", ("constant", "exponential", "cosine"))
+    _require(optimizer, "decay_rate", lambda v: 0 < v <= 1, "above 0, at most 1")
+    _require(optimizer, "decay_steps", lambda v: v >= 1, "at least 1")
+    _require(
+        optimizer,
+        "floor",
+        lambda v: 0 <= v <= optimizer.learning_rate,
+        f"from 0 to learning_rate={optimizer.learning_rate}",
+    )
+    _require(optimizer, "warmup_steps", lambda v: v >= 0, "at least 0")
+    for field in ("b1", "b2"):
+        _require(optimizer, field, lambda v: 0 <= v < 1, "at least 0, below 1")
+    _require(optimizer, "eps", lambda v: v > 0, "above 0")
+    _require(
+        optimizer,
+        "average",
+        lambda v: v is None or 0 < v < 1,
+        "none or between 0 and 1",
+    )
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The config as nested plain values, as it stands in ``config.json``."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """The config that ``to_dict`` wrote.
+
+    Raises:
+        ConfigError: If a field is unknown or missing.
+    """
+    return _from_dict(Config, values, "config")
+
+
+def _from_dict(kind: type, values: Any, path: str) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    if not isinstance(values, dict) or values.keys() != fields.keys():
+        odd = sorted(
+            fields.keys() ^ (values.keys() if isinstance(values, dict) else ())
+        )
+        raise ConfigError(f"{path} has missing or unknown fields: {', '.join(odd)}.")
+    made = {}
+    for name, value in values.items():
+        if dataclasses.is_dataclass(fields[name].type):
+            value = _from_dict(fields[name].type, value, f"{path}.{name}")  # pyright: ignore
+        made[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**made)
+
+
+def _check_types(path: str, section: Any) -> None:
+    for field in dataclasses.fields(section):
+        value, name = getattr(section, field.name), f"{path}.{field.name}"
+        if dataclasses.is_dataclass(field.type):
+            _check_types(name, value)
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{name} must be a finite number, got {value}.")
+
+
+def _require(section: Any, field: str, is_allowed: Any, allowed: str) -> None:
+    value = getattr(section, field)
+    if not is_allowed(value):
+        path = (
+            "" if isinstance(section, Config) else f"{type(section).__name__.lower()}."
+        )
+        raise ConfigError(f"config.{path}{field} must be {allowed}, got {value!r}.")
+
+
+def _require_one_of(section: Any, field: str, allowed: tuple[str, ...]) -> None:
+    _require(section, field, lambda v: v in allowed, "one of " + ", ".join(allowed))

@@ -1,0 +1,118 @@
+"""What happens to images on the device: scaling, and shifts of training images.
+
+All of it is pure JAX, for use inside a jitted, mapped or sharded step.
+"""
+
+import operator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Integer, Key, Num
+
+
+def scale_to_unit(image: Num[Array | np.ndarray, "..."]) -> Float[Array, "..."]:
+    """Makes float32 in 0 to 1 of unsigned bytes: ``image / 255``.
+
+    Raises:
+        TypeError: The images are not unsigned bytes, so perhaps scaled already.
+    """
+    if image.dtype != jnp.uint8:
+        raise TypeError(
+            f"image is {image.dtype}, and must be uint8: is it scaled already?"
+        )
+    return jnp.asarray(image, jnp.float32) / 255
+
+
+def shift(
+    key: Key[Array, ""],
+    image: Num[Array | np.ndarray, "batch h w c"],
+    *,
+    max_shift: int,
+) -> Num[Array, "batch h w c"]:
+    """Moves each image by a random whole number of pixels along each axis.
+
+    Where images are spread over devices, draw for all of them with ``draw_shifts`` and
+    give each device its part, so that the result does not depend on their number.
+
+    Args:
+        key: What the shifts are drawn from.
+        image: Unsigned bytes or floats; 0 is the background.
+        max_shift: The largest shift in pixels; shifts are uniform from ``-max_shift``
+            to ``max_shift``, independent for each image and axis.
+
+    Returns:
+        The images, with 0 where nothing was moved to.
+
+    Raises:
+        ValueError: As of ``apply_shifts``.
+    """
+    shifts = draw_shifts(key, len(image), max_shift)
+    return apply_shifts(image, shifts, max_shift)
+
+
+def draw_shifts(
+    key: Key[Array, ""], num_images: int, max_shift: int
+) -> Int[Array, "batch 2"]:
+    """Draws how far to move each image down and to the right.
+
+    Args:
+        key: A function of the run's seed and the step, the same on every device.
+        num_images: The number of images on *all* devices.
+        max_shift: The largest shift in pixels.
+
+    Returns:
+        Whole numbers, uniform from ``-max_shift`` to ``max_shift``.
+
+    Raises:
+        ValueError: ``max_shift`` is negative or not a whole number known to Python.
+    """
+    max_shift = _checked(max_shift)
+    return jax.random.randint(key, (num_images, 2), -max_shift, max_shift + 1)
+
+
+def apply_shifts(
+    image: Num[Array | np.ndarray, "batch h w c"],
+    shifts: Integer[Array | np.ndarray, "batch 2"],
+    max_shift: int,
+) -> Num[Array, "batch h w c"]:
+    """Moves each image down and to the right by its shift; negative is up and left.
+
+    Args:
+        image: Unsigned bytes or floats; 0 is the background.
+        shifts: Pixels down and to the right; beyond ``max_shift`` they are cut to it.
+        max_shift: The largest shift in pixels, below the height and width.
+
+    Returns:
+        The images, with 0 where nothing was moved to.
+
+    Raises:
+        ValueError: ``max_shift`` is negative, not a whole number known to Python, or
+            moves an image out of sight.
+    """
+    max_shift = _checked(max_shift)
+    _, *shape = image.shape
+    if max_shift >= min(shape[:2]):
+        raise ValueError(
+            f"max_shift is {max_shift}, and must be below the height and width of the "
+            f"images, {shape[0]} and {shape[1]}"
+        )
+    border = (max_shift, max_shift)
+    padded = jnp.pad(jnp.asarray(image), ((0, 0), border, border, (0, 0)))
+
+    def window(padded, start):
+        return jax.lax.dynamic_slice(padded, (*start, 0), shape)
+
+    # On a CPU faster than gathers, selecting among all shifts, and one-hot products:
+    # 0.05 ms for 128 x 28 x 28 bytes against 0.17, 0.4 and 0.6.
+    return jax.vmap(window)(padded, max_shift - jnp.asarray(shifts))
+
+
+def _checked(max_shift: int) -> int:
+    try:
+        value = operator.index(max_shift)
+    except TypeError as error:
+        raise ValueError(f"max_shift is {max_shift!r}, and must be an int") from error
+    if value < 0:
+        raise ValueError(f"max_shift is {value}, and must be at least 0")
+    return value

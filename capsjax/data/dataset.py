@@ -1,0 +1,106 @@
+"""The one type that every data set becomes: arrays in memory, checked once."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int, Int32, Shaped, UInt8
+
+
+class DatasetError(ValueError):
+    """A data set cannot be used; the message names it, the cause and the remedy."""
+
+
+class Batch(NamedTuple):
+    """Some images and what they show, on the host (NumPy) or on a device (JAX).
+
+    Attributes:
+        image: Pixels from 0 to 255; ``augment.scale_to_unit`` makes them floats.
+        label: The class of each image, or ``[batch n]`` with 1 for each class shown.
+    """
+
+    image: UInt8[Any, "batch h w c"]
+    label: Int32[Any, " batch"] | Shaped[Any, "batch n"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images and labels in memory.
+
+    Attributes:
+        name: What the data set is called in messages.
+        image: Pixels from 0 to 255.
+        label: Index into ``class_names`` of what each image shows.
+        class_names: One name for each class.
+
+    Raises:
+        DatasetError: There is no image, the arrays have another type or rank, their
+            counts differ, or a label has no class name.
+    """
+
+    name: str
+    image: UInt8[np.ndarray, "n h w c"] = dataclasses.field(repr=False)
+    label: Int32[np.ndarray, " n"] = dataclasses.field(repr=False)
+    class_names: tuple[str, ...]
+
+    def __post_init__(self):
+        _check_array(self.name, "image", self.image, np.uint8, "n h w c")
+        _check_array(self.name, "label", self.label, np.int32, "n")
+        if len(self.image) != len(self.label):
+            raise DatasetError(
+                f"data set {self.name!r} has {len(self.image)} images and "
+                f"{len(self.label)} labels: there must be one label for each image"
+            )
+        if not self.image.size:
+            raise DatasetError(
+                f"data set {self.name!r} is empty: its images have the shape "
+                f"{self.image.shape}, and every axis must be at least 1"
+            )
+        self._check_labels()
+
+    def _check_labels(self):
+        is_wrong = (self.label < 0) | (self.label >= self.num_classes)
+        if is_wrong.any():
+            index = int(is_wrong.argmax())
+            raise DatasetError(
+                f"data set {self.name!r} has the label {self.label[index]} at index "
+                f"{index}: with {self.num_classes} class names a label must be from 0 "
+                f"to {self.num_classes - 1}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and number of channels of each image."""
+        height, width, channels = self.image.shape[1:]
+        return height, width, channels
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.class_names)
+
+    def batch(self, indices: Int[np.ndarray, " batch"]) -> Batch:
+        """Returns the images and labels at ``indices``, in their order."""
+        return Batch(self.image[indices], self.label[indices])
+
+    def subset(self, indices: Int[np.ndarray, " m"]) -> "Dataset":
+        """Returns a data set of the images at ``indices``, in their order."""
+        image, label = self.batch(indices)
+        return dataclasses.replace(self, image=image, label=label)
+
+
+def _check_array(name: str, field: str, array: Any, dtype: type, axes: str) -> None:
+    expected = f"a NumPy array of {dtype.__name__} with the axes [{axes}]"
+    if not isinstance(array, np.ndarray):
+        raise DatasetError(
+            f"data set {name!r}: {field} is of type {type(array).__name__}, "
+            f"and must be {expected}"
+        )
+    if array.dtype != dtype or array.ndim != len(axes.split()):
+        raise DatasetError(
+            f"data set {name!r}: {field} is {array.dtype} of the shape {array.shape}, "
+            f"and must be {expected}"
+        )

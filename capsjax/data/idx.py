@@ -1,0 +1,229 @@
+"""IDX archives, the format of MNIST: the shipped ones, and those in a folder."""
+
+import contextlib
+import gzip
+import io
+import math
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+
+from capsjax.data.dataset import Dataset, DatasetError
+
+MNIST_FOLDER = Path(__file__).parent / "archives" / "mnist"
+
+# How the files of each split begin; upstream calls its 10,000 test images "t10k".
+_PREFIXES = {"train": "train", "test": "t10k"}
+_SUFFIXES = ("-idx{}-ubyte.gz", "-idx{}-ubyte", ".idx{}-ubyte.gz", ".idx{}-ubyte")
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_UNSIGNED_BYTE = 0x08
+_MAX_AXES = 4
+# A deflate stream can stand for at most 1032 times its own size (zlib's technical
+# notes), so a header that asks for more is wrong, and known to be before any of it
+# is unpacked.
+_MAX_COMPRESSION = 1032
+_BLOCK_BYTES = 1 << 20
+
+
+def load_mnist(split: str) -> Dataset:
+    """Reads the MNIST archives that are part of the package.
+
+    Args:
+        split: "train" (60,000 images) or "test" (10,000).
+
+    Returns:
+        The images and labels in upstream's order.
+
+    Raises:
+        DatasetError: The installed files are damaged or missing.
+    """
+    return load_idx_folder(MNIST_FOLDER, split, name="mnist")
+
+
+def load_idx_folder(folder: Path, split: str, *, name: str | None = None) -> Dataset:
+    """Reads one split from a folder that is laid out as MNIST is.
+
+    The files are ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``,
+    ``t10k-images-idx3-ubyte`` and ``t10k-labels-idx1-ubyte``, each with or without
+    ``.gz``, with ``-`` or ``.`` before ``idx``.
+
+    Args:
+        folder: Where the files are.
+        split: "train" or "test".
+        name: What to call the data set; the folder's path if not given.
+
+    Returns:
+        The images and labels in the files' order. The classes are called "0", "1" and
+        so on up to the largest *training* label.
+
+    Raises:
+        DatasetError: A file is missing or damaged, the counts of images and labels
+            differ, or a test label is larger than every training label.
+    """
+    image_path = _find(folder, _PREFIXES[split] + "-images", 3)
+    label_path = _find(folder, _PREFIXES[split] + "-labels", 1)
+    image, label = _read_images(image_path), _read_labels(label_path)
+    if len(image) != len(label):
+        raise DatasetError(
+            f"{image_path} holds {len(image)} images and {label_path} {len(label)} "
+            "labels: these files do not belong together; get both from one source"
+        )
+    train_label = label
+    if split != "train":
+        train_label = _read_labels(_find(folder, _PREFIXES["train"] + "-labels", 1))
+    num_classes = int(train_label.max()) + 1
+    if label.max() >= num_classes:
+        index = int((label >= num_classes).argmax())
+        raise DatasetError(
+            f"{label_path} has the label {label[index]} at index {index}, but the "
+            f"training labels in {folder} only go from 0 to {num_classes - 1}: "
+            "a class that is never trained cannot be tested"
+        )
+    class_names = tuple(str(label) for label in range(num_classes))
+    return Dataset(name or str(folder), image, label, class_names)
+
+
+def read_idx(path: str | os.PathLike) -> UInt8[np.ndarray, "..."]:
+    """Reads one IDX file of unsigned bytes, compressed by gzip or not.
+
+    The sizes that the file states are compared with its real size before memory is
+    taken for them, and no more than they ask for is ever unpacked.
+
+    Args:
+        path: The file; whether it is compressed is told from its first bytes.
+
+    Returns:
+        The array, with as many axes as the file states (1 to 4).
+
+    Raises:
+        DatasetError: The file is missing, unreadable or damaged, is not an IDX file of
+            unsigned bytes, or holds fewer or more bytes than its header states.
+    """
+    path = Path(path)
+    with _explained(path), _opened(path) as (file, max_bytes):
+        shape = _read_header(path, file)
+        num_bytes = math.prod(shape)
+        if num_bytes > max_bytes:
+            raise _damaged(
+                path, f"its header states {num_bytes} bytes of data, {shape}, too many"
+            )
+        content = _read_at_most(file, num_bytes + 1)
+    if len(content) != num_bytes:
+        found = "more" if len(content) > num_bytes else f"only {len(content)}"
+        raise _damaged(
+            path,
+            f"its header states {num_bytes} bytes of data, {shape}; it has {found}",
+        )
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _read_images(path: Path) -> UInt8[np.ndarray, "n h w 1"]:
+    return _read_non_empty(path, 3)[..., np.newaxis]
+
+
+def _read_labels(path: Path) -> Int32[np.ndarray, " n"]:
+    return _read_non_empty(path, 1).astype(np.int32)
+
+
+def _read_non_empty(path: Path, num_axes: int) -> UInt8[np.ndarray, "..."]:
+    array = read_idx(path)
+    if array.ndim != num_axes or not array.size:
+        raise DatasetError(
+            f"{path} holds an array of the shape {array.shape}: it must have "
+            f"{num_axes} axes, none of them empty; are the files mixed up?"
+        )
+    return array
+
+
+def _find(folder: Path, stem: str, num_axes: int) -> Path:
+    names = [stem + suffix.format(num_axes) for suffix in _SUFFIXES]
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    if not folder.is_dir():
+        raise DatasetError(f"there is no folder {folder}: correct the path")
+    raise DatasetError(
+        f"the folder {folder} has no file {names[0]} (nor {', '.join(names[1:])}): "
+        f"put the four IDX archives there. It holds {_listing(folder)}"
+    )
+
+
+def _listing(folder: Path, num_shown: int = 8) -> str:
+    names = sorted(entry.name for entry in folder.iterdir())
+    if not names:
+        return "nothing"
+    more = len(names) - num_shown
+    return ", ".join(names[:num_shown]) + (f" and {more} more" if more > 0 else "")
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turns what reading can raise into one error that says what to do."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DatasetError(f"there is no file {path}: correct the path") from error
+    except EOFError as error:
+        raise _damaged(path, "it ends before its compressed data does") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise _damaged(path, f"it cannot be unpacked ({error})") from error
+    except OSError as error:
+        raise DatasetError(
+            f"{path} cannot be read ({error.strerror or error}): check that it is a "
+            "file and that you may read it"
+        ) from error
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[io.BufferedIOBase, int]]:
+    """Opens the file, and tells the largest number of bytes that can be in it."""
+    num_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        is_gzip = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
+        file.seek(0)
+        if is_gzip:
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                yield unpacked, num_bytes * _MAX_COMPRESSION
+        else:
+            yield file, num_bytes
+
+
+def _read_header(path: Path, file: io.BufferedIOBase) -> tuple[int, ...]:
+    magic = file.read(4)
+    if len(magic) < 4:
+        raise _damaged(path, f"it has {len(magic)} bytes, too few for a header")
+    zeros, type_code, num_axes = struct.unpack(">HBB", magic)
+    if zeros or type_code != _UNSIGNED_BYTE or not 1 <= num_axes <= _MAX_AXES:
+        raise DatasetError(
+            f"{path} is not an IDX file of unsigned bytes: it begins with "
+            f"{magic.hex(' ')}, and must with 00 00 08 and the number of axes, 01 to "
+            f"{_MAX_AXES:02d}; replace it by one that does"
+        )
+    sizes = file.read(4 * num_axes)
+    if len(sizes) < 4 * num_axes:
+        raise _damaged(path, "it ends within its header")
+    return struct.unpack(f">{num_axes}I", sizes)
+
+
+def _read_at_most(file: io.BufferedIOBase, num_bytes: int) -> bytearray:
+    # By blocks, since read(num_bytes) takes all of the memory before it sees any data.
+    content = bytearray()
+    while len(content) < num_bytes:
+        block = file.read(min(_BLOCK_BYTES, num_bytes - len(content)))
+        if not block:
+            break
+        content += block
+    return content
+
+
+def _damaged(path: Path, what: str) -> DatasetError:
+    remedy = "get the file again from its source"
+    if path.is_relative_to(MNIST_FOLDER):
+        remedy = "install capsjax again"
+    return DatasetError(f"{path} is damaged: {what}; {remedy}")

@@ -1,0 +1,29 @@
+"""Downloads a data set once: ``python -m capsjax.data.prepare NAME``.
+
+In a process of its own, because TensorFlow, which some sets need for this, shall not
+live in one with JAX. Reading what is written here needs no TensorFlow.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from capsjax.data.dataset import DatasetError
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prepares the set that the command line names, and tells where it is."""
+    parser = argparse.ArgumentParser("capsjax.data.prepare", description=__doc__)
+    parser.add_argument("name", help='as TensorFlow Datasets spells it: "omniglot"')
+    parser.add_argument("--data_dir", help="where to put it, if not the usual folder")
+    options = parser.parse_args(arguments)
+    from capsjax.data import tfds_source
+
+    try:
+        print(tfds_source.prepare(options.name, data_dir=options.data_dir))
+    except DatasetError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

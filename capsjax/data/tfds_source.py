@@ -1,0 +1,279 @@
+"""Data sets from TensorFlow Datasets (TFDS), read and kept without TensorFlow."""
+
+import contextlib
+import difflib
+import importlib.util
+import os
+import shlex
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import requests
+import tensorflow_datasets as tfds
+from absl import logging
+
+from capsjax.data import twins
+from capsjax.data.dataset import Dataset, DatasetError
+
+# TFDS's default, TFRecord, can neither be written nor read without TensorFlow.
+_FILE_FORMAT = "array_record"
+# One by one, 60,000 images take three times as long.
+_BLOCK_SIZE = 4096
+_TIMEOUT_SECONDS = 10
+
+
+def load_tfds(
+    name: str, split: str, *, data_dir: str | os.PathLike | None = None
+) -> Dataset:
+    """Reads one split of a set of image classification; prepares a twin's set first.
+
+    Args:
+        name: As TFDS spells it, with a configuration if need be: "emnist/letters".
+        split: "train" or "test".
+        data_dir: As of ``load``.
+
+    Returns:
+        The images and labels in TFDS's order.
+
+    Raises:
+        DatasetError: As of ``load``.
+    """
+    folder = data_folder(data_dir)
+    builder = _make_builder(name, folder)
+    source = _open(builder, split)
+    if source is None:
+        prepare(name, data_dir=data_dir, may_use_tensorflow=False)
+        builder = _make_builder(name, folder)
+        source = _open(builder, split)
+    assert source is not None, f"{name} was prepared in {folder} and is not there"
+    with _quiet():
+        return _read(name, builder, source)
+
+
+def prepare(
+    name: str,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    may_use_tensorflow: bool = True,
+) -> Path:
+    """Downloads a data set and writes it in the form that ``load`` reads.
+
+    TFDS writes into a folder of another name and renames it when it is whole, so that
+    a failure or a kill leaves nothing that a later ``load`` could take for the set.
+
+    Args:
+        name: As TFDS spells it.
+        data_dir: As of ``load``.
+        may_use_tensorflow: Whether a set without a twin may be prepared, by stock
+            code that imports TensorFlow. In a process of its own, if at all.
+
+    Returns:
+        The folder of the prepared set.
+
+    Raises:
+        DatasetError: The name is unknown, TensorFlow is needed, the source cannot be
+            reached, or the download or the writing fails.
+    """
+    folder = data_folder(data_dir)
+    builder = _make_builder(name, folder)
+    if builder.is_prepared():
+        return Path(builder.data_path)
+    if name not in twins.TWINS and not (may_use_tensorflow and _has_tensorflow()):
+        raise DatasetError(_how_to_prepare(name, folder))
+    if name not in twins.TWINS or twins.TWINS[name].is_downloaded:
+        _check_reachable(builder)
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    try:
+        with _quiet():
+            builder.download_and_prepare(file_format=_FILE_FORMAT)
+    except Exception as error:
+        if _make_builder(name, folder).is_prepared():
+            # Another process was faster; what it made is whole.
+            return Path(builder.data_path)
+        raise DatasetError(
+            f"data set {name!r} could not be prepared in {builder.data_path}: "
+            f"{_summary(error)}; nothing was kept of it, so that it can simply be "
+            "tried again"
+        ) from error
+    return Path(builder.data_path)
+
+
+def data_folder(data_dir: str | os.PathLike | None = None) -> Path:
+    """Returns where prepared sets are kept.
+
+    It is not TFDS's own folder, which may hold the same set in a form that cannot be
+    read without TensorFlow.
+    """
+    if data_dir is None:
+        data_dir = os.environ.get("CAPSJAX_DATA_DIR") or None
+    if data_dir is None:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        data_dir = Path(cache) / "capsjax" / "tfds"
+    return Path(data_dir).expanduser()
+
+
+def _make_builder(name: str, folder: Path) -> tfds.core.DatasetBuilder:
+    try:
+        with _quiet():
+            if name in twins.TWINS:
+                return twins.make_twin(name)(data_dir=str(folder))
+            return tfds.builder(name, data_dir=str(folder))
+    except tfds.core.DatasetNotFoundError as error:
+        raise DatasetError(_unknown_name(name)) from error
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and not _has_tensorflow():
+            raise DatasetError(_how_to_prepare(name, folder)) from error
+        raise DatasetError(
+            f"TensorFlow Datasets cannot open {name!r} in {folder}: "
+            f"{_summary(error)}; correct the name, or delete the set's folder there "
+            "if it is damaged"
+        ) from error
+
+
+def _open(builder: Any, split: str) -> Sequence[Any] | None:
+    """Returns the examples of a split, or None if the set is not prepared."""
+    try:
+        with _quiet():
+            return builder.as_data_source(split)
+    except Exception as error:
+        if not builder.is_prepared():
+            return None
+        raise _not_opened(builder, split, error) from error
+
+
+def _not_opened(
+    builder: tfds.core.DatasetBuilder, split: str, error: Exception
+) -> DatasetError:
+    if isinstance(error, NotImplementedError):
+        return DatasetError(
+            f"{builder.data_path} holds data set {builder.name!r} in a format that "
+            f"only TensorFlow can read, not {_FILE_FORMAT}: delete that folder, or "
+            "name another one by data_dir or CAPSJAX_DATA_DIR"
+        )
+    if split not in builder.info.splits:
+        return DatasetError(
+            f"data set {builder.name!r} has no split {split!r}, only "
+            f"{', '.join(builder.info.splits)}: capsjax needs 'train' and 'test'"
+        )
+    return _unreadable(builder, error)
+
+
+def _read(
+    name: str, builder: tfds.core.DatasetBuilder, source: Sequence[Any]
+) -> Dataset:
+    image_key, label_key = _image_and_label(name, builder.info)
+    features: Any = builder.info.features
+    image = np.empty((len(source), *features[image_key].shape), np.uint8)
+    label = np.empty(len(source), np.int32)
+    try:
+        for start in range(0, len(source), _BLOCK_SIZE):
+            indices = range(start, min(start + _BLOCK_SIZE, len(source)))
+            examples = _examples_at(source, indices)
+            for index, example in zip(indices, examples, strict=True):
+                image[index], label[index] = example[image_key], example[label_key]
+    except Exception as error:
+        raise _unreadable(builder, error) from error
+    return Dataset(name, image, label, tuple(features[label_key].names))
+
+
+def _examples_at(source: Any, indices: range) -> list[twins.Example]:
+    try:
+        return source.__getitems__(list(indices))
+    except TypeError:
+        # The source that tfds.testing.mock_data gives can only be read one by one.
+        return [source[index] for index in indices]
+
+
+def _image_and_label(name: str, info: Any) -> tuple[str, str]:
+    keys = info.supervised_keys
+    if isinstance(keys, tuple) and len(keys) == 2 and set(keys) <= set(info.features):
+        image: Any = info.features[keys[0]]
+        label = info.features[keys[1]]
+        if (
+            isinstance(image, tfds.features.Image)
+            and image.np_dtype == np.uint8
+            and None not in tuple(image.shape)
+            and isinstance(label, tfds.features.ClassLabel)
+        ):
+            return keys
+    raise DatasetError(
+        f"data set {name!r} is not one of image classification: capsjax reads sets of "
+        "8-bit images of one size with one label each"
+    )
+
+
+def _check_reachable(builder: tfds.core.DatasetBuilder) -> None:
+    # Without a network TFDS tries for more than three minutes before it says so.
+    urls = [url for url in builder.url_infos or () if url.startswith("http")]
+    downloads = Path(builder._data_dir_root) / "downloads" / builder.name
+    if not urls or any(downloads.glob("*.INFO")):
+        return
+    try:
+        requests.head(urls[0], timeout=_TIMEOUT_SECONDS)
+    except requests.RequestException as error:
+        raise DatasetError(
+            f"data set {builder.name!r} cannot be downloaded, {urls[0]} cannot be "
+            f"reached ({_summary(error)}): try again with a network, or prepare it "
+            "on a machine that has one and copy the folder "
+            f"{Path(builder._data_dir_root) / builder.name} to the same place here, or "
+            "to another one and set CAPSJAX_DATA_DIR"
+        ) from error
+
+
+def _how_to_prepare(name: str, folder: Path) -> str:
+    options = shlex.join([name, "--data_dir", str(folder)])
+    install = "" if _has_tensorflow() else 'pip install "capsjax[tf]" && '
+    return (
+        f"data set {name!r} is not prepared in {folder}, and TensorFlow Datasets needs "
+        f"TensorFlow for that (once; reading it needs none): {install}"
+        f"python -m capsjax.data.prepare {options}"
+    )
+
+
+def _unknown_name(name: str) -> str:
+    known = {"mnist", *twins.TWINS, *tfds.list_builders(with_community_datasets=False)}
+    near = difflib.get_close_matches(name.split("/")[0], sorted(known))
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    message = (
+        f"unknown data set {name!r}: it is not 'mnist', there is no folder of that "
+        f"name, and TensorFlow Datasets does not have it; {hint}"
+        "The names are listed at https://www.tensorflow.org/datasets/catalog"
+    )
+    if not _has_tensorflow():
+        message += (
+            ". Some of them are known only where TensorFlow is: "
+            'pip install "capsjax[tf]"'
+        )
+    return message
+
+
+def _unreadable(builder: tfds.core.DatasetBuilder, error: Exception) -> DatasetError:
+    return DatasetError(
+        f"data set {builder.name!r} cannot be read from {builder.data_path}: "
+        f"{_summary(error)}; delete that folder and prepare the set again"
+    )
+
+
+def _summary(error: BaseException) -> str:
+    return textwrap.shorten(f"{type(error).__name__}: {error}", width=300)
+
+
+def _has_tensorflow() -> bool:
+    return importlib.util.find_spec("tensorflow") is not None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Holds back TFDS's warnings, and keeps what it prints off the standard output."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)

@@ -1,0 +1,193 @@
+"""Layers that own weights: the mathematics is in ``ops`` and ``routings``.
+
+Letters: ``h w`` position, ``t`` capsule type, ``i`` input capsules with ``c`` components,
+``j`` output capsules with ``d``.
+"""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from capsjax.convolution import conv_general_dilated
+from capsjax.ops import squash
+from capsjax.routings import DynamicRouting, Routed, Routing
+
+Initializer = Callable[..., Array]
+
+
+class Convolution(nn.Module):
+    """A convolution without padding, fast on every backend; the kernel is Flax's own.
+
+    Attributes:
+        features: Output channels.
+        kernel_size: Height and width of the kernel.
+        stride: Step of the window.
+        use_bias: Whether a bias is added.
+        compute_dtype: Type of the product's operands; sums and result are float32.
+        kernel_init: How the kernel starts.
+        bias_init: How the bias starts.
+    """
+
+    features: int
+    kernel_size: int
+    stride: int = 1
+    use_bias: bool = True
+    compute_dtype: str = "float32"
+    kernel_init: Initializer = jax.nn.initializers.he_normal()
+    bias_init: Initializer = jax.nn.initializers.zeros
+
+    @nn.compact
+    def __call__(
+        self, image: Float[Array, "*batch h w c"]
+    ) -> Float[Array, "*batch H W C"]:
+        """Convolves images, channels last."""
+        return nn.Conv(
+            self.features,
+            (self.kernel_size, self.kernel_size),
+            self.stride,
+            padding="VALID",
+            use_bias=self.use_bias,
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init,
+            conv_general_dilated=functools.partial(
+                conv_general_dilated, compute_dtype=self.compute_dtype
+            ),
+            name="conv",
+        )(image)
+
+
+class PrimaryCaps(nn.Module):
+    """The lowest capsules: a convolution whose channels are grouped into poses.
+
+    ``u = squash(activation(scale * conv(image) + bias))``. Capsule type ``t`` at one
+    position holds the neighbouring channels ``t c .. t c + c - 1`` of that position.
+
+    Attributes:
+        num_types: Kinds of capsules at each position.
+        dim: Components of a capsule.
+        kernel_size: Height and width of the window that a capsule sees.
+        stride: Step of that window.
+        activation: Applied before the squash; None as in the paper.
+        scale: Factor of the convolution's result; 1 as in the paper.
+        compute_dtype: Type of the convolution's operands; its sums are float32.
+        kernel_init: How the kernel starts.
+        bias_init: How the bias starts.
+
+    References:
+        Sabour, Frosst and Hinton 2017, section 4, https://arxiv.org/abs/1710.09829.
+    """
+
+    num_types: int = 32
+    dim: int = 8
+    kernel_size: int = 9
+    stride: int = 2
+    activation: Callable[[Array], Array] | None = None
+    scale: float = 1.0
+    compute_dtype: str = "float32"
+    kernel_init: Initializer = jax.nn.initializers.he_normal()
+    bias_init: Initializer = jax.nn.initializers.zeros
+
+    @nn.compact
+    def __call__(
+        self, image: Float[Array, "*batch h w n"]
+    ) -> Float[Array, "*batch H W t c"]:
+        """Computes the capsules of every window of the image."""
+        features = self.num_types * self.dim
+        s = Convolution(
+            features,
+            self.kernel_size,
+            self.stride,
+            use_bias=False,
+            compute_dtype=self.compute_dtype,
+            kernel_init=self.kernel_init,
+            name="kernel",
+        )(image)
+        bias = self.param("bias", self.bias_init, (features,))
+        s = self.scale * s + jnp.broadcast_to(bias, s.shape)
+        if self.activation is not None:
+            s = self.activation(s)
+        return squash(s.reshape(*s.shape[:-1], self.num_types, self.dim))
+
+
+class DenseCaps(nn.Module):
+    """Fully connected capsules: one matrix ``W_ij`` for each pair, then routing.
+
+    Attributes:
+        num_capsules: Output capsules.
+        dim: Components of an output capsule.
+        routing: The algorithm, a value with its hyperparameters inside.
+        weight_init: How ``W`` starts. Its scale decides whether and how fast the network
+            learns: at 1 every length saturates at one, at 0.01 they start near zero.
+
+    References:
+        Sabour, Frosst and Hinton 2017, section 4, https://arxiv.org/abs/1710.09829.
+    """
+
+    num_capsules: int
+    dim: int
+    routing: Routing = DynamicRouting()
+    weight_init: Initializer = jax.nn.initializers.normal(0.02)
+
+    @nn.compact
+    def __call__(
+        self,
+        capsules: Float[Array, "*batch i c"],
+        activation: Float[Array, "*batch i"] | None = None,
+    ) -> Routed:
+        """Routes the votes of the input capsules to the output capsules."""
+        i, c = capsules.shape[-2:]
+        size = {"i": i, "j": self.num_capsules, "d": self.dim, "c": c}
+        shape = (i, self.num_capsules, self.dim, c)
+        weight = self.param("weight", self.weight_init, shape)
+        parameters = {
+            name: self.param(name, own.init, tuple(size[axis] for axis in own.axes))
+            for name, own in self.routing.declared_parameters.items()
+        }
+        return self.routing.from_capsules(
+            capsules, weight, activation, parameters=parameters
+        )
+
+
+class Decoder(nn.Module):
+    """Draws an image from the capsules that a mask lets through.
+
+    Attributes:
+        image_shape: Height, width and channels of what is drawn.
+        features: Widths of the hidden layers.
+        kernel_init: How the kernels of the hidden layers start.
+        output_init: How the kernel of the last layer starts.
+        bias_init: How the biases start.
+
+    References:
+        Sabour, Frosst and Hinton 2017, section 4.1, https://arxiv.org/abs/1710.09829.
+    """
+
+    image_shape: tuple[int, int, int]
+    features: tuple[int, ...] = (512, 1024)
+    kernel_init: Initializer = jax.nn.initializers.he_normal()
+    output_init: Initializer = jax.nn.initializers.lecun_normal()
+    bias_init: Initializer = jax.nn.initializers.zeros
+
+    @nn.compact
+    def __call__(
+        self, pose: Float[Array, "*batch j d"], mask: Float[Array, "*batch j"]
+    ) -> Float[Array, "*batch h w c"]:
+        """Draws pixels from 0 to 1; the poses where the mask is zero have no say."""
+        masked = pose * mask[..., None]
+        hidden = masked.reshape(*masked.shape[:-2], -1)
+        for features in self.features:
+            dense = nn.Dense(
+                features, kernel_init=self.kernel_init, bias_init=self.bias_init
+            )
+            hidden = nn.relu(dense(hidden))
+        height, width, channels = self.image_shape
+        pixels = nn.Dense(
+            height * width * channels,
+            kernel_init=self.output_init,
+            bias_init=self.bias_init,
+        )(hidden)
+        return nn.sigmoid(pixels).reshape(*hidden.shape[:-1], *self.image_shape)

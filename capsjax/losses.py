@@ -1,0 +1,94 @@
+"""Losses of capsule networks: one value per example, in float32."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Shaped
+
+
+def margin_loss(
+    length: Float[Array, "*batch n"],
+    label: Int[Array, "*batch"] | Shaped[Array, "*batch n"],
+    *,
+    present: float = 0.9,
+    absent: float = 0.1,
+    down_weight: float = 0.5,
+) -> Float[Array, "*batch"]:
+    r"""Asks for a long capsule of each class that is there, short ones of the others.
+
+    .. math::
+        L = \sum_n T_n \max(0, m^+ - |v_n|)^2
+            + \lambda (1 - T_n) \max(0, |v_n| - m^-)^2
+
+    Args:
+        length: Lengths of the class capsules, from 0 to 1.
+        label: The class of each example; or, where several may be in one image, a
+            multi-hot row of zeros and ones (numbers or booleans) over the classes.
+        present: ``m+``, the length above which a present class costs nothing.
+        absent: ``m-``, the length below which an absent class costs nothing.
+        down_weight: ``lambda``, the weight of absent classes. It keeps the first steps
+            from shrinking all capsules.
+
+    Returns:
+        The loss of each example, summed over classes (not averaged, as some do).
+
+    Raises:
+        ValueError: If the label is neither one integer nor one row per example.
+
+    References:
+        Sabour, Frosst and Hinton 2017, Eq. 4, https://arxiv.org/abs/1710.09829.
+    """
+    length = jnp.asarray(length)
+    is_present = _multi_hot(jnp.asarray(label), length.shape)
+    length = length.astype(jnp.promote_types(length.dtype, jnp.float32))
+    too_short = jnp.maximum(0, present - length) ** 2
+    too_long = jnp.maximum(0, length - absent) ** 2
+    loss = is_present * too_short + down_weight * (1 - is_present) * too_long
+    return jnp.sum(loss, axis=-1)
+
+
+def reconstruction_loss(
+    reconstruction: Float[Array, "*batch h w c"],
+    image: Float[Array, "*batch h w c"],
+    *,
+    reduction: str = "sum",
+) -> Float[Array, "*batch"]:
+    """Squared error of a reconstruction, summed over pixels as in the paper.
+
+    Args:
+        reconstruction: What the decoder drew, from 0 to 1.
+        image: What it should have drawn, from 0 to 1.
+        reduction: ``"sum"`` over pixels and channels; ``"mean"`` as the notebook does
+            (784 times smaller for a digit).
+
+    Returns:
+        The error of each example.
+
+    Raises:
+        ValueError: If ``reduction`` is neither, or the shapes differ.
+
+    References:
+        Sabour, Frosst and Hinton 2017, section 4.1, https://arxiv.org/abs/1710.09829.
+    """
+    if reduction not in ("sum", "mean"):
+        raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}.")
+    if reconstruction.shape != image.shape:
+        raise ValueError(
+            f"reconstruction and image must have one shape, got {reconstruction.shape} "
+            f"and {image.shape}."
+        )
+    wide = jnp.promote_types(reconstruction.dtype, jnp.float32)
+    error = (reconstruction.astype(wide) - image.astype(wide)) ** 2
+    return getattr(jnp, reduction)(error, axis=(-3, -2, -1))
+
+
+def _multi_hot(
+    label: Shaped[Array, "..."], shape: tuple[int, ...]
+) -> Float[Array, "*batch n"]:
+    if label.shape == shape:
+        return label.astype(jnp.float32)
+    if label.shape == shape[:-1] and jnp.issubdtype(label.dtype, jnp.integer):
+        return jax.nn.one_hot(label, shape[-1])
+    raise ValueError(
+        f"label must be integers of shape {shape[:-1]} or multi-hot rows of shape {shape}, "
+        f"got {label.dtype} of shape {label.shape}."
+    )

@@ -1,0 +1,90 @@
+"""The two vector operations of capsule networks: the safe norm and the squash.
+
+A capsule's *pose* is a vector; its *length* is the probability that what the capsule
+stands for is there. Both functions below keep that exact for vectors from 1e-16 to
+1e18 long, and have a gradient of zero, never NaN, at the origin.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Shaped
+
+
+@jax.custom_jvp
+def _norm(x: Float[Array, "*batch d"]) -> Float[Array, "*batch 1"]:
+    """Norm over the last axis; a ``custom_jvp`` takes no keyword-only arguments."""
+    # Squares of the vector itself would underflow below 1e-19 and overflow above 1e19.
+    # A power of two scales without rounding; one whose reciprocal is subnormal would
+    # flush to zero.
+    largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True, initial=0)
+    exponent = jnp.minimum(jnp.frexp(largest)[1] - 1, jnp.finfo(x.dtype).maxexp - 2)
+    scale = jnp.ldexp(jnp.ones_like(largest), exponent)
+    return scale * jnp.sqrt(jnp.sum((x / scale) ** 2, axis=-1, keepdims=True))
+
+
+@_norm.defjvp
+def _norm_jvp(primals, tangents):
+    (x,), (x_dot,) = primals, tangents
+    norm = _norm(x)
+    # At the origin the slope is undefined; x / 1 defines it as zero.
+    direction = x / jnp.where(norm > 0, norm, 1)
+    return norm, jnp.sum(direction * x_dot, axis=-1, keepdims=True)
+
+
+def _at_least_float32(
+    x: Shaped[ArrayLike, "..."], name: str
+) -> tuple[Array, jnp.dtype]:
+    """The array in float32 or float64, and the type in which the caller wants it back."""
+    x = jnp.asarray(x)
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        raise ValueError(f"{name} must be real, got an array of type {x.dtype}.")
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    narrow = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else wide
+    return x.astype(wide), narrow
+
+
+def safe_norm(
+    x: Shaped[ArrayLike, "..."], *, axis: int = -1, keepdims: bool = False
+) -> Float[Array, "..."]:
+    r"""Euclidean norm whose gradient at the zero vector is zero: ``|x|``.
+
+    It is computed as ``m * sqrt(sum((x / m)^2))`` with ``m`` the power of two
+    below ``max |x_k|``: exact to float32 rounding relative to the length for lengths from 1e-16 to 1e18, without the
+    usual epsilon, which is 29 % off at a length of 1e-4. The gradient is ``x / |x|``.
+
+    Args:
+        x: Vectors along ``axis``. Types narrower than float32 are computed in float32.
+        axis: The axis along which a vector's components lie.
+        keepdims: Whether the result keeps that axis, with size one.
+
+    Returns:
+        Lengths of at least zero, in the type of ``x`` (float32 for integers).
+    """
+    x, dtype = _at_least_float32(x, "x")
+    norm = jnp.moveaxis(_norm(jnp.moveaxis(x, axis, -1)), -1, axis)
+    return (norm if keepdims else jnp.squeeze(norm, axis)).astype(dtype)
+
+
+def squash(s: Shaped[ArrayLike, "..."], *, axis: int = -1) -> Float[Array, "..."]:
+    r"""Shrinks lengths below one: ``v = |s|^2 / (1 + |s|^2) * s / |s|``.
+
+    Short vectors shrink to almost nothing, long ones to just under one; the direction
+    stays. Written as ``s * q / (1 + q^2)`` with ``q = min(|s|, 1 / |s|)``, so that nothing
+    is divided by zero and no square overflows; the gradient at the zero vector is zero.
+
+    Args:
+        s: Vectors along ``axis``. Types narrower than float32 are computed in float32.
+        axis: The axis along which a vector's components lie.
+
+    Returns:
+        Vectors of the same shape and type; their length is at most 1 + 2 ulp.
+
+    References:
+        Sabour, Frosst and Hinton 2017, Eq. 1, https://arxiv.org/abs/1710.09829.
+    """
+    s, dtype = _at_least_float32(s, "s")
+    norm = safe_norm(s, axis=axis, keepdims=True)
+    # Both branches of a where are differentiated: neither may be infinite.
+    is_short = norm <= 1
+    q = jnp.where(is_short, norm, 1 / jnp.where(is_short, 1, norm))
+    return (s * (q / (1 + q * q))).astype(dtype)

@@ -1,0 +1,268 @@
+"""Routing by agreement: Procedure 1 of *Dynamic Routing Between Capsules*.
+
+Letters: ``i`` input capsules with ``c`` components, ``j`` output capsules with ``d``.
+"""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, ArrayLike, Float, Shaped
+
+from capsjax.ops import safe_norm, squash
+from capsjax.routings.routed import Parameter, Routed, cast_votes
+
+REMATS = ("none", "body", "full", "offload")
+
+
+def routing(
+    votes: Shaped[ArrayLike, "..."],
+    *,
+    num_iterations: int = 3,
+    bias: Shaped[ArrayLike, "j d"] | None = None,
+    none_of_the_above: bool = False,
+    stop_gradient: bool = False,
+    unroll: int | bool = 1,
+    remat: str = "none",
+) -> Routed:
+    r"""Routes votes to the capsules that they agree on.
+
+    The logits ``b_ij`` start at zero; then, in each iteration,
+
+    .. math::
+        c_{ij} = softmax_j(b_{ij}), \quad
+        s_j = \sum_i c_{ij} \hat u_{j|i} + bias_j, \quad
+        v_j = squash(s_j), \quad
+        b_{ij} \leftarrow b_{ij} + \hat u_{j|i} \cdot v_j .
+
+    The softmax is over the output capsules ``j``: each input capsule shares out one vote.
+    The gradient flows through every iteration unless ``stop_gradient``. Everything is
+    computed in float32 (in float64 for float64 votes), whatever the type of the votes.
+
+    Args:
+        votes: The predictions ``u_hat``, ``[*batch, i, j, d]`` with any number of batch
+            axes: what each input capsule ``i`` expects of each output capsule ``j``.
+        num_iterations: Rounds of routing, a Python int of at least 1. One round is the
+            uniform average; the paper uses 3.
+        bias: Added to ``s_j`` in every round, ``[j, d]``, as the authors' code does.
+        none_of_the_above: Lets an input capsule send its share to none of the outputs: a
+            further output whose logit stays zero takes part in the softmax and is then
+            dropped (the paper's section 7, on CIFAR-10).
+        stop_gradient: Treats the couplings as constants in the backward pass, so that
+            the gradient flows through the last weighted sum only.
+        unroll: How many iterations of the loop are written out: 1 is a
+            ``jax.lax.fori_loop``, True none of it. Same numbers; compiles slower.
+        remat: What the backward pass recomputes to save memory: ``"none"``, the ``"body"``
+            of the loop, the ``"full"`` routing, or ``"offload"``: the couplings are kept in
+            the host's memory instead (on an accelerator).
+
+    Returns:
+        Poses of length below one, their lengths, and the last round's couplings.
+
+    Raises:
+        ValueError: If ``num_iterations`` is not a Python int of at least 1, the votes
+            have fewer than three axes or none of some capsule, the bias does not fit, or
+            ``unroll`` or ``remat`` is none of the above.
+
+    References:
+        Sabour, Frosst and Hinton 2017, Procedure 1, https://arxiv.org/abs/1710.09829.
+    """
+    votes = _check_votes(votes)
+    options = DynamicRouting(
+        num_iterations=num_iterations,
+        none_of_the_above=none_of_the_above,
+        stop_gradient=stop_gradient,
+        unroll=unroll,
+        remat=remat,
+    )
+    return _route(votes, _check_bias(bias, votes), options)
+
+
+@dataclasses.dataclass(frozen=True)
+class DynamicRouting:
+    """Dynamic routing as a value for a layer: see :func:`routing` for what it computes.
+
+    Attributes:
+        num_iterations: Rounds of routing, at least 1.
+        bias: Where the trainable bias of ``s_j`` starts; None for no bias. The authors'
+            code starts it at 0.1.
+        none_of_the_above: Whether an input may be sent to none of the outputs.
+        stop_gradient: Whether the couplings are constants in the backward pass.
+        unroll: How many iterations of the loop are written out.
+        remat: What the backward pass recomputes: none, body, full or offload.
+
+    Raises:
+        ValueError: If a field has a value that is not allowed.
+    """
+
+    num_iterations: int = 3
+    bias: float | None = None
+    none_of_the_above: bool = False
+    stop_gradient: bool = False
+    unroll: int | bool = 1
+    remat: str = "none"
+
+    def __post_init__(self):
+        _check_count("num_iterations", self.num_iterations)
+        if self.unroll is not True and self.unroll is not False:
+            _check_count("unroll", self.unroll)
+        if self.remat not in REMATS:
+            raise ValueError(f"remat must be one of {REMATS}, got {self.remat!r}.")
+
+    @property
+    def declared_parameters(self) -> Mapping[str, Parameter]:
+        """The bias, one value for each component of each output capsule, if any."""
+        if self.bias is None:
+            return {}
+        return {"bias": Parameter("jd", jax.nn.initializers.constant(self.bias))}
+
+    def __call__(
+        self,
+        votes: Shaped[ArrayLike, "..."],
+        activation: Float[Array, "*batch i"] | None = None,
+        *,
+        parameters: Mapping[str, Array] | None = None,
+    ) -> Routed:
+        """Routes votes ``[*batch, i, j, d]``; what :func:`routing` does.
+
+        Raises:
+            ValueError: If activations are given: dynamic routing has no use for them.
+        """
+        if activation is not None:
+            raise ValueError(
+                "Dynamic routing takes no activation: the length of a vote is all that "
+                "it goes by."
+            )
+        votes = _check_votes(votes)
+        bias = (parameters or {}).get("bias")
+        return _route(votes, _check_bias(bias, votes), self)
+
+    def from_capsules(
+        self,
+        capsules: Float[Array, "*batch i c"],
+        weight: Float[Array, "i j d c"],
+        activation: Float[Array, "*batch i"] | None = None,
+        *,
+        parameters: Mapping[str, Array] | None = None,
+    ) -> Routed:
+        """Routes the votes ``weight_ij capsule_i``."""
+        return self(cast_votes(capsules, weight), activation, parameters=parameters)
+
+
+@functools.partial(jax.jit, static_argnames="options")
+def _route(
+    votes: Float[Array, "*batch i j d"],
+    bias: Float[Array, "j d"] | None,
+    options: DynamicRouting,
+) -> Routed:
+    """An eager loop with a closure would compile at every call."""
+    route = functools.partial(_agree, options=options)
+    if options.remat == "full":
+        route = jax.checkpoint(route)
+    return route(votes.astype(jnp.promote_types(votes.dtype, jnp.float32)), bias)
+
+
+def _agree(
+    votes: Float[Array, "*batch i j d"],
+    bias: Float[Array, "j d"] | None,
+    *,
+    options: DynamicRouting,
+) -> Routed:
+    constant_votes = jax.lax.stop_gradient(votes) if options.stop_gradient else votes
+
+    def increase_agreement(_, logit):
+        pose = _pose(_coupling(logit, options), constant_votes, bias)
+        return logit + jnp.einsum("...ijd,...jd->...ij", constant_votes, pose)
+
+    # Zeros made from the votes, not from their shape, keep the sharding of the batch.
+    logit = jax.lax.fori_loop(
+        0,
+        options.num_iterations - 1,
+        _rematerialised(increase_agreement, options.remat),
+        jnp.zeros_like(votes[..., 0]),
+        unroll=options.unroll,
+    )
+    if options.stop_gradient:
+        logit = jax.lax.stop_gradient(logit)
+    coupling = _coupling(logit, options)
+    pose = _pose(coupling, votes, bias)
+    return Routed(pose=pose, activation=safe_norm(pose), coupling=coupling)
+
+
+def _coupling(
+    logit: Float[Array, "*batch i j"], options: DynamicRouting
+) -> Float[Array, "*batch i j"]:
+    # Over outputs, not inputs: each input distributes a total share of one (Eq. 3).
+    if not options.none_of_the_above:
+        coupling = jax.nn.softmax(logit, axis=-1)
+    else:
+        nowhere = jnp.zeros_like(logit[..., :1])
+        logit = jnp.concatenate([nowhere, logit], axis=-1)
+        coupling = jax.nn.softmax(logit, axis=-1)[..., 1:]
+    return checkpoint_name(coupling, "coupling")
+
+
+def _pose(
+    coupling: Float[Array, "*batch i j"],
+    votes: Float[Array, "*batch i j d"],
+    bias: Float[Array, "j d"] | None,
+) -> Float[Array, "*batch j d"]:
+    s = jnp.einsum("...ij,...ijd->...jd", coupling, votes)
+    if bias is not None:
+        s = s + jnp.broadcast_to(bias, s.shape)
+    return squash(s)
+
+
+def _rematerialised(body: Callable, remat: str) -> Callable:
+    if remat == "body":
+        return jax.checkpoint(body, prevent_cse=False)
+    if remat == "offload":
+        policy = jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=["coupling"],
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+        return jax.checkpoint(body, policy=policy, prevent_cse=False)
+    return body
+
+
+def _check_count(name: str, value: int) -> None:
+    try:
+        count = 0 if isinstance(value, bool) else operator.index(value)
+    except (TypeError, jax.errors.JAXTypeError):
+        count = 0
+    if count < 1:
+        raise ValueError(
+            f"{name} must be a Python int of at least 1, known when the function is "
+            f"traced; got {value!r}."
+        )
+
+
+def _check_votes(votes: Shaped[ArrayLike, "..."]) -> Float[Array, "*batch i j d"]:
+    votes = jnp.asarray(votes)
+    if votes.ndim < 3 or 0 in votes.shape[-3:]:
+        raise ValueError(
+            "votes must have the axes [*batch, i, j, d] (input capsules, output capsules, "
+            f"components), at least one of each; got shape {votes.shape}."
+        )
+    if not jnp.issubdtype(votes.dtype, jnp.floating):
+        raise ValueError(f"votes must be floating-point numbers, got {votes.dtype}.")
+    return votes
+
+
+def _check_bias(
+    bias: Shaped[ArrayLike, "..."] | None, votes: Float[Array, "*batch i j d"]
+) -> Float[Array, "j d"] | None:
+    if bias is None:
+        return None
+    bias = jnp.asarray(bias, jnp.promote_types(votes.dtype, jnp.float32))
+    if bias.shape != votes.shape[-2:]:
+        raise ValueError(
+            f"bias must have the votes' axes [j, d] = {votes.shape[-2:]}, got {bias.shape}."
+        )
+    return bias

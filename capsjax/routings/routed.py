@@ -1,0 +1,85 @@
+"""What every routing algorithm takes, owns and returns."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class Routed(NamedTuple):
+    """What a routing algorithm returns.
+
+    Attributes:
+        pose: The upper capsules.
+        activation: How present each upper capsule is; its length for dynamic routing.
+        coupling: The share of lower capsule ``i`` that went to upper capsule ``j``; the
+            shares of one lower capsule sum to one over ``j`` (to less with a "none of
+            the above").
+    """
+
+    pose: Float[Array, "*batch j d"]
+    activation: Float[Array, "*batch j"]
+    coupling: Float[Array, "*batch i j"]
+
+
+class Parameter(NamedTuple):
+    """A parameter that a layer owns on behalf of its routing algorithm.
+
+    Attributes:
+        axes: Its axes, letters of ``i j c d``: ``"jd"`` is one value for each component
+            of each upper capsule.
+        init: A ``jax.nn.initializers`` function.
+    """
+
+    axes: str
+    init: Callable[..., Array]
+
+
+class Routing(Protocol):
+    """A routing algorithm as a value: hyperparameters inside, parameters from outside.
+
+    ``__call__`` routes votes. ``from_capsules`` routes the votes that the lower capsules
+    cast through a weight, and may never hold them. Neither takes a training flag, a step
+    or a key.
+    """
+
+    @property
+    def declared_parameters(self) -> Mapping[str, Parameter]:
+        """What a layer must create and pass back as ``parameters``."""
+        ...
+
+    def __call__(
+        self,
+        votes: Float[Array, "*batch i j d"],
+        activation: Float[Array, "*batch i"] | None = None,
+        *,
+        parameters: Mapping[str, Array] | None = None,
+    ) -> Routed:
+        """Routes votes to upper capsules."""
+        ...
+
+    def from_capsules(
+        self,
+        capsules: Float[Array, "*batch i c"],
+        weight: Float[Array, "i j d c"],
+        activation: Float[Array, "*batch i"] | None = None,
+        *,
+        parameters: Mapping[str, Array] | None = None,
+    ) -> Routed:
+        """Routes the votes ``weight_ij capsule_i``."""
+        ...
+
+
+def cast_votes(
+    capsules: Float[Array, "*batch i c"], weight: Float[Array, "i j d c"]
+) -> Float[Array, "*batch i j d"]:
+    """Every lower capsule's prediction of every upper one: ``u_hat_j|i = W_ij u_i``.
+
+    References:
+        Sabour, Frosst and Hinton 2017, Eq. 2.
+    """
+    wide = jnp.promote_types(capsules.dtype, jnp.float32)
+    return jnp.einsum(
+        "ijdc,...ic->...ijd", weight, capsules, preferred_element_type=wide
+    )

@@ -1,0 +1,479 @@
+import gzip
+import hashlib
+import os
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from capsjax.data import Batch, Dataset, DatasetError, idx, load, split_validation
+from capsjax.data import batch_indices as indices_of_batch
+
+ARCHIVES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
+
+
+def idx_bytes(array, *, shape=None, type_code=8):
+    """An IDX file as the format's page describes it; the header may be a lie."""
+    shape = array.shape if shape is None else shape
+    header = struct.pack(f">HBB{len(shape)}I", 0, type_code, len(shape), *shape)
+    return header + array.astype(np.uint8).tobytes()
+
+
+def small_dataset(num_images=6, num_classes=3, name="small"):
+    image = np.arange(num_images * 4, dtype=np.uint8).reshape(num_images, 2, 2, 1)
+    label = np.arange(num_images, dtype=np.int32) % num_classes
+    return Dataset(name, image, label, tuple("abcdefghij"[:num_classes]))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Four small archives laid out as MNIST's are; labels go from 0 to 3."""
+    rng = np.random.default_rng(0)
+    for prefix, num_images in (("train", 8), ("t10k", 4)):
+        image = rng.integers(0, 256, (num_images, 5, 6))
+        label = np.arange(num_images) % 4
+        files = {"images-idx3": image, "labels-idx1": label}
+        for name, array in files.items():
+            path = tmp_path / f"{prefix}-{name}-ubyte.gz"
+            path.write_bytes(gzip.compress(idx_bytes(array)))
+    return tmp_path
+
+
+# MNIST
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_mnist_has_the_published_counts(split):
+    # https://en.wikipedia.org/wiki/MNIST_database and Keras' documentation.
+    expected_size = {"train": 60_000, "test": 10_000}[split]
+    dataset = load("mnist", split)
+    assert len(dataset) == expected_size
+    assert dataset.image.shape == (expected_size, 28, 28, 1)
+    assert dataset.image_shape == (28, 28, 1)
+    assert dataset.image.dtype == np.uint8
+    assert dataset.label.dtype == np.int32
+    assert dataset.class_names == tuple("0123456789")
+    assert dataset.name == "mnist"
+
+
+def test_mnist_has_the_published_mean_and_label_counts():
+    dataset = load("mnist")
+    # The mean of 0.1307 that everyone normalises MNIST by, to more digits: data.md.
+    np.testing.assert_allclose(dataset.image.mean(dtype=np.float64), 33.3184, atol=5e-5)
+    counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    np.testing.assert_array_equal(np.bincount(dataset.label), counts)
+    # The first digits as every tutorial shows them.
+    np.testing.assert_array_equal(dataset.label[:5], [5, 0, 4, 1, 9])
+
+
+def test_mnist_is_read_without_tensorflow_datasets_and_without_a_backend():
+    code = (
+        "import sys, capsjax.data\n"
+        "assert len(capsjax.data.load('mnist', 'test')) == 10_000\n"
+        "for name in ('tensorflow', 'tensorflow_datasets'):\n"
+        "    assert name not in sys.modules, name\n"
+        "bridge = sys.modules.get('jax._src.xla_bridge')\n"
+        "assert bridge is None or not bridge._backends\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_readme_beside_the_archives_states_their_sha256():
+    readme = (idx.MNIST_FOLDER / "README.md").read_text()
+    for name in ARCHIVES:
+        content = (idx.MNIST_FOLDER / name).read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        assert f"| `{name}` | {len(content):,} | `{digest}` |" in readme
+
+
+def test_the_archives_have_a_licence_of_their_own():
+    licence = (idx.MNIST_FOLDER / "LICENSE").read_text()
+    assert "https://creativecommons.org/licenses/by-sa/3.0/" in licence
+    assert "Yann LeCun and Corinna Cortes" in licence
+    assert "The licence of capsjax itself (Apache-2.0) does not cover them." in licence
+
+
+def test_a_folder_called_mnist_does_not_replace_the_shipped_one(
+    folder, tmp_path_factory, monkeypatch
+):
+    parent = tmp_path_factory.mktemp("parent")
+    (parent / "mnist").symlink_to(folder)
+    monkeypatch.chdir(parent)
+    assert len(load("mnist", "test")) == 10_000
+    assert len(load("./mnist", "test")) == 4
+
+
+# Folders of IDX archives
+
+
+def test_the_names_of_classes_come_from_the_training_labels(folder):
+    (folder / ARCHIVES[3]).write_bytes(idx_bytes(np.zeros(4)))
+    assert load(str(folder), "test").class_names == ("0", "1", "2", "3")
+
+
+@pytest.mark.parametrize("is_compressed", [True, False])
+@pytest.mark.parametrize("separator", ["-", "."])
+@pytest.mark.parametrize("has_suffix", [True, False])
+def test_every_spelling_of_the_archives_is_read(
+    folder, is_compressed, separator, has_suffix
+):
+    expected = {split: load(str(folder), split) for split in ("train", "test")}
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        name = path.name.removesuffix(".gz").replace("-idx", separator + "idx")
+        path.unlink()
+        (folder / (name + ".gz" * has_suffix)).write_bytes(
+            content if is_compressed else gzip.decompress(content)
+        )
+    for split, dataset in expected.items():
+        actual = load(str(folder), split)
+        np.testing.assert_array_equal(actual.image, dataset.image)
+        np.testing.assert_array_equal(actual.label, dataset.label)
+
+
+def test_the_pixels_of_an_archive_keep_their_places(folder):
+    image = np.arange(2 * 3 * 4).reshape(2, 3, 4)
+    (folder / ARCHIVES[0]).write_bytes(idx_bytes(image))
+    (folder / ARCHIVES[1]).write_bytes(idx_bytes(np.array([0, 1])))
+    dataset = load(str(folder))
+    assert dataset.image[1, 2, 3, 0] == (1 * 3 + 2) * 4 + 3
+    np.testing.assert_array_equal(dataset.image[..., 0], image)
+
+
+def good_image():
+    return np.zeros((8, 5, 6))
+
+
+DAMAGES = {
+    "empty file": (b"", "0 bytes, too few for a header"),
+    "three bytes": (b"\0\0\x08", "3 bytes, too few for a header"),
+    "ends within the header": (idx_bytes(good_image())[:10], "ends within its header"),
+    "not IDX": (b"<html>not found</html>", "not an IDX file of unsigned bytes"),
+    "floats": (idx_bytes(good_image(), type_code=0x0D), "begins with 00 00 0d 03"),
+    "no axes": (idx_bytes(good_image(), shape=()), "not an IDX file"),
+    "too many axes": (idx_bytes(good_image(), shape=(1,) * 5), "not an IDX file"),
+    "too short": (idx_bytes(good_image())[:-1], "states 240 bytes of data"),
+    "too long": (idx_bytes(good_image()) + b"\0", "states 240 bytes of data"),
+    "labels for images": (idx_bytes(np.zeros(8)), "must have 3 axes"),
+    "no images": (idx_bytes(np.zeros((0, 5, 6))), "none of them empty"),
+    "no pixels": (idx_bytes(np.zeros((8, 0, 6))), "none of them empty"),
+    "too large": (idx_bytes(good_image(), shape=(2**32 - 1,) * 3), "too many"),
+    "other count": (idx_bytes(np.zeros((7, 5, 6))), "holds 7 images and"),
+}
+
+
+@pytest.mark.parametrize("is_compressed", [True, False])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_archive_is_refused_by_name(folder, damage, is_compressed):
+    content, message = DAMAGES[damage]
+    path = folder / ARCHIVES[0]
+    path.write_bytes(gzip.compress(content) if is_compressed else content)
+    with pytest.raises(DatasetError, match=message) as error:
+        load(str(folder))
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("size", [3, 12, 40, -1, -8])
+def test_a_truncated_gzip_file_is_refused(folder, size):
+    path = folder / ARCHIVES[0]
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(DatasetError, match="ends before its compressed data does"):
+        load(str(folder))
+
+
+def test_a_flipped_bit_in_a_gzip_file_is_refused(folder):
+    path = folder / ARCHIVES[0]
+    content = bytearray(path.read_bytes())
+    for position in range(10, len(content), 7):
+        flipped = content.copy()
+        flipped[position] ^= 0x10
+        path.write_bytes(flipped)
+        with pytest.raises(DatasetError, match=f"{path} .*get the file again"):
+            load(str(folder))
+
+
+def test_something_after_the_gzip_data_is_refused(folder):
+    path = folder / ARCHIVES[0]
+    path.write_bytes(path.read_bytes() + b"garbage")
+    with pytest.raises(DatasetError, match="cannot be unpacked"):
+        load(str(folder))
+
+
+def test_a_gzip_bomb_is_not_unpacked(folder, monkeypatch):
+    # 64 MiB of zeros behind the header of 240 bytes.
+    path = folder / ARCHIVES[0]
+    path.write_bytes(gzip.compress(idx_bytes(good_image()) + bytes(1 << 26)))
+    num_unpacked = 0
+    read = gzip.GzipFile.read
+
+    def counted(self, size=-1):
+        nonlocal num_unpacked
+        content = read(self, size)
+        num_unpacked += len(content)
+        return content
+
+    monkeypatch.setattr(gzip.GzipFile, "read", counted)
+    with pytest.raises(DatasetError, match=r"states 240 bytes of data.*it has more"):
+        load(str(folder))
+    assert num_unpacked == 16 + 240 + 1
+
+
+def test_a_header_that_asks_for_too_much_is_refused_before_any_unpacking(
+    folder, monkeypatch
+):
+    path = folder / ARCHIVES[0]
+    content = gzip.compress(idx_bytes(good_image(), shape=(60_000, 28, 28)))
+    path.write_bytes(content)
+    assert len(content) * 1032 < 60_000 * 28 * 28
+
+    def never(*_):
+        raise AssertionError("unpacked")
+
+    monkeypatch.setattr(idx, "_read_at_most", never)
+    with pytest.raises(DatasetError, match="states 47040000 bytes of data"):
+        load(str(folder))
+
+
+def test_the_best_that_gzip_can_do_is_still_read(folder):
+    path = folder / ARCHIVES[0]
+    content = gzip.compress(idx_bytes(np.zeros((8, 2048, 2048))), compresslevel=9)
+    path.write_bytes(content)
+    assert len(content) * 1000 < 8 * 2048 * 2048
+    assert load(str(folder)).image_shape == (2048, 2048, 1)
+
+
+def test_labels_that_were_never_trained_are_refused(folder):
+    path = folder / ARCHIVES[3]
+    path.write_bytes(idx_bytes(np.array([0, 1, 9, 3])))
+    with pytest.raises(DatasetError, match="the label 9 at index 2") as error:
+        load(str(folder), "test")
+    assert str(path) in str(error.value)
+    assert "from 0 to 3" in str(error.value)
+
+
+def test_an_empty_folder_is_refused_and_the_files_named(tmp_path):
+    with pytest.raises(DatasetError, match=ARCHIVES[0]) as error:
+        load(str(tmp_path))
+    assert "It holds nothing" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ARCHIVES[1:])
+def test_a_missing_archive_is_named_and_the_others_listed(folder, name):
+    (folder / name).unlink()
+    split = "train" if name.startswith("train") else "test"
+    with pytest.raises(DatasetError, match=f"has no file {name}") as error:
+        load(str(folder), split)
+    assert f"It holds {min(set(ARCHIVES) - {name})}" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./no_such", "~/no_such/x", ".."])
+def test_a_path_without_a_folder_or_archives_is_refused(name, tmp_path, monkeypatch):
+    (tmp_path / "inner").mkdir()
+    monkeypatch.chdir(tmp_path / "inner")
+    with pytest.raises(DatasetError, match=r"no folder|no file"):
+        load(name)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(DatasetError, match="there is no file"):
+        idx.read_idx(tmp_path / "none")
+
+
+def test_a_folder_in_place_of_a_file_is_refused(tmp_path):
+    with pytest.raises(DatasetError, match="cannot be read"):
+        idx.read_idx(tmp_path)
+
+
+def test_a_damaged_shipped_archive_asks_to_install_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(idx, "MNIST_FOLDER", tmp_path)
+    for name in ARCHIVES:
+        (tmp_path / name).write_bytes(b"\x1f\x8b")
+    with pytest.raises(DatasetError, match="install capsjax again"):
+        load("mnist")
+
+
+@pytest.mark.parametrize("split", ["validation", "Train", ""])
+def test_an_unknown_split_is_refused(split):
+    with pytest.raises(DatasetError, match="must be 'train' or 'test'"):
+        load("mnist", split)
+
+
+def test_an_empty_name_is_refused():
+    with pytest.raises(DatasetError, match="name of the data set is empty"):
+        load("")
+
+
+# Dataset
+
+
+def test_a_batch_holds_the_images_at_the_indices_in_their_order():
+    dataset = small_dataset()
+    batch = dataset.batch(np.array([4, 0, 4]))
+    assert isinstance(batch, Batch)
+    np.testing.assert_array_equal(batch.image[:, 0, 0, 0], [16, 0, 16])
+    np.testing.assert_array_equal(batch.label, [1, 0, 1])
+
+
+def test_a_subset_is_a_data_set_of_the_same_name_and_classes():
+    subset = small_dataset().subset(np.array([5, 2]))
+    assert len(subset) == 2
+    assert subset.name == "small"
+    assert subset.class_names == ("a", "b", "c")
+    np.testing.assert_array_equal(subset.image[:, 0, 0, 0], [20, 8])
+
+
+def test_a_data_set_does_not_print_its_images():
+    assert len(repr(small_dataset())) < 80
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("image", np.zeros((6, 2, 2, 1), np.float32), "image is float32 of the shape"),
+        ("image", np.zeros((6, 2, 2), np.uint8), r"\(6, 2, 2\)"),
+        ("image", [[[[0]]]], "image is of type list"),
+        ("image", np.zeros((0, 2, 2, 1), np.uint8), "0 images and 6 labels"),
+        ("image", np.zeros((6, 2, 0, 1), np.uint8), "is empty"),
+        ("label", np.zeros(6, np.int64), "label is int64"),
+        ("label", np.zeros((6, 3), np.int32), r"label is int32 of the shape \(6, 3\)"),
+        ("label", np.zeros(5, np.int32), "6 images and 5 labels"),
+        (
+            "label",
+            np.array([0, 1, 2, 0, 3, 9], np.int32),
+            "the label 3 at index 4: with 3 class names .* from 0 to 2",
+        ),
+        ("label", np.array([0, -1, 2, 0, 1, 2], np.int32), "the label -1 at index 1"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(field, value, message):
+    good = small_dataset()
+    fields = {"image": good.image, "label": good.label, field: value}
+    with pytest.raises(DatasetError, match=message) as error:
+        Dataset("small", class_names=good.class_names, **fields)
+    assert "data set 'small'" in str(error.value)
+
+
+def test_a_dataset_error_is_a_value_error():
+    assert issubclass(DatasetError, ValueError)
+
+
+# The validation split
+
+
+def test_the_validation_split_is_disjoint_complete_and_in_order():
+    dataset = small_dataset(50, 10)
+    train, validation = split_validation(dataset, 12)
+    assert len(validation) == 12
+    first_pixels = [part.image[:, 0, 0, 0] for part in (train, validation)]
+    for pixels in first_pixels:
+        assert (np.diff(pixels.astype(int)) > 0).all()
+    np.testing.assert_array_equal(
+        np.sort(np.concatenate(first_pixels)), dataset.image[:, 0, 0, 0]
+    )
+    for part in (train, validation):
+        np.testing.assert_array_equal(part.label, part.image[:, 0, 0, 0] // 4 % 10)
+
+
+def test_the_validation_split_of_mnist_never_changes():
+    # Not the values of a paper: whoever changes them makes runs incomparable.
+    train, validation = split_validation(load("mnist"), 5_000)
+    assert len(train) == 55_000
+    assert len(validation) == 5_000
+    digest = hashlib.sha256(validation.image.tobytes()).hexdigest()
+    assert digest[:16] == "d34094aea8e9a7da"
+
+
+def test_the_validation_split_does_not_look_at_the_global_generator():
+    dataset = small_dataset(50)
+    np.random.seed(1)  # noqa: NPY002
+    _, first = split_validation(dataset, 10)
+    np.random.seed(2)  # noqa: NPY002
+    _, second = split_validation(dataset, 10)
+    np.testing.assert_array_equal(first.image, second.image)
+
+
+def test_the_validation_split_is_not_the_first_images():
+    _, validation = split_validation(small_dataset(50), 10)
+    assert validation.image[:, 0, 0, 0].max() > 4 * 10
+
+
+def test_no_validation_leaves_everything_to_train_on():
+    dataset = small_dataset()
+    assert split_validation(dataset, 0) == (dataset, None)
+
+
+@pytest.mark.parametrize("num_validation", [-1, 6, 7])
+def test_a_validation_split_of_impossible_size_is_refused(num_validation):
+    with pytest.raises(DatasetError, match=f"cannot hold out {num_validation} .* to 5"):
+        split_validation(small_dataset(), num_validation)
+
+
+# The order of the batches
+
+
+def test_every_epoch_visits_each_image_at_most_once():
+    for epoch in range(3):
+        steps = range(epoch * 4, (epoch + 1) * 4)
+        visited = np.concatenate([indices_of_batch(23, 5, 0, s) for s in steps])
+        assert len(set(visited.tolist())) == 20
+        assert set(visited.tolist()) <= set(range(23))
+
+
+def test_each_epoch_drops_other_images():
+    dropped = set()
+    for epoch in range(40):
+        steps = range(epoch * 4, (epoch + 1) * 4)
+        visited = np.concatenate([indices_of_batch(23, 5, 0, s) for s in steps])
+        dropped |= set(range(23)) - set(visited.tolist())
+    assert dropped == set(range(23))
+
+
+def test_a_batch_is_a_slice_of_the_permutation_of_its_epoch():
+    permutation = np.random.default_rng((7, 2)).permutation(23)
+    np.testing.assert_array_equal(indices_of_batch(23, 5, 7, 9), permutation[5:10])
+
+
+def test_a_batch_does_not_depend_on_the_batches_before_it():
+    steps = [11, 3, 0, 7, 3, 40, 11]
+    in_order = {step: indices_of_batch(23, 5, 1, step).copy() for step in range(41)}
+    for step in steps:
+        np.testing.assert_array_equal(indices_of_batch(23, 5, 1, step), in_order[step])
+
+
+def test_seeds_and_epochs_give_other_orders():
+    orders = {
+        tuple(indices_of_batch(23, 23, seed, step).tolist())
+        for seed in range(3)
+        for step in range(3)
+    }
+    assert len(orders) == 9
+
+
+def test_the_indices_of_a_batch_cannot_be_written_over():
+    with pytest.raises(ValueError, match="read-only"):
+        indices_of_batch(23, 5, 0, 0)[0] = 1
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 24])
+def test_an_impossible_batch_size_is_refused(batch_size):
+    with pytest.raises(DatasetError, match="must be from 1 to 23"):
+        indices_of_batch(23, batch_size, 0, 0)
+
+
+@pytest.mark.parametrize(("seed", "step"), [(-1, 0), (0, -1)])
+def test_a_negative_seed_or_step_is_refused(seed, step):
+    with pytest.raises(DatasetError, match="must be at least 0"):
+        indices_of_batch(23, 5, seed, step)
+
+
+def test_nothing_is_written_beside_what_is_read(folder):
+    before = sorted(os.listdir(folder))
+    load(str(folder))
+    assert sorted(os.listdir(folder)) == before
