@@ -1,14 +1,13 @@
 """Saving and restoring the state of a run; the only file that knows Orbax.
 
-Kept are the latest checkpoint, from which a run goes on, and the best by validation loss,
-which is its result.
+Kept are the latest checkpoint, from which a run goes on, and the best by validation
+loss, which is its result.
 """
 
 import logging
 import pathlib
 from typing import Any, Generic, TypeVar
 
-import jax
 from orbax.checkpoint import v1 as ocp
 
 State = TypeVar("State")
@@ -38,7 +37,7 @@ class Checkpoints(Generic[State]):
                 [
                     _POLICIES.LatestN(1),
                     # It keeps the largest. Steps without metrics it does not look at.
-                    _POLICIES.BestN(get_metric_fn=_goodness, n=1),
+                    _POLICIES.BestN(get_metric_fn=lambda metrics: -_loss(metrics), n=1),
                 ]
             ),
             cleanup_tmp_directories=True,
@@ -58,7 +57,7 @@ class Checkpoints(Generic[State]):
     def best(self) -> tuple[int, float] | None:
         """Step and validation loss of the best, if one was validated."""
         losses = {
-            checkpoint.step: checkpoint.metrics["loss"]
+            checkpoint.step: float(_loss(checkpoint.metrics))
             for checkpoint in self._checkpointer.checkpoints
             if checkpoint.metrics
         }
@@ -77,7 +76,7 @@ class Checkpoints(Generic[State]):
         Raises:
             CheckpointError: If this or the previous checkpoint can't be written.
         """
-        metrics = None if loss is None else {"loss": loss}
+        metrics: Any = None if loss is None else {"loss": loss}
         try:
             self._checkpointer.save_checkpointables_async(
                 step, {"state": state}, metrics=metrics, force=True, overwrite=True
@@ -120,8 +119,8 @@ class Checkpoints(Generic[State]):
         self._checkpointer.close()
 
 
-def _goodness(metrics: dict[str, Any]) -> float:
-    return -metrics["loss"]
+def _loss(metrics: Any) -> float:
+    return metrics["loss"]
 
 
 def _explained(what: str, error: BaseException) -> CheckpointError:

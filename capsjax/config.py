@@ -118,7 +118,8 @@ class Optimizer:
     Attributes:
         learning_rate: The highest rate.
         schedule: ``constant``, ``exponential`` (x ``decay_rate`` every ``decay_steps``
-            steps, continuously) or ``cosine`` (to ``floor`` at the last step of the run).
+            steps, continuously) or ``cosine`` (to ``floor`` at the last step of the
+            run).
         decay_rate: Factor of the exponential schedule.
         decay_steps: Steps in which the exponential schedule falls by that factor.
         floor: The lowest rate that a schedule falls to.
@@ -176,7 +177,8 @@ class Config:
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
 
 
-# A run may go on with other values of these; a change of any other field is another run.
+# A run may go on with other values of these; a change of any other field is another
+# run.
 CHANGEABLE = ("num_epochs", "eval_batch_size", "tensorboard")
 
 

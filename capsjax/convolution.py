@@ -538,7 +538,7 @@ def conv_general_dilated(
 
     Made for ``nn.Conv(conv_general_dilated=...)``. Two-dimensional convolutions in the
     layout of Flax (``NHWC``, ``HWIO``), without dilation or groups, take a form chosen
-    by their shape; all others are left to JAX, and ``compute_dtype`` does nothing there.
+    by their shape; others are left to JAX, and ``compute_dtype`` does nothing there.
 
     Reverse mode only, once: the gradient is a ``custom_vjp``, so ``jax.jvp`` fails.
 

@@ -16,7 +16,7 @@ from capsjax import config as configs
 
 
 class UsageError(Exception):
-    """The command line can't be understood; the message says what and what is allowed."""
+    """The command line can't be understood; the message says what is allowed."""
 
 
 def parse(argv: Sequence[str], about: str) -> tuple[configs.Config, str | None]:

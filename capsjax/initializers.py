@@ -1,4 +1,4 @@
-"""How weights start, by a name that fits into a config: ``normal(0.1)``, ``he_normal``."""
+"""How weights start, by names that fit into a config: ``normal(0.1)``, ``zeros``."""
 
 import re
 from collections.abc import Callable, Mapping

@@ -1,7 +1,7 @@
 """Layers that own weights: the mathematics is in ``ops`` and ``routings``.
 
-Letters: ``h w`` position, ``t`` capsule type, ``i`` input capsules with ``c`` components,
-``j`` output capsules with ``d``.
+Letters: ``h w`` position, ``t`` capsule type, ``i`` input capsules with ``c``
+components, ``j`` output capsules with ``d``.
 """
 
 import functools
@@ -120,8 +120,9 @@ class DenseCaps(nn.Module):
         num_capsules: Output capsules.
         dim: Components of an output capsule.
         routing: The algorithm, a value with its hyperparameters inside.
-        weight_init: How ``W`` starts. Its scale decides whether and how fast the network
-            learns: at 1 every length saturates at one, at 0.01 they start near zero.
+        weight_init: How ``W`` starts. Its scale decides whether and how fast the
+            network learns: at 1 every length saturates at one, at 0.01 they start near
+            zero.
 
     References:
         Sabour, Frosst and Hinton 2017, section 4, https://arxiv.org/abs/1710.09829.

@@ -89,6 +89,6 @@ def _multi_hot(
     if label.shape == shape[:-1] and jnp.issubdtype(label.dtype, jnp.integer):
         return jax.nn.one_hot(label, shape[-1])
     raise ValueError(
-        f"label must be integers of shape {shape[:-1]} or multi-hot rows of shape {shape}, "
-        f"got {label.dtype} of shape {label.shape}."
+        f"label must be integers of shape {shape[:-1]} or multi-hot rows of shape "
+        f"{shape}, got {label.dtype} of shape {label.shape}."
     )

@@ -1,4 +1,4 @@
-"""What a run tells: JSON lines for programs, a progress bar or plain lines for people."""
+"""What a run tells: JSON lines for programs, a bar or plain lines for people."""
 
 import json
 import os
@@ -83,7 +83,8 @@ class Progress:
                 initial=initial,
                 leave=False,
                 dynamic_ncols=True,
-                bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix[text]} {remaining} left",
+                bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix[text]} "
+                "{remaining} left",
                 postfix={"text": ""},
             )
 

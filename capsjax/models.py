@@ -22,8 +22,8 @@ class CapsNet(nn.Module):
     """The network of *Dynamic Routing Between Capsules*.
 
     A convolution with ReLU, primary capsules, class capsules by routing, and a decoder.
-    Any image size, channel count and class count; at 28x28x1 with ten classes it has the
-    paper's 8,215,568 parameters.
+    Any image size, channel count and class count; at 28x28x1 with ten classes it has
+    the paper's 8,215,568 parameters.
 
     Attributes:
         image_shape: Height, width and channels of an image.
@@ -73,6 +73,7 @@ class CapsNet(nn.Module):
     bias_init: Initializer = jax.nn.initializers.zeros
 
     def setup(self):
+        """Checks the image's size and makes the layers."""
         smallest = self.conv_kernel + self.primary_kernel - 1
         height, width, _ = self.image_shape
         if min(height, width) < smallest:
@@ -115,7 +116,8 @@ class CapsNet(nn.Module):
         """The class capsules of images with pixels from 0 to 1.
 
         Raises:
-            ValueError: If an image is not of ``image_shape``, or too small for the kernels.
+            ValueError: If an image is not of ``image_shape``, or too small for the
+            kernels.
         """
         if image.shape[-3:] != tuple(self.image_shape):
             raise ValueError(

@@ -34,7 +34,7 @@ def _norm_jvp(primals, tangents):
 def _at_least_float32(
     x: Shaped[ArrayLike, "..."], name: str
 ) -> tuple[Array, jnp.dtype]:
-    """The array in float32 or float64, and the type in which the caller wants it back."""
+    """The array in float32 or float64, and the type that the caller wants back."""
     x = jnp.asarray(x)
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise ValueError(f"{name} must be real, got an array of type {x.dtype}.")
@@ -49,8 +49,9 @@ def safe_norm(
     r"""Euclidean norm whose gradient at the zero vector is zero: ``|x|``.
 
     It is computed as ``m * sqrt(sum((x / m)^2))`` with ``m`` the power of two
-    below ``max |x_k|``: exact to float32 rounding relative to the length for lengths from 1e-16 to 1e18, without the
-    usual epsilon, which is 29 % off at a length of 1e-4. The gradient is ``x / |x|``.
+    below ``max |x_k|``: exact to float32 rounding relative to the length for lengths
+    from 1e-16 to 1e18, without the usual epsilon, which is 29 % off at a length of
+    1e-4. The gradient is ``x / |x|``.
 
     Args:
         x: Vectors along ``axis``. Types narrower than float32 are computed in float32.
@@ -69,8 +70,9 @@ def squash(s: Shaped[ArrayLike, "..."], *, axis: int = -1) -> Float[Array, "..."
     r"""Shrinks lengths below one: ``v = |s|^2 / (1 + |s|^2) * s / |s|``.
 
     Short vectors shrink to almost nothing, long ones to just under one; the direction
-    stays. Written as ``s * q / (1 + q^2)`` with ``q = min(|s|, 1 / |s|)``, so that nothing
-    is divided by zero and no square overflows; the gradient at the zero vector is zero.
+    stays. Written as ``s * q / (1 + q^2)`` with ``q = min(|s|, 1 / |s|)``, so that
+    nothing is divided by zero and no square overflows; the gradient at the zero vector
+    is zero.
 
     Args:
         s: Vectors along ``axis``. Types narrower than float32 are computed in float32.

@@ -12,7 +12,7 @@ AXIS = "device"
 Tree = TypeVar("Tree")
 
 
-def parallel(step: Callable[..., Any], *, donate: bool = False) -> Callable[..., Any]:
+def parallel(step: Callable[..., Any], *, donate: bool = False) -> Any:
     """Maps ``step(state, share)`` over all local devices.
 
     The state is one replicated copy, never stacked; of the shares, each device gets its

@@ -1,8 +1,8 @@
 """Training: ``python -m capsjax.train --config experiments/mnist.py``.
 
 The step is a pure function of one device's share of a batch. Several steps run in one
-call of the device program; where such a chunk ends depends on the absolute step alone, so
-that a run that was stopped goes on exactly as if it had not been.
+call of the device program; where such a chunk ends depends on the absolute step alone,
+so that a run that was stopped goes on exactly as if it had not been.
 """
 
 import contextlib
@@ -126,7 +126,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = state.average
-        if average is not None:
+        if config.optimizer.average is not None:
             decay = _average_decay(state.step, config.optimizer.average)
             average = optax.incremental_update(params, average, 1 - decay)
         return TrainState(
@@ -224,7 +224,7 @@ class _Run:
         )
         self.optimizer = make_optimizer(config.optimizer, self.num_steps)
         self.eval_step = parallel(make_eval_step(self.model, config.loss))
-        self.chunks: dict[int, Callable] = {}
+        self.chunks: dict[int, Callable] = {}  # by number of steps
         self.checkpoints: Checkpoints[TrainState] = Checkpoints(workdir.checkpoints)
         stack.callback(self.checkpoints.close)
         self.state = self._restored()
@@ -259,7 +259,8 @@ class _Run:
         validation = 0 if self.validation_set is None else len(self.validation_set)
         say(
             f"{self.train_set.name}: {len(self.train_set)} images to train on, "
-            f"{validation} to validate; {num_parameters(self.state.params):,} parameters; "
+            f"{validation} to validate; "
+            f"{num_parameters(self.state.params):,} parameters; "
             f"{len(devices)} x {devices[0].device_kind}; {self.workdir.path}"
         )
         if self.step:
@@ -269,7 +270,7 @@ class _Run:
             )
 
     def train_epoch(self, interrupt: Interrupt) -> None:
-        """Trains to the end of the epoch, or of the chunk in which it is interrupted."""
+        """Trains to the end of the epoch, or of the chunk that is interrupted."""
         epoch = self.step // self.steps_per_epoch + 1
         end = epoch * self.steps_per_epoch
         # Before the progress bar, so that its rate is that of the training.
@@ -299,7 +300,7 @@ class _Run:
         return range(self.step, end if whole else self.step + 1)
 
     def _compiled(self, steps: range) -> Callable:
-        """The program for so many steps; one for a whole chunk, one for a single step."""
+        """The program for so many steps: a whole chunk, or a single step."""
         if len(steps) not in self.chunks:
             say(f"compiling the training step for {len(steps)} steps at once ...")
             train_step = make_train_step(self.model, self.optimizer, self.config)
@@ -334,8 +335,9 @@ class _Run:
         self.step = steps.stop
         if not math.isfinite(means["loss"]):
             raise FloatingPointError(
-                f"the loss is {means['loss']} after step {self.step}; the last checkpoint "
-                f"in {self.workdir.path} is from before that. Try a lower learning rate."
+                f"the loss is {means['loss']} after step {self.step}; the last "
+                f"checkpoint in {self.workdir.path} is from before that. Try a lower "
+                "learning rate."
             )
         means["images_per_second"] = images / (time.monotonic() - started)
         self.writer.write("train", step=self.step, epoch=self.epoch, **means)

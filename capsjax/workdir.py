@@ -63,8 +63,8 @@ class Workdir:
                 file.seek(0)
                 holder = file.read().strip() or "another process"
                 raise WorkdirError(
-                    f"{self.path} is in use by {holder}; wait for it, stop it, or choose "
-                    "another --workdir."
+                    f"{self.path} is in use by {holder}; wait for it, stop it, or "
+                    "choose another --workdir."
                 ) from None
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")

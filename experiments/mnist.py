@@ -4,13 +4,15 @@
 
 Variants, as ``experiments/mnist.py:NAME``; each is a frozen recipe:
 
-notebook  Geron's ``extra_capsnets.ipynb``: 2 rounds, ReLU before the primary squash, mean
-          squared error, batches of 50, no augmentation.
-paper     The paper's text: 3 rounds, summed squared error, shifts of up to 2 pixels. The
-          text gives neither the scale of the initial weights (ours are the plain recipe's)
-          nor the decay of the learning rate (ours is that of the authors' code).
-authors   Their released code: margin loss / 20 (so that the reconstruction weighs 20 times
-          as much as in the text), primary capsules / 32, all biases 0.1, truncated normals.
+notebook  Geron's ``extra_capsnets.ipynb``: 2 rounds, ReLU before the primary squash,
+          mean squared error, batches of 50, no augmentation.
+paper     The paper's text: 3 rounds, summed squared error, shifts of up to 2 pixels.
+          The text gives neither the scale of the initial weights (ours are the plain
+          recipe's) nor the decay of the learning rate (ours is that of the authors'
+          code).
+authors   Their released code: margin loss / 20 (so that the reconstruction weighs 20
+          times as much as in the text), primary capsules / 32, all biases 0.1,
+          truncated normals.
 smoke     A narrow network and a sixth of the images: about a minute on two cores.
 
 The plain recipe is the paper's with a cosine schedule over the whole run.

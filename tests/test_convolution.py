@@ -11,6 +11,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from capsjax import convolution
+from capsjax.convolution import _choose_plan as choose_plan
 from capsjax.convolution import (
     conv_general_dilated,
     convolve_prepared,
@@ -18,7 +19,19 @@ from capsjax.convolution import (
 )
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
-FORMS = ("tiles", "patches", "phases")
+FORMS = (
+    ("tiles", np.float32),
+    ("tiles", jnp.bfloat16),
+    ("patches", np.float32),
+    ("patches", jnp.bfloat16),
+    ("phases", np.float32),
+)
+# One of each form.
+CHOSEN = {
+    "tiles": "primary capsules",
+    "patches": "first layer, colour",
+    "phases": "small window, stride 2",
+}
 
 # image, kernel, strides, padding
 SHAPES = {
@@ -60,12 +73,10 @@ def value_and_gradients(function, image, kernel, gradient):
 
 def exact(strides, padding, *operands):
     """JAX's own convolution and gradients, in float64."""
+    function = functools.partial(value_and_gradients, plain(strides, padding))
     with jax.enable_x64(True):
         operands = [jnp.asarray(np.asarray(x), jnp.float64) for x in operands]
-        results = jax.jit(
-            functools.partial(value_and_gradients, plain(strides, padding))
-        )(*operands)
-        return [np.asarray(x) for x in results]
+        return [np.asarray(x) for x in jax.jit(function)(*operands)]
 
 
 def error(actual, expected) -> float:
@@ -90,18 +101,17 @@ def test_values_and_gradients_are_those_of_the_direct_convolution(key, case):
         assert error(a, e) < 3e-6  # with Toom's points; 1e-6 without
 
 
-@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
-@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("case", SHAPES)
-def test_every_form_computes_every_shape(key, case, form, dtype):
+def test_every_form_computes_every_shape(key, case):
     image_shape, kernel_shape, *how = SHAPES[case]
     image, kernel, gradient = draw(key, image_shape, kernel_shape, *how)
-    plan = convolution._choose_plan(image_shape, kernel_shape, *how, dtype, form=form)
-    value = convolution._forward(image, kernel, plan)
-    gradients = convolution._backward(image, kernel, gradient, plan)
     expected = exact(*how, image, kernel, gradient)
-    for a, e in zip((value, *gradients), expected, strict=True):
-        assert error(a, e) < (3e-6 if dtype == np.float32 else 5e-3)
+    for form, dtype in FORMS:
+        plan = choose_plan(image_shape, kernel_shape, *how, dtype, form=form)
+        value = convolution._forward(image, kernel, plan)
+        gradients = convolution._backward(image, kernel, gradient, plan)
+        for a, e in zip((value, *gradients), expected, strict=True):
+            assert error(a, e) < (3e-6 if dtype == np.float32 else 5e-3), (form, dtype)
 
 
 def windows(image, kernel_shape, stride):
@@ -144,3 +154,247 @@ def test_primary_capsules_are_exact_at_the_paper_s_own_size(key, batch):
             assert a.dtype == jnp.float32
             assert error(a, e) < bound
             assert abs(slope(a, e) - 1) < (1e-6 if dtype is None else 1e-3)
+
+
+@pytest.mark.parametrize("form", CHOSEN)
+def test_the_rule_takes_every_form(form):
+    image_shape, kernel_shape, *how = SHAPES[CHOSEN[form]]
+    assert choose_plan(image_shape, kernel_shape, *how, np.float32).form == form
+
+
+@pytest.mark.parametrize("form", CHOSEN)
+def test_eager_equals_jit(key, form):
+    image_shape, kernel_shape, *how = SHAPES[CHOSEN[form]]
+    operands = draw(key, image_shape, kernel_shape, *how)
+    function = functools.partial(value_and_gradients, plain(*how, conv_general_dilated))
+    for e, j in zip(function(*operands), jax.jit(function)(*operands), strict=True):
+        np.testing.assert_allclose(e, j, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", CHOSEN)
+def test_vmap_equals_one_by_one(key, form):
+    image_shape, kernel_shape, *how = SHAPES[CHOSEN[form]]
+    function = functools.partial(value_and_gradients, plain(*how, conv_general_dilated))
+    many = [draw(k, image_shape, kernel_shape, *how) for k in jax.random.split(key, 2)]
+    mapped = jax.jit(jax.vmap(function))(*map(jnp.stack, zip(*many, strict=True)))
+    one_by_one = [jax.jit(function)(*operands) for operands in many]
+    for m, o in zip(mapped, zip(*one_by_one, strict=True), strict=True):
+        assert error(m, np.stack(o)) < 3e-6
+
+
+def loss(how, image, kernel):
+    """Something that depends on every output differently."""
+    return jnp.sum(jnp.sin(plain(*how, conv_general_dilated)(image, kernel)))
+
+
+def sharded(body, check_vma):
+    """Images are shared out, the kernel is on every device, gradients come back so."""
+    mesh = jax.make_mesh((4,), ("device",))
+    specs = {"in_specs": (P("device"), P()), "out_specs": (P("device"), P())}
+    return jax.jit(jax.shard_map(body, mesh=mesh, check_vma=check_vma, **specs))
+
+
+@pytest.mark.parametrize("parallel", ["pmap", "shard_map", "shard_map unchecked"])
+@pytest.mark.parametrize("form", CHOSEN)
+def test_gradients_on_four_devices_are_those_on_one(key, form, parallel):
+    (_, *size), kernel_shape, *how = SHAPES[CHOSEN[form]]
+    image, kernel, _ = draw(key, (4, *size), kernel_shape, *how)
+    gradient = jax.grad(functools.partial(loss, how), argnums=(0, 1))
+    expected = jax.jit(gradient)(image, kernel)
+
+    def summed_by_hand(image, kernel):
+        image_gradient, kernel_gradient = gradient(image, kernel)
+        return image_gradient, jax.lax.psum(kernel_gradient, "device")
+
+    if parallel == "pmap":
+        mapped = jax.pmap(
+            summed_by_hand, "device", in_axes=(0, None), out_axes=(0, None)
+        )
+        image_gradient, kernel_gradient = mapped(image[:, None], kernel)
+        actual = image_gradient[:, 0], kernel_gradient
+    elif parallel == "shard_map":
+        actual = sharded(gradient, check_vma=True)(image, kernel)
+    else:
+        actual = sharded(summed_by_hand, check_vma=False)(image, kernel)
+    for a, e in zip(actual, expected, strict=True):
+        assert error(a, e) < 3e-6
+
+
+def test_a_kernel_may_vary_where_the_images_do_not(key):
+    image_shape, kernel_shape, *how = SHAPES["primary capsules"]
+    image, kernel, _ = draw(key, image_shape, kernel_shape, *how)
+    kernels = jnp.stack([kernel, 2 * kernel, -kernel, 0 * kernel])
+    gradient = jax.grad(lambda k, x: loss(how, x, k[0]), argnums=(1, 0))
+    actual = sharded(lambda k, x: gradient(k, x)[::-1], True)(kernels, image)
+    one = jax.jit(jax.grad(functools.partial(loss, how), argnums=(0, 1)))
+    per_kernel = [one(image, k) for k in kernels]
+    assert error(actual[0], np.stack([k for _, k in per_kernel])) < 3e-6
+    assert error(actual[1], sum(np.asarray(x) for x, _ in per_kernel)) < 3e-6
+
+
+def training(how, dtype=None, images=True):
+    function = plain(*how, conv_general_dilated, compute_dtype=dtype)
+
+    def step(image, kernel, gradient):
+        value, pullback = jax.vjp(function, image, kernel)
+        return value, pullback(gradient)[not images :]
+
+    return step
+
+
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_only_a_cpu_gets_matrix_products_for_a_convolution(platform, dtype):
+    image_shape, kernel_shape, *how = SHAPES["primary capsules"]
+    shapes = [
+        jax.ShapeDtypeStruct(shape, jnp.float32)
+        for shape in (image_shape, kernel_shape, (2, 6, 6, 8))
+    ]
+    exported = jax.export.export(jax.jit(training(how, dtype)), platforms=[platform])
+    text = exported(*shapes).mlir_module()
+    counts = text.count("stablehlo.convolution"), text.count("stablehlo.dot_general")
+    assert counts[0] == (0 if platform == "cpu" else 3)
+    assert (counts[1] == 0) == (platform != "cpu")
+
+
+def test_the_gradient_of_the_first_layer_s_images_is_not_computed_in_vain():
+    image_shape, kernel_shape, *how = SHAPES["first layer"]
+    shapes = [
+        jax.ShapeDtypeStruct(shape, jnp.float32)
+        for shape in (image_shape, kernel_shape, (2, 20, 20, 8))
+    ]
+
+    def compiled(images):
+        step = jax.jit(training(how, images=images))
+        return step.lower(*shapes).compile().as_text()
+
+    assert " convolution(" in compiled(images=True)
+    assert " convolution(" not in compiled(images=False)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rhs_dilation": (2, 2)},
+        {"lhs_dilation": (1, 2), "padding": [(1, 1), (0, 2)]},
+        {"feature_group_count": 2},
+        {"batch_group_count": 2},
+        {"preferred_element_type": jnp.float32},
+        {"dimension_numbers": ("NCHW", "OIHW", "NCHW"), "padding": "SAME"},
+        {"dimension_numbers": None, "padding": "SAME"},
+        {"window_strides": (1, 1), "padding": "SAME_LOWER", "precision": "highest"},
+    ],
+)
+def test_what_has_no_fast_form_is_left_to_jax(key, options):
+    image_key, kernel_key = jax.random.split(key)
+    image = jax.random.normal(image_key, (16, 16, 16, 16))
+    channels = 16 // options.get("feature_group_count", 1)
+    shape = (5, 5, channels, 16)
+    options = {
+        "window_strides": (2, 2),
+        "padding": "VALID",
+        "dimension_numbers": LAYOUT,
+    } | options
+    if options["dimension_numbers"] != LAYOUT:
+        shape = (16, 16, 5, 5)
+    kernel = jax.random.normal(kernel_key, shape)
+    expected = lax.conv_general_dilated(image, kernel, **options)
+    actual = conv_general_dilated(image, kernel, **options)
+    assert error(actual, expected) < 3e-6
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_other_ranks_are_left_to_jax(key, rank):
+    image = jax.random.normal(key, (2, *[9] * rank, 16))
+    kernel = jnp.ones((*[5] * rank, 16, 4))
+    options = {"window_strides": [1] * rank, "padding": "VALID"}
+    numbers = ("NHC", "HIO", "NHC") if rank == 1 else ("NHWDC", "HWDIO", "NHWDC")
+    options["dimension_numbers"] = numbers
+    expected = lax.conv_general_dilated(image, kernel, **options)
+    np.testing.assert_array_equal(
+        conv_general_dilated(image, kernel, **options), expected
+    )
+
+
+@pytest.mark.parametrize("batch, size", [(0, 9), (2, 3)])
+def test_no_image_and_no_output_are_as_in_jax(batch, size):
+    image, kernel = jnp.ones((batch, size, size, 16)), jnp.ones((5, 5, 16, 4))
+    expected = plain((1, 1), "VALID")(image, kernel)
+    actual = plain((1, 1), "VALID", conv_general_dilated)(image, kernel)
+    assert actual.shape == expected.shape
+
+
+def test_an_int_pads_both_ends(key):
+    image, kernel, _ = draw(key, *SHAPES["one tile, stride 1"])
+    expected = plain((1, 1), [(2, 2), (2, 2)], conv_general_dilated)(image, kernel)
+    for padding in (2, (2, 2)):
+        actual = plain((1, 1), padding, conv_general_dilated)(image, kernel)
+        np.testing.assert_array_equal(actual, expected)
+
+
+def test_another_compute_dtype_is_refused(key):
+    image, kernel, _ = draw(key, *SHAPES["one tile, stride 1"])
+    with pytest.raises(ValueError, match="compute_dtype must be float32 or bfloat16"):
+        plain((1, 1), "VALID", conv_general_dilated, compute_dtype="int8")(
+            image, kernel
+        )
+
+
+def test_wrong_shapes_and_types_get_the_message_of_jax():
+    image, kernel = jnp.ones((1, 9, 9, 16)), jnp.ones((5, 5, 8, 4))
+    with pytest.raises(ValueError, match="feature"):
+        plain((1, 1), "VALID", conv_general_dilated)(image, kernel)
+    with pytest.raises(TypeError, match="dtype"):
+        plain((1, 1), "VALID", conv_general_dilated)(
+            image, jnp.ones((5, 5, 16, 4), jnp.bfloat16)
+        )
+
+
+@pytest.mark.parametrize("form", CHOSEN)
+def test_float64_stays_float64(key, form):
+    image_shape, kernel_shape, *how = SHAPES[CHOSEN[form]]
+    operands = draw(key, image_shape, kernel_shape, *how)
+    expected = exact(*how, *operands)
+    function = functools.partial(value_and_gradients, plain(*how, conv_general_dilated))
+    with jax.enable_x64(True):
+        operands = [jnp.asarray(np.asarray(x), jnp.float64) for x in operands]
+        actual = jax.jit(function)(*operands)
+    for a, e in zip(actual, expected, strict=True):
+        assert a.dtype == jnp.float64
+        assert error(a, e) < 1e-14
+
+
+@pytest.mark.parametrize("form", CHOSEN)
+def test_bfloat16_operands_give_bfloat16(key, form):
+    image_shape, kernel_shape, *how = SHAPES[CHOSEN[form]]
+    operands = [
+        x.astype(jnp.bfloat16) for x in draw(key, image_shape, kernel_shape, *how)
+    ]
+    function = functools.partial(value_and_gradients, plain(*how, conv_general_dilated))
+    actual = jax.jit(function)(*operands)
+    for a, e in zip(actual, exact(*how, *operands), strict=True):
+        assert a.dtype == jnp.bfloat16
+        assert error(a.astype(jnp.float32), e) < 5e-3
+
+
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+@pytest.mark.parametrize("form", CHOSEN)
+def test_a_prepared_kernel_gives_the_same_numbers(key, form, dtype):
+    image_shape, kernel_shape, *how = SHAPES[CHOSEN[form]]
+    image, kernel, _ = draw(key, image_shape, kernel_shape, *how)
+    prepared = prepare_kernel(kernel, image_shape, *how, compute_dtype=dtype)
+    function = plain(*how, conv_general_dilated, compute_dtype=dtype)
+    expected = jax.jit(function)(image, kernel)
+    actual = jax.jit(convolve_prepared)(image, prepared)
+    assert error(actual, expected) < (5e-6 if dtype is None else 5e-3)
+    # Fewer, more or larger images are welcome.
+    more = jnp.concatenate([image] * 3)
+    assert error(convolve_prepared(more, prepared)[: len(image)], actual) < 3e-6
+
+
+def test_it_serves_a_layer_of_flax(key):
+    image = jax.random.normal(key, (2, 3, 20, 20, 16))
+    layer = nn.Conv(8, (9, 9), 2, "VALID", conv_general_dilated=conv_general_dilated)
+    variables = layer.init(key, image)
+    expected = nn.Conv(8, (9, 9), 2, "VALID").apply(variables, image)
+    assert error(layer.apply(variables, image), expected) < 3e-6

@@ -29,8 +29,8 @@ class Dataset:
 
     Attributes:
         name: What the data set is called in messages.
-        image: Pixels from 0 to 255.
-        label: Index into ``class_names`` of what each image shows.
+        image: Pixels from 0 to 255, uint8 ``[n h w c]``.
+        label: Index into ``class_names`` of what each image shows, int32 ``[n]``.
         class_names: One name for each class.
 
     Raises:
@@ -39,8 +39,9 @@ class Dataset:
     """
 
     name: str
-    image: UInt8[np.ndarray, "n h w c"] = dataclasses.field(repr=False)
-    label: Int32[np.ndarray, " n"] = dataclasses.field(repr=False)
+    # Plain, since the types are checked below, for everyone and with clearer messages.
+    image: np.ndarray = dataclasses.field(repr=False)
+    label: np.ndarray = dataclasses.field(repr=False)
     class_names: tuple[str, ...]
 
     def __post_init__(self):
@@ -92,15 +93,11 @@ class Dataset:
         return dataclasses.replace(self, image=image, label=label)
 
 
-def _check_array(name: str, field: str, array: Any, dtype: type, axes: str) -> None:
-    expected = f"a NumPy array of {dtype.__name__} with the axes [{axes}]"
-    if not isinstance(array, np.ndarray):
-        raise DatasetError(
-            f"data set {name!r}: {field} is of type {type(array).__name__}, "
-            f"and must be {expected}"
-        )
+def _check_array(
+    name: str, field: str, array: np.ndarray, dtype: type, axes: str
+) -> None:
     if array.dtype != dtype or array.ndim != len(axes.split()):
         raise DatasetError(
             f"data set {name!r}: {field} is {array.dtype} of the shape {array.shape}, "
-            f"and must be {expected}"
+            f"and must be {dtype.__name__} with the axes [{axes}]"
         )

@@ -190,21 +190,22 @@ def _examples_at(source: Any, indices: range) -> list[twins.Example]:
 
 
 def _image_and_label(name: str, info: Any) -> tuple[str, str]:
-    keys = info.supervised_keys
-    if isinstance(keys, tuple) and len(keys) == 2 and set(keys) <= set(info.features):
-        image: Any = info.features[keys[0]]
-        label = info.features[keys[1]]
-        if (
-            isinstance(image, tfds.features.Image)
-            and image.np_dtype == np.uint8
-            and None not in tuple(image.shape)
-            and isinstance(label, tfds.features.ClassLabel)
+    keys, features = info.supervised_keys, info.features
+    if isinstance(keys, tuple) and len(keys) == 2 and set(keys) <= set(features):
+        image_key, label_key = keys
+        if _is_image(features[image_key]) and isinstance(
+            features[label_key], tfds.features.ClassLabel
         ):
-            return keys
+            return image_key, label_key
     raise DatasetError(
         f"data set {name!r} is not one of image classification: capsjax reads sets of "
         "8-bit images of one size with one label each"
     )
+
+
+def _is_image(feature: Any) -> bool:
+    is_bytes = isinstance(feature, tfds.features.Image) and feature.np_dtype == np.uint8
+    return is_bytes and None not in feature.shape
 
 
 def _check_reachable(builder: tfds.core.DatasetBuilder) -> None:

@@ -39,9 +39,10 @@ def routing(
         v_j = squash(s_j), \quad
         b_{ij} \leftarrow b_{ij} + \hat u_{j|i} \cdot v_j .
 
-    The softmax is over the output capsules ``j``: each input capsule shares out one vote.
-    The gradient flows through every iteration unless ``stop_gradient``. Everything is
-    computed in float32 (in float64 for float64 votes), whatever the type of the votes.
+    The softmax is over the output capsules ``j``: each input capsule shares out one
+    vote. The gradient flows through every iteration unless ``stop_gradient``.
+    Everything is computed in float32 (in float64 for float64 votes), whatever the type
+    of the votes.
 
     Args:
         votes: The predictions ``u_hat``, ``[*batch, i, j, d]`` with any number of batch
@@ -49,24 +50,24 @@ def routing(
         num_iterations: Rounds of routing, a Python int of at least 1. One round is the
             uniform average; the paper uses 3.
         bias: Added to ``s_j`` in every round, ``[j, d]``, as the authors' code does.
-        none_of_the_above: Lets an input capsule send its share to none of the outputs: a
-            further output whose logit stays zero takes part in the softmax and is then
-            dropped (the paper's section 7, on CIFAR-10).
+        none_of_the_above: Lets an input capsule send its share to none of the outputs:
+            a further output whose logit stays zero takes part in the softmax and is
+            then dropped (the paper's section 7, on CIFAR-10).
         stop_gradient: Treats the couplings as constants in the backward pass, so that
             the gradient flows through the last weighted sum only.
         unroll: How many iterations of the loop are written out: 1 is a
             ``jax.lax.fori_loop``, True none of it. Same numbers; compiles slower.
-        remat: What the backward pass recomputes to save memory: ``"none"``, the ``"body"``
-            of the loop, the ``"full"`` routing, or ``"offload"``: the couplings are kept in
-            the host's memory instead (on an accelerator).
+        remat: What the backward pass recomputes to save memory: ``"none"``, the
+            ``"body"`` of the loop, the ``"full"`` routing, or ``"offload"``: the
+            couplings are kept in the host's memory instead (on an accelerator).
 
     Returns:
         Poses of length below one, their lengths, and the last round's couplings.
 
     Raises:
         ValueError: If ``num_iterations`` is not a Python int of at least 1, the votes
-            have fewer than three axes or none of some capsule, the bias does not fit, or
-            ``unroll`` or ``remat`` is none of the above.
+            have fewer than three axes or none of some capsule, the bias does not fit,
+            or ``unroll`` or ``remat`` is none of the above.
 
     References:
         Sabour, Frosst and Hinton 2017, Procedure 1, https://arxiv.org/abs/1710.09829.
@@ -247,8 +248,8 @@ def _check_votes(votes: Shaped[ArrayLike, "..."]) -> Float[Array, "*batch i j d"
     votes = jnp.asarray(votes)
     if votes.ndim < 3 or 0 in votes.shape[-3:]:
         raise ValueError(
-            "votes must have the axes [*batch, i, j, d] (input capsules, output capsules, "
-            f"components), at least one of each; got shape {votes.shape}."
+            "votes must have the axes [*batch, i, j, d] (input capsules, output "
+            f"capsules, components), at least one of each; got shape {votes.shape}."
         )
     if not jnp.issubdtype(votes.dtype, jnp.floating):
         raise ValueError(f"votes must be floating-point numbers, got {votes.dtype}.")
@@ -263,6 +264,7 @@ def _check_bias(
     bias = jnp.asarray(bias, jnp.promote_types(votes.dtype, jnp.float32))
     if bias.shape != votes.shape[-2:]:
         raise ValueError(
-            f"bias must have the votes' axes [j, d] = {votes.shape[-2:]}, got {bias.shape}."
+            f"bias must have the votes' axes [j, d] = {votes.shape[-2:]}, got "
+            f"{bias.shape}."
         )
     return bias

@@ -39,9 +39,9 @@ class Parameter(NamedTuple):
 class Routing(Protocol):
     """A routing algorithm as a value: hyperparameters inside, parameters from outside.
 
-    ``__call__`` routes votes. ``from_capsules`` routes the votes that the lower capsules
-    cast through a weight, and may never hold them. Neither takes a training flag, a step
-    or a key.
+    ``__call__`` routes votes. ``from_capsules`` routes the votes that the lower
+    capsules cast through a weight, and may never hold them. Neither takes a training
+    flag, a step or a key.
     """
 
     @property
