@@ -28,18 +28,19 @@ class Checkpoints(Generic[State]):
     def __init__(self, folder: pathlib.Path):
         # Its notes on every save are for Orbax's developers.
         logging.getLogger("absl").setLevel(logging.ERROR)
+        # Orbax's own annotations of its policies contradict each other.
+        always: Any = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
+        latest_and_best: Any = _POLICIES.AnyPreservationPolicy(
+            [
+                _POLICIES.LatestN(1),
+                # It keeps the largest. Steps without metrics it does not look at.
+                _POLICIES.BestN(get_metric_fn=lambda metrics: -_loss(metrics), n=1),
+            ]
+        )
         self._checkpointer = ocp.training.Checkpointer(
-            folder.absolute(),
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(
-                1
-            ),
-            preservation_policy=_POLICIES.AnyPreservationPolicy(
-                [
-                    _POLICIES.LatestN(1),
-                    # It keeps the largest. Steps without metrics it does not look at.
-                    _POLICIES.BestN(get_metric_fn=lambda metrics: -_loss(metrics), n=1),
-                ]
-            ),
+            str(folder.absolute()),
+            save_decision_policy=always,
+            preservation_policy=latest_and_best,
             cleanup_tmp_directories=True,
         )
 

@@ -20,9 +20,9 @@ A large output is cut into tiles of ``m x m``.
 **Points.** The roots of unity make ``A`` a discrete Fourier transform, which loses no
 accuracy. As all is real, one point of each conjugate pair is enough. A complex product
 takes four real ones, or three by Gauss's trick, whose sums fold into the constant
-matrices (:func:`_bilinear_matrices` has both). Points that are mostly real (Toom and
-Cook's 0, infinity, 1, -1, ...) need fewer products but amplify rounding three times:
-good enough for float32, too much for bfloat16.
+matrices. Points that are mostly real (Toom and Cook's 0, infinity, 1, -1, ...) need
+fewer products but amplify rounding up to four times: good enough for float32, too much
+for bfloat16.
 
 **Backward.** The form is bilinear, so the gradients take the same matrices transposed:
 ``dx = A^T [(C dy) * (B w)]`` and ``dw = B^T [(A x) * (C dy)]``.
@@ -70,7 +70,6 @@ class Plan(NamedTuple):
     operand_dtype: np.dtype
     tile: tuple[int, int] = (1, 1)
     points: Literal["fourier", "toom"] = "fourier"
-    rows: int = 1
     precision: Any = None
 
     @property
@@ -82,12 +81,26 @@ class Plan(NamedTuple):
 # ---- constant matrices
 
 
-def _evaluation_points(count: int, kind: str) -> list:
+# Found by trying sets of this kind: few products and a rounding error, relative to the
+# Fourier points', of at most 2 up to eight points, 3 for nine and 4 for ten.
+_TOOM_POINTS = {
+    3: (0, math.inf, 1),
+    4: (0, math.inf, 1, -1),
+    5: (0, math.inf, 1, -1, 2),
+    6: (0, math.inf, 1, -1, 2, -0.5),
+    7: (0, math.inf, 1, -1, 2, 1j),
+    8: (0, math.inf, 1, -1, 2, -0.5, 1j),
+    9: (0, math.inf, 1, -1, 1.9, -0.53, 0.53, 1j),
+    10: (0, math.inf, 1, -1, 1.9, -0.53, 0.53, -1.9, 1j),
+}
+
+
+def _evaluation_points(count: int, kind: str) -> tuple:
     """Chooses points, of which each conjugate pair is listed once."""
-    if kind == "toom" and count == 10:
-        return [0.0, math.inf, 1.0, -1.0, 1.9, -1.9, 0.53, -0.53, 1j]
-    roots = [np.exp(2j * np.pi * k / count) for k in range(1, (count + 1) // 2)]
-    return [1.0, *[-1.0] * (count % 2 == 0), *roots]
+    if kind == "toom" and count in _TOOM_POINTS:
+        return _TOOM_POINTS[count]
+    roots = (np.exp(2j * np.pi * k / count) for k in range(1, (count + 1) // 2))
+    return (1.0, *[-1.0] * (count % 2 == 0), *roots)
 
 
 def _axis_matrices(outputs: int, taps: int, kind: str):
@@ -115,39 +128,28 @@ def _axis_matrices(outputs: int, taps: int, kind: str):
 
 
 @functools.cache
-def _bilinear_matrices(outputs, taps, kind: str, rows: int):
-    """A, B and C of a tile, real, with one product in each row.
+def _bilinear_matrices(outputs, taps, kind: str):
+    """A, B and C of a tile: real, flat, one product a row.
 
-    A complex product ``a b`` of which ``Re(c a b)`` is wanted takes with ``rows = 1``
-    three products of a number made from ``a`` and one made from ``b``. With
-    ``rows = 2`` it takes four, but of only two numbers made from ``b``: row ``i`` of
-    ``B`` then meets rows ``2 i`` and ``2 i + 1`` of ``A`` and ``C``.
+    Of a complex product ``a b`` only ``Re(c a b)`` is wanted. Gauss computes it as
+    ``(cr + ci) (ar + ai) br + ci ar (bi - br) - cr ai (br + bi)``; twice that stands for
+    the conjugate as well, and the sums are done here, once.
     """
     (first, u_conjugate), (second, v_conjugate) = (
         _axis_matrices(m, k, kind) for m, k in zip(outputs, taps, strict=True)
     )
-    image, kernel, output = [], [], []
+    rows = []
     for u, v in np.ndindex(len(u_conjugate), len(v_conjugate)):
         conjugate = (u_conjugate[u], v_conjugate[v])
-        if conjugate < (u, v):
-            continue
         a, b, c = (np.kron(x[u], y[v]) for x, y in zip(first, second, strict=True))
         if conjugate == (u, v):
-            zeros = [0 * a.real] * (rows - 1), [0 * c.real] * (rows - 1)
-            image += [a.real, *zeros[0]]
-            kernel += [b.real]
-            output += [c.real, *zeros[1]]
-            continue
-        real, imag = 2 * c.real, -2 * c.imag
-        if rows == 1:
-            image += [a.real + a.imag, a.real, a.imag]
-            kernel += [b.real, b.imag - b.real, b.real + b.imag]
-            output += [real + imag, imag, -real]
-        else:
-            image += [a.real, a.imag, a.real, a.imag]
-            kernel += [b.real, b.imag]
-            output += [real, imag, imag, -real]
-    return tuple(np.array(matrix) for matrix in (image, kernel, output))
+            rows.append((a.real, b.real, c.real))
+        elif conjugate > (u, v):
+            real, imag = 2 * c.real, -2 * c.imag
+            rows.append((a.real + a.imag, b.real, real + imag))
+            rows.append((a.real, b.imag - b.real, imag))
+            rows.append((a.imag, b.real + b.imag, -real))
+    return tuple(np.array(matrix) for matrix in zip(*rows, strict=True))
 
 
 # ---- tiles
@@ -181,6 +183,10 @@ class _Tiling(NamedTuple):
     taps: tuple[int, int]
 
 
+def _ceil_div(sizes, parts) -> tuple[int, int]:
+    return -(-sizes[0] // parts[0]), -(-sizes[1] // parts[1])
+
+
 def _output_size(image_shape, kernel_shape, plan: Plan) -> tuple[int, int]:
     height, width = (
         (size + sum(padding) - window) // stride + 1
@@ -193,12 +199,9 @@ def _output_size(image_shape, kernel_shape, plan: Plan) -> tuple[int, int]:
 
 def _tiling(image_shape, kernel_shape, plan: Plan) -> _Tiling:
     outputs = _output_size(image_shape, kernel_shape, plan)
-    taps = tuple(
-        -(-w // s) for w, s in zip(kernel_shape[:2], plan.strides, strict=True)
-    )
-    tiles = tuple(-(-o // t) for o, t in zip(outputs, plan.tile, strict=True))
-    pixels = tuple(t + k - 1 for t, k in zip(plan.tile, taps, strict=True))
-    return _Tiling(outputs, tiles, plan.tile, pixels, taps)
+    taps = _ceil_div(kernel_shape, plan.strides)
+    pixels = (plan.tile[0] + taps[0] - 1, plan.tile[1] + taps[1] - 1)
+    return _Tiling(outputs, _ceil_div(outputs, plan.tile), plan.tile, pixels, taps)
 
 
 def _image_phases(image, sizes, plan: Plan):
@@ -264,13 +267,12 @@ def _transform_kernel(matrix, kernel, plan: Plan):
 
 
 def _transform(matrix, tiles, plan: Plan):
-    """Evaluates image tiles, or the gradient's: ``[product, row * n * tile, c]``."""
-    values = _constant_matmul(matrix, tiles).astype(plan.operand_dtype)
-    return values.reshape(len(matrix) // plan.rows, -1, tiles.shape[-1])
+    """Evaluates tiles of an image or a gradient: ``[product, n * tile, c]``."""
+    return _constant_matmul(matrix, tiles).astype(plan.operand_dtype)
 
 
 def _matrices(tiling: _Tiling, plan: Plan):
-    return _bilinear_matrices(tiling.tile, tiling.taps, plan.points, plan.rows)
+    return _bilinear_matrices(tiling.tile, tiling.taps, plan.points)
 
 
 def _tiles_prepare(kernel, image_shape, plan: Plan):
@@ -283,7 +285,6 @@ def _tiles_apply(image, kernel_values, kernel_shape, plan: Plan):
     a, _, c = _matrices(tiling, plan)
     image_values = _transform(a, _cut_tiles(image, tiling, plan), plan)
     products = _matmul(image_values, kernel_values)
-    products = products.reshape(len(c), -1, kernel_shape[3])
     return _join_tiles(_constant_matmul(c.T, products), tiling)
 
 
@@ -297,7 +298,6 @@ def _tiles_backward(image, kernel, gradient, plan: Plan):
     values = _transform(c, _split_tiles(gradient, tiling), plan)
 
     image_gradient = _matmul(values, kernel_values, (-1, -1))
-    image_gradient = image_gradient.reshape(len(a), *tiles.shape[1:])
     kernel_gradient = _matmul(values.swapaxes(1, 2), image_values)
     kernel_gradient = _constant_matmul(b.T, kernel_gradient).swapaxes(1, 2)
     return (
@@ -367,7 +367,7 @@ def _phases_apply(image, taps, kernel_shape, plan: Plan):
 
 
 def _phases_backward(image, kernel, gradient, plan: Plan):
-    convolve = functools.partial(_form_forward, plan=plan)
+    convolve = functools.partial(_form_forward, plan=plan._replace(form="phases"))
     _, pullback = jax.vjp(convolve, image, kernel)
     return pullback(gradient)
 
@@ -453,17 +453,18 @@ def _backward(image, kernel, gradient, plan: Plan):
     return _by_platform(form_backward, image, kernel, gradient, plan=plan)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _convolve(image, kernel, plan: Plan):
-    return _forward(image, kernel, plan)
+def _keep_operands(image, kernel, plan: Plan):
+    # Not the transforms: inside one jit the compiler finds that those of the backward
+    # pass are the same, and elsewhere they would fill memory.
+    return _forward(image, kernel, plan), (image, kernel)
 
 
-# Only the operands are kept: inside one jit the compiler finds that the transforms of
-# the backward pass are those of the forward pass, and outside they would fill memory.
-_convolve.defvjp(
-    lambda image, kernel, plan: (_forward(image, kernel, plan), (image, kernel)),
-    lambda plan, residuals, gradient: _backward(*residuals, gradient, plan),
-)
+def _differentiate(plan: Plan, operands, gradient):
+    return _backward(*operands, gradient, plan)
+
+
+_convolve = jax.custom_vjp(_forward, nondiff_argnums=(2,))
+_convolve.defvjp(_keep_operands, _differentiate)
 
 
 def _vary_alike(x, other):
@@ -477,46 +478,45 @@ def _vary_alike(x, other):
     return lax.pad(x, scalar, [(0, 0, 0)] * x.ndim)
 
 
-def _pad_pairs(padding, image_shape, kernel_shape, strides):
+def _both_ends(padding) -> tuple[int, int]:
+    low, high = (padding, padding) if isinstance(padding, int) else padding
+    return operator.index(low), operator.index(high)
+
+
+def _padding_pairs(padding, image_shape, kernel_shape, strides):
     if isinstance(padding, str):
-        padding = lax.padtype_to_pads(
-            image_shape[1:3], kernel_shape[:2], strides, padding
-        )
-    elif isinstance(padding, int):
-        padding = (padding, padding)
-    return tuple(
-        (operator.index(p),) * 2
-        if isinstance(p, int)
-        else tuple(map(operator.index, p))
-        for p in padding
-    )
+        sizes = image_shape[1:3], kernel_shape[:2]
+        padding = lax.padtype_to_pads(*sizes, strides, padding)
+    height, width = (padding, padding) if isinstance(padding, int) else padding
+    return _both_ends(height), _both_ends(width)
+
+
+def _choose_form(batch, channels, outputs, kernel_size, taps) -> str:
+    if channels <= 4 or batch * math.prod(outputs) < 256:
+        return "patches"
+    if min(taps) >= 3 and min(kernel_size) >= 5 and channels >= 16:
+        return "tiles"
+    return "phases"
 
 
 def _choose_plan(
     image_shape, kernel_shape, strides, padding, dtype, precision=None, form=None
 ) -> Plan | None:
-    """Chooses the form by shape; None if there is no output."""
-    strides = tuple(map(operator.index, strides))
-    padding = _pad_pairs(padding, image_shape, kernel_shape, strides)
+    """Chooses by shape; None if there is no output."""
+    height, width = map(operator.index, strides)
+    strides = height, width
+    padding = _padding_pairs(padding, image_shape, kernel_shape, strides)
     plan = Plan("phases", strides, padding, np.dtype(dtype), precision=precision)
     outputs = _output_size(image_shape, kernel_shape, plan)
     if min(outputs) < 1:
         return None
-    batch, channels = image_shape[0], image_shape[3]
-    if form is None:
-        taps = [-(-w // s) for w, s in zip(kernel_shape[:2], strides, strict=True)]
-        if channels <= 4:
-            form = "patches"
-        elif min(taps) >= 3 and min(kernel_shape[:2]) >= 5 and channels >= 16:
-            form = "tiles"
-        else:
-            form = "phases"
-    if form != "tiles":
-        return plan._replace(form=form)
+    batch, *_, channels = image_shape
+    taps = _ceil_div(kernel_shape, strides)
+    form = form or _choose_form(batch, channels, outputs, kernel_shape[:2], taps)
     largest = 3 if batch <= 32 else 8
-    tile = tuple(-(-o // -(-o // largest)) for o in outputs)
-    points = "toom" if dtype == np.float32 else "fourier"
-    return plan._replace(form="tiles", tile=tile, points=points)
+    tile = _ceil_div(outputs, _ceil_div(outputs, (largest, largest)))
+    points = "toom" if plan.operand_dtype == np.float32 else "fourier"
+    return plan._replace(form=form, tile=tile, points=points)
 
 
 def conv_general_dilated(
@@ -601,7 +601,7 @@ def conv_general_dilated(
             precision,
             preferred_element_type,
         )
-    image, kernel = (x.astype(plan.sum_dtype) for x in (lhs, rhs))
+    image, kernel = lhs.astype(plan.sum_dtype), rhs.astype(plan.sum_dtype)
     image, kernel = _vary_alike(image, kernel), _vary_alike(kernel, image)
     return _convolve(image, kernel, plan).astype(lhs.dtype)
 

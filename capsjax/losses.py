@@ -2,12 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, ArrayLike, Float, Shaped
 
 
 def margin_loss(
-    length: Float[Array, "*batch n"],
-    label: Int[Array, "*batch"] | Shaped[Array, "*batch n"],
+    length: Float[ArrayLike, "*batch n"],
+    label: Shaped[ArrayLike, "..."],
     *,
     present: float = 0.9,
     absent: float = 0.1,
@@ -21,8 +21,8 @@ def margin_loss(
 
     Args:
         length: Lengths of the class capsules, from 0 to 1.
-        label: The class of each example; or, where several may be in one image, a
-            multi-hot row of zeros and ones (numbers or booleans) over the classes.
+        label: The class of each example, an integer; or, where several may be in one
+            image, a multi-hot row ``[*batch, n]`` of zeros and ones (or booleans).
         present: ``m+``, the length above which a present class costs nothing.
         absent: ``m-``, the length below which an absent class costs nothing.
         down_weight: ``lambda``, the weight of absent classes. It keeps the first steps
@@ -47,16 +47,16 @@ def margin_loss(
 
 
 def reconstruction_loss(
-    reconstruction: Float[Array, "*batch h w c"],
-    image: Float[Array, "*batch h w c"],
+    reconstruction: Float[Array, "..."],
+    image: Float[Array, "..."],
     *,
     reduction: str = "sum",
 ) -> Float[Array, "*batch"]:
     """Squared error of a reconstruction, summed over pixels as in the paper.
 
     Args:
-        reconstruction: What the decoder drew, from 0 to 1.
-        image: What it should have drawn, from 0 to 1.
+        reconstruction: What the decoder drew, ``[*batch, h, w, c]`` from 0 to 1.
+        image: What it should have drawn, of the same shape.
         reduction: ``"sum"`` over pixels and channels; ``"mean"`` as the notebook does
             (784 times smaller for a digit).
 

@@ -106,7 +106,8 @@ class Progress:
             self._last = now
             rate = (now - self._start) / (self._done - self._initial)
             left = tqdm.tqdm.format_interval(rate * (self._total - self._done))
-            say(f"{self._title}, {self._done} of {self._total}: {text}, {left} left")
+            text = f"{text}, {left} left" if text else f"{left} left"
+            say(f"{self._title}, {self._done} of {self._total}: {text}")
 
 
 def say(text: str) -> None:

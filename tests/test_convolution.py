@@ -189,7 +189,7 @@ def loss(how, image, kernel):
 
 def sharded(body, check_vma):
     """Images are shared out, the kernel is on every device, gradients come back so."""
-    mesh = jax.make_mesh((4,), ("device",))
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("device",))
     specs = {"in_specs": (P("device"), P()), "out_specs": (P("device"), P())}
     return jax.jit(jax.shard_map(body, mesh=mesh, check_vma=check_vma, **specs))
 
@@ -316,7 +316,7 @@ def test_other_ranks_are_left_to_jax(key, rank):
     )
 
 
-@pytest.mark.parametrize("batch, size", [(0, 9), (2, 3)])
+@pytest.mark.parametrize(("batch", "size"), [(0, 9), (2, 3)])
 def test_no_image_and_no_output_are_as_in_jax(batch, size):
     image, kernel = jnp.ones((batch, size, size, 16)), jnp.ones((5, 5, 16, 4))
     expected = plain((1, 1), "VALID")(image, kernel)

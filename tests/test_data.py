@@ -4,6 +4,7 @@ import os
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -191,12 +192,20 @@ def test_a_truncated_gzip_file_is_refused(folder, size):
 def test_a_flipped_bit_in_a_gzip_file_is_refused(folder):
     path = folder / ARCHIVES[0]
     content = bytearray(path.read_bytes())
-    for position in range(10, len(content), 7):
+    for position in range(24, len(content), 7):
         flipped = content.copy()
         flipped[position] ^= 0x10
         path.write_bytes(flipped)
         with pytest.raises(DatasetError, match=f"{path} .*get the file again"):
             load(str(folder))
+
+
+def test_gzip_data_that_makes_no_sense_are_refused(folder):
+    path = folder / ARCHIVES[0]
+    # After the header of ten bytes a block of a kind that does not exist.
+    path.write_bytes(path.read_bytes()[:10] + b"\xff" * 40)
+    with pytest.raises(DatasetError, match="cannot be unpacked"):
+        load(str(folder))
 
 
 def test_something_after_the_gzip_data_is_refused(folder):
@@ -273,17 +282,28 @@ def test_a_missing_archive_is_named_and_the_others_listed(folder, name):
     assert f"It holds {min(set(ARCHIVES) - {name})}" in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["/no/such/folder", "./no_such", "~/no_such/x", ".."])
+@pytest.mark.parametrize(
+    "name", ["/no/such/folder", "./no_such", "~/no_such/x", "~no_such_user/x", ".."]
+)
 def test_a_path_without_a_folder_or_archives_is_refused(name, tmp_path, monkeypatch):
     (tmp_path / "inner").mkdir()
     monkeypatch.chdir(tmp_path / "inner")
-    with pytest.raises(DatasetError, match=r"no folder|no file"):
+    with pytest.raises(DatasetError, match=r"there is no \S+: correct|has no file"):
         load(name)
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(DatasetError, match="there is no file"):
+    with pytest.raises(DatasetError, match="there is no /"):
         idx.read_idx(tmp_path / "none")
+
+
+def test_a_folder_that_may_not_be_read_is_refused(folder, monkeypatch):
+    def denied(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", denied)
+    with pytest.raises(DatasetError, match=r"cannot be read \(Permission denied\)"):
+        load(str(folder))
 
 
 def test_a_folder_in_place_of_a_file_is_refused(tmp_path):

@@ -105,7 +105,8 @@ def apply_shifts(
 
     # On a CPU faster than gathers, selecting among all shifts, and one-hot products:
     # 0.05 ms for 128 x 28 x 28 bytes against 0.17, 0.4 and 0.6.
-    return jax.vmap(window)(padded, max_shift - jnp.asarray(shifts))
+    shifts = jnp.clip(jnp.asarray(shifts), -max_shift, max_shift)
+    return jax.vmap(window)(padded, max_shift - shifts)
 
 
 def _checked(max_shift: int) -> int:

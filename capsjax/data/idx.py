@@ -143,14 +143,14 @@ def _read_non_empty(path: Path, num_axes: int) -> UInt8[np.ndarray, "..."]:
 
 def _find(folder: Path, stem: str, num_axes: int) -> Path:
     names = [stem + suffix.format(num_axes) for suffix in _SUFFIXES]
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    if not folder.is_dir():
-        raise DatasetError(f"there is no folder {folder}: correct the path")
+    with _explained(folder):
+        for name in names:
+            if (folder / name).is_file():
+                return folder / name
+        listing = _listing(folder)
     raise DatasetError(
         f"the folder {folder} has no file {names[0]} (nor {', '.join(names[1:])}): "
-        f"put the four IDX archives there. It holds {_listing(folder)}"
+        f"put the four IDX archives there. It holds {listing}"
     )
 
 
@@ -168,15 +168,15 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise DatasetError(f"there is no file {path}: correct the path") from error
+        raise DatasetError(f"there is no {path}: correct the path") from error
     except EOFError as error:
         raise _damaged(path, "it ends before its compressed data does") from error
     except (gzip.BadGzipFile, zlib.error) as error:
         raise _damaged(path, f"it cannot be unpacked ({error})") from error
     except OSError as error:
         raise DatasetError(
-            f"{path} cannot be read ({error.strerror or error}): check that it is a "
-            "file and that you may read it"
+            f"{path} cannot be read ({error.strerror or error}): check what it is and "
+            "that you may read it"
         ) from error
 
 

@@ -38,8 +38,8 @@ def load(
         raise DatasetError("the name of the data set is empty: give one, as 'mnist'")
     if name == "mnist":
         return load_mnist(split)
-    folder = Path(name).expanduser()
-    if folder.is_dir() or _can_only_be_a_path(name):
+    folder = Path(os.path.expanduser(name))
+    if os.path.isdir(folder) or _can_only_be_a_path(name):
         return load_idx_folder(folder, split)
     from capsjax.data.tfds_source import load_tfds
 

@@ -114,7 +114,7 @@ def data_folder(data_dir: str | os.PathLike | None = None) -> Path:
     if data_dir is None:
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         data_dir = Path(cache) / "capsjax" / "tfds"
-    return Path(data_dir).expanduser()
+    return Path(os.path.expanduser(data_dir))
 
 
 def _make_builder(name: str, folder: Path) -> tfds.core.DatasetBuilder:
@@ -204,8 +204,10 @@ def _image_and_label(name: str, info: Any) -> tuple[str, str]:
 
 
 def _is_image(feature: Any) -> bool:
-    is_bytes = isinstance(feature, tfds.features.Image) and feature.np_dtype == np.uint8
-    return is_bytes and None not in feature.shape
+    if not isinstance(feature, tfds.features.Image):
+        return False
+    shape: Any = feature.shape
+    return feature.np_dtype == np.uint8 and None not in shape
 
 
 def _check_reachable(builder: tfds.core.DatasetBuilder) -> None:

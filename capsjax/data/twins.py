@@ -62,9 +62,10 @@ def make_twin(name: str) -> type[Builder]:
 
     attributes = {
         "name": name,
-        # Found by the stock class next to its own module, which is not the twin's.
+        "__module__": __name__,
+        # The stock class finds them next to its own module. Asking it for them also
+        # makes it keep where that is, so that the twin inherits its description.
         "url_infos": stock.url_infos,
-        "pkg_dir_path": stock._get_pkg_dir_path(),
         "_split_generators": split_generators,
         "_generate_examples": lambda self, examples: examples,
     }

@@ -15,12 +15,12 @@ class Routed(NamedTuple):
         activation: How present each upper capsule is; its length for dynamic routing.
         coupling: The share of lower capsule ``i`` that went to upper capsule ``j``; the
             shares of one lower capsule sum to one over ``j`` (to less with a "none of
-            the above").
+            the above"). None from ``from_capsules``, which may never hold them.
     """
 
     pose: Float[Array, "*batch j d"]
     activation: Float[Array, "*batch j"]
-    coupling: Float[Array, "*batch i j"]
+    coupling: Float[Array, "*batch i j"] | None
 
 
 class Parameter(NamedTuple):
@@ -67,7 +67,7 @@ class Routing(Protocol):
         *,
         parameters: Mapping[str, Array] | None = None,
     ) -> Routed:
-        """Routes the votes ``weight_ij capsule_i``."""
+        """Routes the votes ``weight_ij capsule_i``; may return no couplings."""
         ...
 
 

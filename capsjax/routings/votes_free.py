@@ -1,0 +1,388 @@
+"""Routing by agreement that never holds the votes.
+
+The votes ``u_hat = W u`` are the only large array of dynamic routing: ``batch x i x j x
+d`` numbers, made of two operands that are a hundred times smaller. Here they live for
+one block of input capsules at a time, and are made again in every round:
+
+* **Forward.** The logits before round ``r`` are ``u_hat . (v_1 + ... + v_(r-1))``, so a
+  pass over the blocks needs no more of the past than that sum of poses. It makes the
+  votes, logits and couplings of a block, and adds to ``s``. In round 1 all couplings
+  are equal: one matrix product and no votes.
+* **Backward.** A pass for each round, from the last to the second, with the same
+  operands and sums of poses: from couplings ``c`` and the gradient ``db`` of the logits,
+  ``du_hat = c ds + db (v_1 + ... + v_(r-1))`` gives a share of the gradients of ``W``
+  and ``u``, and ``sum_i db u_hat`` a share of that of the earlier poses. Round 1 is
+  two matrix products.
+
+Of ``batch x i x j`` numbers there is never more than a block either, and the work is
+linear in every size and in the rounds.
+
+Inside, the batch is the last axis: all sums and products over ``j``, ``d`` or the ``i``
+of a block then are made of whole contiguous vectors. On a CPU a block's votes stay in
+the second-level cache, and two habits of XLA:CPU are met (``_fold`` and ``_fence``
+below). Other platforms get ordinary reductions and larger blocks; these have been
+compiled for GPU and TPU, but run on a CPU only.
+
+Letters: ``b`` batch, ``i`` input capsules with ``c`` components, ``j`` output capsules
+with ``d``; ``n`` is ``j`` and ``d`` as one axis, ``k`` the blocks, ``r`` the rounds.
+"""
+
+import functools
+import operator
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from capsjax.ops import squash
+
+
+class Rounds(NamedTuple):
+    """What is computed: options of :func:`capsjax.routing`."""
+
+    num_iterations: int
+    none_of_the_above: bool
+    stop_gradient: bool
+
+
+class Platform(NamedTuple):
+    """How it is computed.
+
+    Attributes:
+        is_cpu: Whether loops are written for XLA:CPU.
+        block_bytes: The size of a block's votes, about.
+        largest_block: Input capsules of a block at most.
+    """
+
+    is_cpu: bool
+    block_bytes: int
+    largest_block: int
+
+
+# Half of a second-level cache; sums over a block are written out, and long ones compile
+# slowly.
+CPU = Platform(is_cpu=True, block_bytes=2**20, largest_block=32)
+OTHER = Platform(is_cpu=False, block_bytes=2**25, largest_block=2**31)
+
+
+class Operands(NamedTuple):
+    """What votes are made of, or the gradient of that; batch last."""
+
+    weight: Float[Array, "*k i n c"]
+    capsules: Float[Array, "*k i c b"]
+
+
+def route_votes_free(
+    capsules: Float[Array, "*batch i c"],
+    weight: Float[Array, "i j d c"],
+    bias: Float[Array, "j d"] | None,
+    rounds: Rounds,
+) -> Float[Array, "*batch j d"]:
+    """Poses of ``routing(cast_votes(capsules, weight))``, without holding the votes.
+
+    Reverse mode only: ``jax.jvp``, and so a Hessian, raises a TypeError. All arrays must
+    be of one type, float32 or float64.
+
+    References:
+        Sabour, Frosst and Hinton 2017, Procedure 1, https://arxiv.org/abs/1710.09829.
+    """
+    *batch, i, c = capsules.shape
+    if bias is None:
+        bias = jnp.zeros(weight.shape[1:3], weight.dtype)
+    capsules = capsules.reshape(-1, i, c)
+    pose = _route(*_vary_alike(capsules, weight, bias), rounds)
+    return pose.reshape(*batch, *pose.shape[1:])
+
+
+def _vary_alike(*arrays: Array) -> list[Array]:
+    """Makes arrays vary over the mesh axes that any of them varies over.
+
+    Inside ``jax.shard_map(check_vma=True)`` JAX then sums the gradient of what the
+    devices share, which a ``custom_vjp`` would have to do. Elsewhere this does nothing.
+    """
+    axes = frozenset().union(*(jax.typeof(array).vma for array in arrays))
+    return [
+        lax.pcast(array, tuple(axes - jax.typeof(array).vma), to="varying")
+        for array in arrays
+    ]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _route(capsules, weight, bias, rounds: Rounds):
+    return _route_forward(capsules, weight, bias, rounds)[0]
+
+
+def _route_forward(capsules, weight, bias, rounds: Rounds):
+    s = _by_platform(_forward, capsules, weight, bias, rounds=rounds)
+    pose = squash(s[-1], axis=1).transpose(2, 0, 1)
+    return pose, (capsules, weight, s)
+
+
+def _route_backward(rounds: Rounds, residuals, pose_gradient):
+    return _by_platform(_backward, *residuals, pose_gradient, rounds=rounds)
+
+
+_route.defvjp(_route_forward, _route_backward)
+
+
+def _by_platform(function: Callable, *operands: Array, rounds: Rounds):
+    return lax.platform_dependent(
+        *operands,
+        cpu=functools.partial(function, rounds=rounds, platform=CPU),
+        default=functools.partial(function, rounds=rounds, platform=OTHER),
+    )
+
+
+def _forward(
+    capsules: Float[Array, "b i c"],
+    weight: Float[Array, "i j d c"],
+    bias: Float[Array, "j d"],
+    *,
+    rounds: Rounds,
+    platform: Platform,
+) -> Float[Array, "r j d b"]:
+    """Every round's ``s``, from which the backward pass has all poses."""
+    blocks = _split(capsules, weight, platform)
+    total = jnp.einsum("kinc,kicb->nb", *blocks).reshape(*bias.shape, -1)
+    bias = jnp.broadcast_to(bias[:, :, None], total.shape)
+    s = [_first_coupling(len(bias), rounds) * total + bias]
+    pose_sum = squash(s[0], axis=1)
+    for _ in range(1, rounds.num_iterations):
+
+        def add_block(s, numbered_block, pose_sum=pose_sum):
+            votes = Votes(*numbered_block, s.shape, platform)
+            return s + votes.gather(votes.couple(pose_sum, rounds)), None
+
+        s.append(lax.scan(add_block, bias, _numbered(blocks))[0])
+        pose_sum = pose_sum + squash(s[-1], axis=1)
+    return jnp.stack(s)
+
+
+def _backward(
+    capsules: Float[Array, "b i c"],
+    weight: Float[Array, "i j d c"],
+    s: Float[Array, "r j d b"],
+    pose_gradient: Float[Array, "b j d"],
+    *,
+    rounds: Rounds,
+    platform: Platform,
+) -> tuple[Float[Array, "b i c"], Float[Array, "i j d c"], Float[Array, "j d"]]:
+    """Gradients of capsules, weight and bias, from the last round to the first."""
+    blocks = _split(capsules, weight, platform)
+    pose_sum = jnp.cumsum(squash(s, axis=2), axis=0)
+    pose_gradient = pose_gradient.transpose(1, 2, 0)
+    pose_sum_gradient = bias_gradient = jnp.zeros_like(pose_gradient)
+    gradients = None
+    last = rounds.num_iterations - 1
+    for r in range(last, last - 1 if rounds.stop_gradient else -1, -1):
+        s_gradient = _unsquash(s[r], pose_gradient)
+        bias_gradient = bias_gradient + s_gradient
+        if r == 0:
+            gradients = _add(gradients, _first_round(blocks, s_gradient, rounds))
+        else:
+            pose_sum_gradient, gradients = _later_round(
+                blocks,
+                gradients,
+                pose_sum[r - 1],
+                s_gradient,
+                pose_sum_gradient,
+                rounds=rounds,
+                platform=platform,
+            )
+            pose_gradient = pose_sum_gradient
+    return *_join(gradients, capsules, weight), bias_gradient.sum(-1)
+
+
+def _later_round(
+    blocks: Operands,
+    gradients: Operands | None,
+    pose_sum: Float[Array, "j d b"],
+    s_gradient: Float[Array, "j d b"],
+    pose_sum_gradient: Float[Array, "j d b"],
+    *,
+    rounds: Rounds,
+    platform: Platform,
+) -> tuple[Float[Array, "j d b"], Operands]:
+    """Adds one round's share of the gradients, in one pass over the blocks."""
+
+    def add_block(pose_sum_gradient, block_and_gradients):
+        numbered_block, gradients = block_and_gradients
+        votes = Votes(*numbered_block, pose_sum.shape, platform)
+        coupling = votes.couple(pose_sum, rounds)
+        votes_gradient = coupling[:, :, None] * s_gradient[None]
+        if not rounds.stop_gradient:
+            logit_gradient = votes.uncouple(coupling, s_gradient)
+            votes_gradient += logit_gradient[:, :, None] * pose_sum[None]
+            pose_sum_gradient = pose_sum_gradient + votes.gather(logit_gradient)
+        return pose_sum_gradient, _add(gradients, votes.uncast(votes_gradient))
+
+    return lax.scan(add_block, pose_sum_gradient, (_numbered(blocks), gradients))
+
+
+def _first_round(
+    blocks: Operands, s_gradient: Float[Array, "j d b"], rounds: Rounds
+) -> Operands:
+    """The share of the round in which all couplings are equal."""
+    num_outputs, _, batch = s_gradient.shape
+    gradient = _first_coupling(num_outputs, rounds) * s_gradient.reshape(-1, batch)
+    return Operands(
+        jnp.einsum("nb,kicb->kinc", gradient, blocks.capsules),
+        jnp.einsum("nb,kinc->kicb", gradient, blocks.weight),
+    )
+
+
+class Votes:
+    """The votes of one block, and all that is done with them."""
+
+    def __init__(
+        self,
+        number: Int[Array, ""],
+        operands: Operands,
+        shape: tuple[int, ...],
+        platform: Platform,
+    ):
+        self._number, self._operands, self._platform = number, operands, platform
+        self._votes = jnp.einsum("inc,icb->inb", *operands).reshape(-1, *shape)
+
+    def agree(self, vector: Float[Array, "j d b"]) -> Float[Array, "i j b"]:
+        """How far each vote goes along a vector: their scalar product."""
+        return self._fence(
+            lambda votes, vector: self._sum(2, votes, vector[None]), self._votes, vector
+        )
+
+    def gather(self, share: Float[Array, "i j b"]) -> Float[Array, "j d b"]:
+        """The sum of all votes, each times its share."""
+        return self._sum(0, share[:, :, None], self._votes)
+
+    def couple(
+        self, pose_sum: Float[Array, "j d b"], rounds: Rounds
+    ) -> Float[Array, "i j b"]:
+        """The couplings: the softmax over ``j`` of how far votes and poses agree."""
+        # "None of the above" is one more output whose logit is zero.
+        nowhere = rounds.none_of_the_above
+
+        def largest(logit):
+            largest = self._fold(jnp.maximum, jnp.max, 1, logit)
+            return jnp.maximum(largest, 0) if nowhere else largest
+
+        def scale(share, offset):
+            total = self._sum(1, share)
+            return 1 / (total + jnp.exp(-offset) if nowhere else total)
+
+        logit = self.agree(pose_sum)
+        offset = self._fence(largest, logit)
+        share = self._fence(lambda x, y: jnp.exp(x - y[:, None]), logit, offset)
+        scaled = self._fence(scale, share, offset)
+        return self._fence(lambda x, y: x * y[:, None], share, scaled)
+
+    def uncouple(
+        self, coupling: Float[Array, "i j b"], s_gradient: Float[Array, "j d b"]
+    ) -> Float[Array, "i j b"]:
+        """The gradient of the logits: that of the softmax, given that of ``s``."""
+        gradient = self.agree(s_gradient)
+        mean = self._fence(lambda x, y: self._sum(1, x, y), coupling, gradient)
+        return self._fence(
+            lambda x, y, mean: x * (y - mean[:, None]), coupling, gradient, mean
+        )
+
+    def uncast(self, gradient: Float[Array, "i j d b"]) -> Operands:
+        """Gradients of the operands, given that of the votes."""
+        weight, capsules = self._operands
+        gradient = gradient.reshape(len(weight), -1, gradient.shape[-1])
+        return Operands(
+            jnp.einsum("inb,icb->inc", gradient, capsules),
+            jnp.einsum("inb,inc->icb", gradient, weight),
+        )
+
+    def _sum(self, axis: int, *factors: Array) -> Array:
+        return self._fold(operator.add, jnp.sum, axis, *factors)
+
+    def _fold(
+        self, combine: Callable, reduce: Callable, axis: int, *factors: Array
+    ) -> Array:
+        """Reduces the product of the factors along an axis.
+
+        XLA:CPU goes through a reduction over any axis but the last one number at a time.
+        A chain of slices is the same in whole vectors of the batch, ten times faster.
+        """
+        if not self._platform.is_cpu:
+            return reduce(functools.reduce(operator.mul, factors), axis)
+
+        def take(factor, k):
+            return lax.index_in_dim(factor, k, axis, keepdims=False)
+
+        terms = [
+            functools.reduce(operator.mul, [take(factor, k) for factor in factors])
+            for k in range(factors[0].shape[axis])
+        ]
+        return functools.reduce(combine, terms)
+
+    def _fence(self, function: Callable, *operands: Array) -> Array:
+        """``function(*operands)``, computed once.
+
+        XLA:CPU takes sums and products to be so cheap that it computes them again for
+        each number of whatever uses them, here a hundred times, and
+        ``lax.optimization_barrier`` does not keep it from that. A branch does: that a
+        block's number is never negative is more than the compiler finds out.
+        """
+        if not self._platform.is_cpu:
+            return function(*operands)
+
+        def never(*operands):
+            shape = jax.eval_shape(function, *operands).shape
+            return lax.full_like(operands[0], 0, shape=shape)
+
+        return lax.cond(self._number >= 0, function, never, *operands)
+
+
+def _split(
+    capsules: Float[Array, "b i c"],
+    weight: Float[Array, "i j d c"],
+    platform: Platform,
+) -> Operands:
+    """Cuts the input capsules into blocks of one size."""
+    (batch, i, c), n = capsules.shape, weight.shape[1] * weight.shape[2]
+    largest = platform.block_bytes // (batch * n * weight.dtype.itemsize)
+    num_blocks = -(-i // max(1, min(largest, platform.largest_block)))
+    size = -(-i // num_blocks)
+    # Capsules of zeros cast votes of zeros, which add nothing to any sum.
+    padding = [(0, num_blocks * size - i), (0, 0), (0, 0)]
+    weight = jnp.pad(weight.reshape(i, n, c), padding)
+    capsules = jnp.pad(capsules.transpose(1, 2, 0), padding)
+    return Operands(
+        weight.reshape(num_blocks, size, n, c),
+        capsules.reshape(num_blocks, size, c, batch),
+    )
+
+
+def _join(
+    blocks: Operands, capsules: Float[Array, "b i c"], weight: Float[Array, "i j d c"]
+) -> tuple[Float[Array, "b i c"], Float[Array, "i j d c"]]:
+    """The reverse of splitting, in the shapes of capsules and weight."""
+    batch, i, c = capsules.shape
+    return (
+        blocks.capsules.reshape(-1, c, batch)[:i].transpose(2, 0, 1),
+        blocks.weight.reshape(-1, *weight.shape[1:])[:i],
+    )
+
+
+def _numbered(blocks: Operands) -> tuple[Int[Array, " k"], Operands]:
+    return jnp.arange(len(blocks.weight)), blocks
+
+
+def _add(earlier: Operands | None, here: Operands) -> Operands:
+    return here if earlier is None else jax.tree.map(operator.add, earlier, here)
+
+
+def _first_coupling(num_outputs: int, rounds: Rounds) -> float:
+    return 1 / (num_outputs + rounds.none_of_the_above)
+
+
+def _unsquash(
+    s: Float[Array, "j d b"], pose_gradient: Float[Array, "j d b"]
+) -> Float[Array, "j d b"]:
+    """The gradient of ``s``, given that of its squash."""
+    return jax.vjp(functools.partial(squash, axis=1), s)[1](pose_gradient)[0]

@@ -1,0 +1,426 @@
+"""Data sets from TensorFlow Datasets, all of it offline and without TensorFlow."""
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+import tensorflow_datasets as tfds
+
+from capsjax.data import Dataset, DatasetError, idx, load, tfds_source, twins
+from capsjax.data import prepare as prepare_command
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """All of MNIST, prepared by its twin; takes several seconds."""
+    folder = tmp_path_factory.mktemp("tfds")
+    path = tfds_source.prepare("mnist", data_dir=folder)
+    assert path == folder / "mnist" / "3.0.1"
+    return folder
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Every request fails at once; the list tells which were made."""
+    requested = []
+
+    def fail(url, **options):
+        requested.append((url, options))
+        raise requests.ConnectionError("no network")
+
+    monkeypatch.setattr(requests, "head", fail)
+    return requested
+
+
+def small_twin(monkeypatch, name="fashion_mnist", num_images=40, read=None):
+    """Puts a twin in the table that needs no download: images with their number."""
+
+    def examples(split_size):
+        for index in range(split_size):
+            image = np.full((28, 28, 1), index, np.uint8)
+            yield {"image": image, "label": index % 10}
+
+    def numbered(builder, download_manager):
+        return {"train": examples(num_images), "test": examples(num_images // 2)}
+
+    twin = twins.Twin(read or numbered, is_downloaded=False)
+    monkeypatch.setitem(twins.TWINS, name, twin)
+
+
+def files_in(folder):
+    return [path for path in Path(folder).rglob("*") if path.is_file()]
+
+
+# The twin of MNIST
+
+
+def test_the_shipped_archives_are_those_that_tfds_registers():
+    url_infos = tfds.builder_cls("mnist").url_infos
+    assert len(url_infos) == 4
+    for url, info in url_infos.items():
+        content = (idx.MNIST_FOLDER / url.rsplit("/", 1)[1]).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == info.checksum
+        assert len(content) == info.size
+
+
+@pytest.mark.parametrize(
+    ("split", "first_labels"),
+    # The order in which TFDS gives them to everyone: the first labels of
+    # tfds.load("mnist"), as its users know them.
+    [
+        ("train", [4, 1, 0, 7, 8, 1, 2, 7, 1, 6]),
+        ("test", [2, 0, 4, 8, 7, 6, 0, 6, 3, 1]),
+    ],
+)
+def test_the_twin_of_mnist_holds_what_is_read_directly(prepared, split, first_labels):
+    direct = load("mnist", split)
+    twin = tfds_source.load_tfds("mnist", split, data_dir=prepared)
+    np.testing.assert_array_equal(twin.label[:10], first_labels)
+    assert twin.class_names == direct.class_names
+    assert twin.image.dtype == np.uint8
+    assert twin.label.dtype == np.int32
+
+    def in_order_of_content(dataset):
+        rows = np.column_stack([dataset.image.reshape(len(dataset), -1), dataset.label])
+        return rows[np.lexsort(rows[:, ::-3].T)]
+
+    np.testing.assert_array_equal(
+        in_order_of_content(twin), in_order_of_content(direct)
+    )
+
+
+def test_the_twin_has_the_stock_builders_version_features_and_checksums(tmp_path):
+    stock = tfds.builder("mnist", data_dir=tmp_path)
+    twin = twins.make_twin("mnist")(data_dir=str(tmp_path))
+    assert str(twin.version) == str(stock.version)
+    assert repr(twin.info.features) == repr(stock.info.features)
+    assert twin.info.supervised_keys == stock.info.supervised_keys
+    assert twin.url_infos == stock.url_infos
+    assert twin.data_path == stock.data_path
+
+
+def test_a_twin_of_a_new_style_builder_finds_its_metadata(tmp_path, monkeypatch):
+    small_twin(monkeypatch, "svhn_cropped")
+    # The twin first: it must not live on what the stock builder has found.
+    twin = twins.make_twin("svhn_cropped")(data_dir=str(tmp_path))
+    stock = tfds.builder("svhn_cropped", data_dir=tmp_path)
+    assert twin.info.description == stock.info.description
+    assert twin.url_infos == stock.url_infos
+
+
+def test_a_twin_leaves_the_stock_builder_registered():
+    twins.make_twin("mnist")
+    assert tfds.builder_cls("mnist").__module__.startswith("tensorflow_datasets.")
+
+
+def test_the_stock_builder_reads_what_the_twin_prepared(prepared):
+    source = tfds.data_source("mnist", split="test", data_dir=prepared, download=False)
+    assert len(source) == 10_000
+    assert int(source[0]["label"]) == 2
+
+
+# Other sets
+
+
+def test_a_twin_is_prepared_once_and_then_read(tmp_path, monkeypatch):
+    small_twin(monkeypatch)
+    train = load("fashion_mnist", data_dir=tmp_path)
+    monkeypatch.delitem(twins.TWINS, "fashion_mnist")
+    test = load("fashion_mnist", "test", data_dir=tmp_path)
+    for dataset, num_images in ((train, 40), (test, 20)):
+        number = dataset.image[:, 0, 0, 0]
+        assert sorted(number.tolist()) == list(range(num_images))
+        np.testing.assert_array_equal(dataset.label, number % 10)
+        np.testing.assert_array_equal(
+            dataset.image,
+            np.broadcast_to(number[:, None, None, None], (len(number), 28, 28, 1)),
+        )
+        assert dataset.name == "fashion_mnist"
+
+
+def test_more_than_one_block_is_read_in_order(tmp_path, monkeypatch):
+    small_twin(monkeypatch)
+    expected = load("fashion_mnist", data_dir=tmp_path)
+    for block_size in (1, 7, 20, 39):
+        monkeypatch.setattr(tfds_source, "_BLOCK_SIZE", block_size)
+        actual = load("fashion_mnist", data_dir=tmp_path)
+        np.testing.assert_array_equal(actual.image, expected.image)
+        np.testing.assert_array_equal(actual.label, expected.label)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "num_classes"),
+    [
+        ("cifar10", (32, 32, 3), 10),
+        ("smallnorb", (96, 96, 1), 5),
+        ("svhn_cropped", (32, 32, 3), 10),
+        ("emnist/letters", (28, 28, 1), 37),
+    ],
+)
+def test_a_mocked_set_is_read_as_any_other(name, shape, num_classes):
+    with tfds.testing.mock_data(num_examples=5):
+        dataset = load(name)
+    assert isinstance(dataset, Dataset)
+    assert len(dataset) == 5
+    assert dataset.image_shape == shape
+    assert dataset.num_classes == num_classes
+
+
+@pytest.mark.parametrize("name", ["oxford_flowers102", "ag_news_subset", "celeb_a"])
+def test_a_set_without_images_of_one_size_and_labels_is_refused(name):
+    with (
+        tfds.testing.mock_data(num_examples=2),
+        pytest.raises(DatasetError, match="is not one of image classification"),
+    ):
+        load(name)
+
+
+# Where sets are kept
+
+
+def test_the_folder_is_the_argument_else_the_variable_else_the_cache(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("CAPSJAX_DATA_DIR", raising=False)
+    folder = tfds_source.data_folder
+    assert folder() == Path("/home/someone/.cache/capsjax/tfds")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert folder() == Path("/cache/capsjax/tfds")
+    monkeypatch.setenv("CAPSJAX_DATA_DIR", "~/data")
+    assert folder() == Path("/home/someone/data")
+    assert folder("/given") == Path("/given")
+
+
+def test_a_set_is_found_by_the_variable(tmp_path, monkeypatch):
+    small_twin(monkeypatch)
+    monkeypatch.setenv("CAPSJAX_DATA_DIR", str(tmp_path))
+    load("fashion_mnist")
+    assert (tmp_path / "fashion_mnist").is_dir()
+
+
+# Errors
+
+
+def test_an_unknown_name_is_refused_with_near_ones():
+    with pytest.raises(DatasetError, match="did you mean cifar10 or") as error:
+        load("cifar_10")
+    assert "unknown data set 'cifar_10'" in str(error.value)
+
+
+def test_a_mistyped_mnist_is_recognised():
+    with pytest.raises(DatasetError, match="did you mean mnist"):
+        load("mnits")
+
+
+def test_a_name_that_may_have_meant_a_folder_is_refused_as_both():
+    with pytest.raises(DatasetError, match="there is no folder of that name, and"):
+        load("qqqq/train")
+
+
+def test_a_name_near_to_none_is_refused_without_a_guess():
+    with pytest.raises(DatasetError, match="unknown data set 'qqqq'") as error:
+        load("qqqq")
+    assert "did you mean" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["cifar10/none", "a b", "cifar10:9.9.9"])
+def test_a_malformed_name_is_refused(name, tmp_path):
+    with pytest.raises(DatasetError, match="correct the name"):
+        load(name, data_dir=tmp_path)
+
+
+# coco cannot even be looked at without TensorFlow.
+@pytest.mark.parametrize("name", ["cifar10", "emnist/letters", "coco"])
+def test_a_stock_set_that_is_not_prepared_tells_the_command(
+    name, tmp_path, offline, monkeypatch
+):
+    monkeypatch.setattr(tfds_source, "_has_tensorflow", lambda: False)
+    with pytest.raises(DatasetError, match="needs TensorFlow") as error:
+        load(name, data_dir=tmp_path)
+    assert str(error.value).endswith(
+        'pip install "capsjax[tf]" && '
+        f"python -m capsjax.data.prepare {name} --data_dir {tmp_path}"
+    )
+    assert not offline
+    assert not files_in(tmp_path)
+
+
+def test_load_never_prepares_with_tensorflow_in_its_own_process(
+    tmp_path, offline, monkeypatch
+):
+    monkeypatch.setattr(tfds_source, "_has_tensorflow", lambda: True)
+    with pytest.raises(DatasetError, match="needs TensorFlow") as error:
+        load("cifar10", data_dir=tmp_path)
+    assert "pip install" not in str(error.value)
+    assert not offline
+
+
+def test_an_unreachable_source_is_told_before_tfds_tries(
+    tmp_path, offline, monkeypatch
+):
+    small_twin(monkeypatch)
+    monkeypatch.setitem(
+        twins.TWINS,
+        "fashion_mnist",
+        twins.TWINS["fashion_mnist"]._replace(is_downloaded=True),
+    )
+    with pytest.raises(DatasetError, match="cannot be reached") as error:
+        load("fashion_mnist", data_dir=tmp_path)
+    [(url, options)] = offline
+    assert url in tfds.builder_cls("fashion_mnist").url_infos
+    assert options == {"timeout": 10}
+    assert url in str(error.value)
+    assert "no network" in str(error.value)
+    assert str(tmp_path / "fashion_mnist") in str(error.value)
+    assert not files_in(tmp_path)
+
+
+def test_what_is_downloaded_already_needs_no_network(tmp_path, offline, monkeypatch):
+    small_twin(monkeypatch)
+    monkeypatch.setitem(
+        twins.TWINS,
+        "fashion_mnist",
+        twins.TWINS["fashion_mnist"]._replace(is_downloaded=True),
+    )
+    downloads = tmp_path / "downloads" / "fashion_mnist"
+    downloads.mkdir(parents=True)
+    (downloads / "images.gz.INFO").write_text("{}")
+    assert len(load("fashion_mnist", data_dir=tmp_path)) == 40
+    assert not offline
+
+
+def test_mnist_needs_no_network_to_be_prepared(tmp_path, offline, monkeypatch):
+    monkeypatch.setattr(
+        twins, "load_mnist", lambda split: load("mnist", split).subset(np.arange(3))
+    )
+    assert len(tfds_source.load_tfds("mnist", "train", data_dir=tmp_path)) == 3
+    assert not offline
+
+
+def test_a_failure_while_preparing_leaves_nothing_and_can_be_repeated(
+    tmp_path, monkeypatch
+):
+    def failing(builder, download_manager):
+        def examples():
+            yield {"image": np.zeros((28, 28, 1), np.uint8), "label": 0}
+            raise OSError("connection lost")
+
+        return {"train": examples(), "test": examples()}
+
+    small_twin(monkeypatch, read=failing)
+    for _ in range(2):
+        with pytest.raises(DatasetError, match="connection lost") as error:
+            load("fashion_mnist", data_dir=tmp_path)
+        assert "nothing was kept of it" in str(error.value)
+        assert not files_in(tmp_path)
+        assert not list(tmp_path.glob("fashion_mnist/*"))
+    small_twin(monkeypatch)
+    assert len(load("fashion_mnist", data_dir=tmp_path)) == 40
+
+
+def test_an_interrupted_preparation_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(builder, download_manager):
+        def examples():
+            yield {"image": np.zeros((28, 28, 1), np.uint8), "label": 0}
+            raise KeyboardInterrupt
+
+        return {"train": examples(), "test": examples()}
+
+    small_twin(monkeypatch, read=interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load("fashion_mnist", data_dir=tmp_path)
+    assert not files_in(tmp_path)
+
+
+def test_what_a_killed_process_left_is_not_taken_for_the_set(tmp_path, monkeypatch):
+    killed = (
+        "import os, numpy as np\n"
+        "from capsjax.data import load, twins\n"
+        "def examples():\n"
+        "    yield {'image': np.zeros((28, 28, 1), np.uint8), 'label': 0}\n"
+        "    os._exit(9)\n"
+        "read = lambda builder, _: {'train': examples(), 'test': examples()}\n"
+        "twins.TWINS['fashion_mnist'] = twins.Twin(read, is_downloaded=False)\n"
+        f"load('fashion_mnist', data_dir={str(tmp_path)!r})\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", killed], check=False, capture_output=True
+    )
+    assert process.returncode == 9
+    assert list(tmp_path.glob("fashion_mnist/incomplete.*"))
+    small_twin(monkeypatch)
+    assert len(load("fashion_mnist", data_dir=tmp_path)) == 40
+
+
+def test_what_another_process_prepared_meanwhile_is_read(tmp_path, monkeypatch):
+    small_twin(monkeypatch)
+    numbered = twins.TWINS["fashion_mnist"].read
+
+    def overtaken(builder, download_manager):
+        small_twin(monkeypatch)
+        tfds_source.prepare("fashion_mnist", data_dir=tmp_path)
+        return numbered(builder, download_manager)
+
+    small_twin(monkeypatch, read=overtaken)
+    assert len(load("fashion_mnist", data_dir=tmp_path)) == 40
+    assert not list(tmp_path.glob("fashion_mnist/incomplete.*"))
+
+
+@pytest.mark.parametrize("damage", ["remove", "truncate", "empty", "no info"])
+def test_a_damaged_prepared_set_is_refused(tmp_path, monkeypatch, damage):
+    small_twin(monkeypatch)
+    load("fashion_mnist", data_dir=tmp_path)
+    [path] = tmp_path.rglob("*train.array_record*")
+    if damage == "remove":
+        path.unlink()
+    elif damage == "no info":
+        (path.parent / "dataset_info.json").write_text("{")
+    else:
+        path.write_bytes(path.read_bytes()[: 100 if damage == "truncate" else 0])
+    with pytest.raises(DatasetError, match=r"fashion_mnist.*delete"):
+        load("fashion_mnist", data_dir=tmp_path)
+
+
+def test_a_set_in_tensorflows_format_is_refused(tmp_path, monkeypatch):
+    small_twin(monkeypatch)
+    load("fashion_mnist", data_dir=tmp_path)
+    [info] = tmp_path.rglob("dataset_info.json")
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(DatasetError, match="only TensorFlow can read") as error:
+        load("fashion_mnist", data_dir=tmp_path)
+    assert str(info.parent) in str(error.value)
+    assert "CAPSJAX_DATA_DIR" in str(error.value)
+
+
+def test_a_set_without_the_split_is_refused(tmp_path, monkeypatch):
+    numbered = {"train": [{"image": np.zeros((28, 28, 1), np.uint8), "label": 0}]}
+    small_twin(monkeypatch, read=lambda builder, download_manager: numbered)
+    load("fashion_mnist", data_dir=tmp_path)
+    with pytest.raises(DatasetError, match="no split 'test', only train"):
+        load("fashion_mnist", "test", data_dir=tmp_path)
+
+
+# What is said
+
+
+def test_nothing_is_written_to_the_standard_output(tmp_path, monkeypatch, capfd):
+    small_twin(monkeypatch)
+    load("fashion_mnist", data_dir=tmp_path)
+    assert capfd.readouterr().out == ""
+
+
+def test_the_command_tells_where_the_set_is(tmp_path, monkeypatch, capsys):
+    small_twin(monkeypatch)
+    prepare_command.main(["fashion_mnist", "--data_dir", str(tmp_path)])
+    path = capsys.readouterr().out.strip()
+    assert Path(path).parent == tmp_path / "fashion_mnist"
+    assert len(load("fashion_mnist", data_dir=tmp_path)) == 40
+
+
+def test_the_command_ends_with_one_line_for_an_unknown_name(tmp_path):
+    with pytest.raises(SystemExit, match=r"^error: unknown data set 'cifar_10'"):
+        prepare_command.main(["cifar_10", "--data_dir", str(tmp_path)])

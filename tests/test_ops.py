@@ -1,0 +1,124 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from jax.test_util import check_grads
+
+from capsjax import safe_norm, squash
+
+ULP = 2.0**-23
+LENGTHS = [10.0**k for k in range(-16, 19)]
+
+
+def vectors(length, dim=8, count=50):
+    x = np.random.default_rng(dim).normal(size=(count, dim))
+    x = x / np.linalg.norm(x, axis=-1, keepdims=True) * length
+    return x.astype(np.float32)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 8, 257])
+def test_safe_norm_is_exact_from_1e_16_to_1e18(dim):
+    for length in LENGTHS:
+        x = vectors(length, dim)
+        expected = np.linalg.norm(x.astype(np.float64), axis=-1)
+        np.testing.assert_allclose(safe_norm(x), expected, rtol=2.5e-7)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 8, 257])
+def test_squash_is_exact_relative_to_its_length(dim):
+    # Below 1e-16 the squashed length, its square, would leave float32.
+    for length in LENGTHS:
+        x = vectors(length, dim)
+        expected = np.stack([reference.squash(row) for row in x.astype(np.float64)])
+        error = np.linalg.norm(np.asarray(squash(x)) - expected, axis=-1)
+        assert np.all(error <= 4e-7 * np.linalg.norm(expected, axis=-1)), length
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 8, 16, 1024])
+def test_a_squashed_vector_is_at_most_2_ulp_longer_than_one(dim):
+    for length in LENGTHS:
+        v = np.asarray(squash(vectors(length, dim, 500)), np.float64)
+        assert np.linalg.norm(v, axis=-1).max() <= 1 + 2 * ULP
+
+
+def test_a_long_vector_squashes_to_a_unit_vector():
+    x = vectors(1e10)
+    np.testing.assert_allclose(np.linalg.norm(squash(x), axis=-1), 1, rtol=3e-7)
+
+
+@pytest.mark.parametrize("function", [safe_norm, squash])
+def test_gradient_at_the_zero_vector_is_exactly_zero(function):
+    for shape in [(3,), (4, 5), (2, 3, 8)]:
+        gradient = jax.grad(lambda x: function(x).sum())(jnp.zeros(shape))
+        np.testing.assert_array_equal(gradient, np.zeros(shape))
+
+
+def test_a_zero_vector_does_not_disturb_its_neighbours():
+    x = jnp.array([[0.0, 0.0], [3.0, 4.0]])
+    gradient = jax.grad(lambda x: safe_norm(x).sum())(x)
+    np.testing.assert_allclose(gradient, [[0, 0], [0.6, 0.8]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_norm_gradient_is_the_unit_vector_at_every_length(length):
+    x = vectors(length)
+    gradient = jax.grad(lambda x: safe_norm(x).sum())(x)
+    x = x.astype(np.float64)
+    expected = x / np.linalg.norm(x, axis=-1, keepdims=True)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_squash_jacobian_is_exact_relative_to_its_size(length):
+    x = vectors(length, 4, 1)[0].astype(np.float64)
+    n = np.linalg.norm(x)
+    u = x / n
+    along, across = 2 * n / (1 + n**2) ** 2, n / (1 + n**2)
+    expected = across * (np.eye(4) - np.outer(u, u)) + along * np.outer(u, u)
+    actual = np.asarray(jax.jacobian(squash)(x.astype(np.float32)), np.float64)
+    assert np.linalg.norm(actual - expected) <= 1e-6 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("function", [safe_norm, squash])
+def test_second_derivatives_are_finite_everywhere(function):
+    hessian = jax.hessian(lambda x: function(x).sum())
+    for x in [np.zeros(4, np.float32), *(vectors(n, 4, 1)[0] for n in LENGTHS)]:
+        assert np.isfinite(hessian(x)).all()
+
+
+@pytest.mark.parametrize("function", [safe_norm, squash])
+def test_first_and_second_derivatives_equal_finite_differences(function):
+    with jax.enable_x64(True):
+        for length in [0.01, 0.7, 1.0, 1.3, 30.0]:
+            x = vectors(length, 3, 4).astype(np.float64)
+            step = 1e-4 * length
+            check_grads(lambda x: function(jnp.asarray(x)), (x,), order=2, eps=step)
+
+
+@pytest.mark.parametrize("axis", [0, 1, -2])
+def test_axis_and_keepdims_are_those_of_numpy(key, axis):
+    x = jax.random.normal(key, (3, 4, 5))
+    for keepdims in (False, True):
+        expected = np.linalg.norm(x, axis=axis, keepdims=keepdims)
+        actual = safe_norm(x, axis=axis, keepdims=keepdims)
+        np.testing.assert_allclose(actual, expected, rtol=1e-6)
+    expected = jnp.moveaxis(squash(jnp.moveaxis(x, axis, -1)), -1, axis)
+    np.testing.assert_allclose(squash(x, axis=axis), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("function", [safe_norm, squash])
+def test_narrow_types_are_computed_in_float32_and_returned_as_they_came(function, key):
+    # 0.005 squared is below float16's smallest number.
+    x = (0.005 * jax.random.normal(key, (20, 8))).astype(jnp.float16)
+    expected = function(x.astype(jnp.float32)).astype(jnp.float16)
+    actual = function(x)
+    assert actual.dtype == jnp.float16
+    np.testing.assert_array_equal(actual, expected)
+    assert function(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    assert function(np.arange(3)).dtype == jnp.float32
+
+
+def test_complex_vectors_are_refused():
+    with pytest.raises(ValueError, match="must be real"):
+        safe_norm(jnp.ones(3, jnp.complex64))

@@ -1,0 +1,355 @@
+"""Laws that every routing algorithm keeps, and what is dynamic routing's own."""
+
+import functools
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from jax.sharding import Mesh, PartitionSpec
+from jax.test_util import check_grads
+
+from capsjax import ROUTINGS, DynamicRouting, routing
+from capsjax.routings.dynamic import REMATS
+
+ALGORITHMS = {
+    "dynamic": DynamicRouting(),
+    "one round": DynamicRouting(num_iterations=1),
+    "stopped": DynamicRouting(stop_gradient=True),
+    "unrolled": DynamicRouting(unroll=True),
+    "rematerialised": DynamicRouting(remat="full"),
+}
+algorithms = pytest.mark.parametrize("route", ALGORITHMS.values(), ids=ALGORITHMS)
+
+
+def test_every_algorithm_of_the_table_is_under_the_shared_laws():
+    assert set(ROUTINGS) <= set(ALGORITHMS)
+
+
+@algorithms
+def test_couplings_of_an_input_sum_to_one(key, route):
+    coupling = route(2 * jax.random.normal(key, (3, 7, 4, 5))).coupling
+    np.testing.assert_allclose(coupling.sum(-1), np.ones((3, 7)), rtol=1e-6)
+
+
+@algorithms
+def test_the_order_of_inputs_does_not_matter(key, route):
+    votes = jax.random.normal(key, (7, 4, 5))
+    expected = route(votes).pose
+    actual = route(votes[::-1]).pose
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@algorithms
+def test_permuting_outputs_permutes_poses(key, route):
+    votes = jax.random.normal(key, (7, 4, 5))
+    order = np.array([2, 0, 3, 1])
+    expected = route(votes).pose[order]
+    np.testing.assert_allclose(route(votes[:, order]).pose, expected, rtol=1e-5)
+
+
+@algorithms
+def test_zero_votes_give_zero_poses_and_finite_gradients(route):
+    votes = jnp.zeros((2, 6, 3, 4))
+    np.testing.assert_array_equal(route(votes).pose, np.zeros((2, 3, 4)))
+    gradient = jax.grad(lambda votes: route(votes).activation.sum())(votes)
+    assert np.isfinite(gradient).all()
+
+
+@algorithms
+def test_an_example_does_not_depend_on_its_batch_mates(key, route):
+    votes = jax.random.normal(key, (4, 6, 3, 5))
+    batched = route(votes)
+    for n in range(4):
+        alone = route(votes[n])
+        np.testing.assert_allclose(batched.pose[n], alone.pose, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(batched.coupling[n], alone.coupling, rtol=1e-5)
+
+
+@algorithms
+def test_a_batch_of_one_keeps_its_axis(key, route):
+    routed = route(jax.random.normal(key, (1, 6, 3, 5)))
+    assert routed.pose.shape == (1, 3, 5)
+    assert routed.activation.shape == (1, 3)
+    assert routed.coupling.shape == (1, 6, 3)
+
+
+@algorithms
+def test_any_number_of_batch_axes_gives_the_same(key, route):
+    votes = jax.random.normal(key, (2, 3, 6, 4, 5))
+    nested = route(votes)
+    flat = route(votes.reshape(6, 6, 4, 5))
+    np.testing.assert_array_equal(nested.pose, flat.pose.reshape(2, 3, 4, 5))
+
+
+@algorithms
+def test_float32_equals_float64_to_rounding(key, route):
+    votes = jax.random.normal(key, (3, 20, 4, 5))
+    single = route(votes)
+    with jax.enable_x64(True):
+        double = route(np.asarray(votes, np.float64))
+        assert double.pose.dtype == double.coupling.dtype == jnp.float64
+    np.testing.assert_allclose(single.pose, double.pose, rtol=1e-5, atol=1e-6)
+
+
+@algorithms
+def test_poses_and_lengths_are_float32_for_bfloat16_votes(key, route):
+    votes = jax.random.normal(key, (20, 4, 5)).astype(jnp.bfloat16)
+    routed = route(votes)
+    assert {array.dtype for array in routed} == {jnp.dtype(jnp.float32)}
+    expected = route(votes.astype(jnp.float32))
+    np.testing.assert_array_equal(routed.pose, expected.pose)
+    np.testing.assert_allclose(routed.coupling.sum(-1), np.ones(20), rtol=1e-6)
+
+
+@algorithms
+def test_activation_is_the_length_of_the_pose(key, route):
+    routed = route(jax.random.normal(key, (3, 9, 4, 5)))
+    expected = np.linalg.norm(np.asarray(routed.pose, np.float64), axis=-1)
+    np.testing.assert_allclose(routed.activation, expected, rtol=1e-6)
+    assert routed.activation.max() <= 1 + 2**-22
+
+
+@pytest.mark.parametrize("num_iterations", [1, 2, 3, 5])
+@pytest.mark.parametrize("none_of_the_above", [False, True])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_routing_follows_procedure_1(key, num_iterations, none_of_the_above, has_bias):
+    votes = jax.random.normal(key, (2, 12, 4, 5))
+    bias = 0.3 * jax.random.normal(key, (4, 5)) if has_bias else None
+    options = {"none_of_the_above": none_of_the_above}
+    routed = routing(votes, num_iterations=num_iterations, bias=bias, **options)
+    for n in range(2):
+        pose, coupling = reference.dynamic_routing(
+            votes[n],
+            num_iterations,
+            bias=None if bias is None else np.asarray(bias, np.float64),
+            **options,
+        )
+        np.testing.assert_allclose(routed.pose[n], pose, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(routed.coupling[n], coupling, rtol=1e-5)
+
+
+def test_routing_follows_procedure_1_at_the_papers_size(key):
+    votes = 0.1 * jax.random.normal(key, (2, 1152, 10, 16))
+    routed = routing(votes)
+    for n in range(2):
+        pose, _ = reference.dynamic_routing(votes[n], 3)
+        np.testing.assert_allclose(routed.pose[n], pose, rtol=1e-4, atol=1e-6)
+
+
+def test_one_round_is_the_uniform_average(key):
+    votes = np.asarray(jax.random.normal(key, (9, 4, 5)), np.float64)
+    expected = np.stack([reference.squash(s) for s in votes.mean(0) * 9 / 4])
+    actual = routing(votes.astype(np.float32), num_iterations=1)
+    np.testing.assert_allclose(actual.pose, expected, rtol=1e-5)
+    np.testing.assert_allclose(actual.coupling, np.full((9, 4), 0.25), rtol=1e-6)
+
+
+def test_couplings_normalised_over_inputs_would_be_noticed(key):
+    # The field's signature bug: the softmax over i. Here it must differ visibly.
+    coupling = routing(jax.random.normal(key, (9, 4, 5))).coupling
+    assert np.abs(coupling.sum(-2) - 1).max() > 0.1
+
+
+def test_none_of_the_above_takes_a_share(key):
+    votes = jax.random.normal(key, (9, 4, 5))
+    coupling = routing(votes, none_of_the_above=True).coupling
+    assert (coupling.sum(-1) < 0.999).all()
+    assert (coupling > 0).all()
+
+
+FORMS = [*({"remat": remat} for remat in REMATS), {"unroll": 2}, {"unroll": True}]
+
+
+@pytest.mark.parametrize("stop_gradient", [False, True])
+def test_all_forms_of_the_loop_give_the_same_values_and_gradients(key, stop_gradient):
+    votes = jax.random.normal(key, (2, 9, 4, 5))
+
+    def loss_and_gradient(form):
+        def loss(votes):
+            routed = routing(
+                votes, num_iterations=4, stop_gradient=stop_gradient, **form
+            )
+            return jnp.sum(jnp.sin(3 * routed.pose))
+
+        return jax.jit(jax.value_and_grad(loss))(votes)
+
+    expected, expected_gradient = loss_and_gradient(FORMS[0])
+    for form in FORMS[1:]:
+        value, gradient = loss_and_gradient(form)
+        np.testing.assert_allclose(value, expected, rtol=1e-6)
+        np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_the_dynamic_loop_is_one_loop_and_the_static_one_none():
+    votes = jnp.ones((6, 3, 4))
+
+    def loops(unroll):
+        form = functools.partial(routing, num_iterations=4, unroll=unroll)
+        return len(re.findall(r"\b(?:scan|while)\[", str(jax.make_jaxpr(form)(votes))))
+
+    assert loops(1) == 1
+    text = jax.jit(functools.partial(routing, unroll=True)).lower(votes).as_text()
+    assert "stablehlo.while" not in text
+
+
+def test_rematerialising_keeps_fewer_residuals(key):
+    votes = jax.random.normal(key, (4, 30, 5, 6))
+
+    def residual_size(remat):
+        _, pullback = jax.vjp(lambda v: routing(v, remat=remat).pose, votes)
+        return sum(leaf.size for leaf in jax.tree.leaves(pullback))
+
+    assert residual_size("full") <= votes.size < residual_size("none")
+    assert residual_size("body") < residual_size("none")
+
+
+def test_gradient_flows_through_every_round():
+    votes = np.random.default_rng(0).normal(size=(6, 3, 4))
+    with jax.enable_x64(True):
+        check_grads(jax.jit(lambda v: routing(v).pose), (votes,), order=2, atol=1e-4)
+
+
+def test_stopped_gradient_is_that_of_fixed_couplings(key):
+    votes = jax.random.normal(key, (6, 3, 4))
+    bias = jnp.full((3, 4), 0.1)
+    coupling = routing(votes, bias=bias).coupling
+
+    def fixed(votes, bias):
+        s = jnp.einsum("ij,ijd->jd", coupling, votes) + bias
+        n = jnp.linalg.norm(s, axis=-1, keepdims=True)
+        return jnp.sum(jnp.sin(s * n / (1 + n**2)))
+
+    def stopped(votes, bias):
+        return jnp.sum(jnp.sin(routing(votes, bias=bias, stop_gradient=True).pose))
+
+    expected = jax.grad(fixed, (0, 1))(votes, bias)
+    actual = jax.grad(stopped, (0, 1))(votes, bias)
+    for one, other in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    flowing = jax.grad(lambda v: jnp.sum(jnp.sin(routing(v, bias=bias).pose)))(votes)
+    assert np.abs(flowing - actual[0]).max() > 1e-2
+
+
+def test_numpy_votes_are_taken(key):
+    votes = np.random.default_rng(0).normal(size=(6, 3, 4)).astype(np.float32)
+    np.testing.assert_array_equal(routing(votes).pose, routing(jnp.asarray(votes)).pose)
+
+
+def _loss(votes):
+    return jnp.sum(jnp.sin(routing(votes).pose))
+
+
+def test_routing_works_under_jit_vmap_and_pmap(key):
+    votes = jax.random.normal(key, (4, 9, 3, 5))
+    expected, expected_gradient = routing(votes), jax.grad(_loss)(votes)
+    for transform in (jax.jit, jax.vmap, jax.pmap):
+        actual = transform(routing)(votes)
+        np.testing.assert_allclose(actual.pose, expected.pose, rtol=1e-5, atol=1e-7)
+        gradient = jax.jit(transform(jax.grad(_loss)))(votes)
+        np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("check_vma", [False, True])
+def test_routing_works_under_shard_map(key, check_vma):
+    votes = jax.random.normal(key, (8, 9, 3, 5))
+    bias = jnp.full((3, 5), 0.1)
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    over = PartitionSpec("data")
+    sharded = jax.jit(
+        jax.shard_map(
+            lambda votes: routing(votes, bias=bias, none_of_the_above=True).pose,
+            mesh=mesh,
+            in_specs=over,
+            out_specs=over,
+            check_vma=check_vma,
+        )
+    )
+    expected = routing(votes, bias=bias, none_of_the_above=True).pose
+    np.testing.assert_allclose(sharded(votes), expected, rtol=1e-5, atol=1e-7)
+    gradient = jax.grad(lambda votes: jnp.sum(jnp.sin(sharded(votes))))(votes)
+    assert np.isfinite(gradient).all()
+
+
+def test_routing_keeps_the_sharding_of_the_batch(key):
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        votes = jax.device_put(
+            jax.random.normal(key, (8, 9, 3, 5)),
+            jax.NamedSharding(mesh, PartitionSpec("data")),
+        )
+        for array in jax.jit(routing)(votes):
+            assert jax.typeof(array).sharding.spec[0] == "data"
+
+
+WRONG = {
+    "num_iterations=0": "num_iterations must be a Python int of at least 1.*got 0",
+    "num_iterations=-1": "num_iterations must be a Python int of at least 1.*got -1",
+    "num_iterations=2.0": "num_iterations must be a Python int of at least 1.*got 2.0",
+    "num_iterations=True": "num_iterations must be a Python int of at least 1.*got True",
+    "num_iterations=jnp.arange(3)": "num_iterations must be a Python int",
+    "unroll=0": "unroll must be a Python int of at least 1",
+    "remat='some'": "remat must be one of .*got 'some'",
+    "bias=jnp.zeros((4, 3))": r"bias must have the votes' axes \[j, d\] = \(3, 4\)",
+}
+
+
+def test_wrong_arguments_are_told_without_the_shape_checking_hook():
+    """In a process of its own: the hook would catch some of them first."""
+    lines = [
+        "import jax, jax.numpy as jnp, capsjax",
+        "votes = jnp.ones((2, 5, 3, 4))",
+        "def told(call):",
+        "    try: call()",
+        "    except ValueError as error: print(error)",
+        *(f"told(lambda: capsjax.routing(votes, {wrong}))" for wrong in WRONG),
+        "told(lambda: jax.jit(lambda n: capsjax.routing(votes, num_iterations=n))(3))",
+        "told(lambda: capsjax.routing(votes[0, 0]))",
+        "told(lambda: capsjax.routing(votes[:, :0]))",
+        "told(lambda: capsjax.routing(votes.astype(int)))",
+        "told(lambda: capsjax.DynamicRouting()(votes, jnp.ones((2, 5))))",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+    expected = [
+        *WRONG.values(),
+        "num_iterations must be a Python int .*known when the function is traced",
+        r"votes must have the axes \[\*batch, i, j, d\].*got shape \(3, 4\)",
+        r"at least one of each; got shape \(2, 0, 3, 4\)",
+        "votes must be floating-point numbers, got int32",
+        "Dynamic routing takes no activation",
+    ]
+    told = done.stdout.splitlines()
+    assert len(told) == len(expected), done.stdout
+    for line, pattern in zip(told, expected, strict=True):
+        assert re.search(pattern, line), line
+
+
+def test_eager_calls_compile_once(key):
+    votes = jax.random.normal(key, (2, 5, 3, 4))
+    routing(votes)
+    with jax.log_compiles(False), jax.check_tracer_leaks(False):
+        from capsjax.routings.dynamic import _route
+
+        before = _route._cache_size()
+        routing(votes + 1)
+        assert _route._cache_size() == before
+
+
+def test_the_bias_is_declared_for_the_layer_to_own():
+    declared = DynamicRouting(bias=0.1).declared_parameters["bias"]
+    assert declared.axes == "jd"
+    np.testing.assert_array_equal(
+        declared.init(None, (2, 3)), np.full((2, 3), 0.1, "f4")
+    )
+    assert DynamicRouting().declared_parameters == {}
