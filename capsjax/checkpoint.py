@@ -33,8 +33,12 @@ class Checkpoints(Generic[State]):
         latest_and_best: Any = _POLICIES.AnyPreservationPolicy(
             [
                 _POLICIES.LatestN(1),
-                # It keeps the largest. Steps without metrics it does not look at.
-                _POLICIES.BestN(get_metric_fn=lambda metrics: -_loss(metrics), n=1),
+                # It keeps the largest metric.
+                _POLICIES.BestN(
+                    get_metric_fn=lambda metrics: -_loss(metrics),
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                ),
             ]
         )
         self._checkpointer = ocp.training.Checkpointer(

@@ -16,13 +16,13 @@ class Data:
     Attributes:
         name: ``mnist``, a folder of IDX archives, or a name that TFDS knows.
         num_validation: Training images kept for validation; 0 trains on all.
-        num_train: Trains on so many of the others only; none for all of them.
+        num_train: Trains on so many of the others only; 0 for all of them.
         max_shift: Training images are shifted by up to so many pixels per axis.
     """
 
     name: str = "mnist"
     num_validation: int = 5000
-    num_train: int | None = None
+    num_train: int = 0
     max_shift: int = 2
 
 
@@ -37,6 +37,7 @@ class Initializers:
         decoder: Kernels of the decoder's hidden layers.
         reconstruction: Kernel of the decoder's last layer.
         bias: All biases but the routing's.
+        routing_bias: The value at which the routing's bias starts, if there is one.
     """
 
     conv: str = "normal(0.064)"
@@ -45,6 +46,7 @@ class Initializers:
     decoder: str = "he_normal"
     reconstruction: str = "lecun_normal"
     bias: str = "zeros"
+    routing_bias: float = 0.1
 
 
 @dataclasses.dataclass
@@ -63,7 +65,7 @@ class Model:
         class_dim: Components of a class capsule.
         routing: A name of ``capsjax.ROUTINGS``.
         num_iterations: Rounds of routing.
-        routing_bias: Where the trainable bias in the routing starts; none for no bias.
+        routing_bias: Whether the routing has a trainable bias.
         none_of_the_above: Whether a primary capsule may vote for no class.
         stop_gradient: Whether the couplings are constants in the backward pass.
         decoder_features: Widths of the decoder's hidden layers.
@@ -82,7 +84,7 @@ class Model:
     class_dim: int = 16
     routing: str = "dynamic"
     num_iterations: int = 3
-    routing_bias: float | None = None
+    routing_bias: bool = False
     none_of_the_above: bool = False
     stop_gradient: bool = False
     decoder_features: tuple[int, ...] = (512, 1024)
@@ -128,7 +130,7 @@ class Optimizer:
         b2: Decay of Adam's second moment.
         eps: Adam's epsilon.
         average: Decay of the moving average of weights that is evaluated in place of
-            the weights, reached as min(average, (1 + step) / (10 + step)); none to
+            the weights, reached as min(average, (1 + step) / (10 + step)); 0 to
             evaluate the weights themselves.
     """
 
@@ -141,7 +143,7 @@ class Optimizer:
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
-    average: float | None = None
+    average: float = 0.0
 
 
 @dataclasses.dataclass
@@ -203,8 +205,7 @@ def validate(config: Config) -> None:
         config.optimizer,
     )
     _require(data, "name", bool, "the name of a data set or a folder")
-    _require(data, "num_train", lambda v: v is None or v >= 1, "none or at least 1")
-    for field in ("num_validation", "max_shift"):
+    for field in ("num_validation", "num_train", "max_shift"):
         _require(data, field, lambda v: v >= 0, "at least 0")
     for field in (
         *("conv_features", "conv_kernel", "primary_types", "primary_dim"),
@@ -238,12 +239,7 @@ def validate(config: Config) -> None:
     for field in ("b1", "b2"):
         _require(optimizer, field, lambda v: 0 <= v < 1, "at least 0, below 1")
     _require(optimizer, "eps", lambda v: v > 0, "above 0")
-    _require(
-        optimizer,
-        "average",
-        lambda v: v is None or 0 < v < 1,
-        "none or between 0 and 1",
-    )
+    _require(optimizer, "average", lambda v: 0 <= v < 1, "at least 0, below 1")
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -276,12 +272,31 @@ def _from_dict(kind: type, values: Any, path: str) -> Any:
 
 
 def _check_types(path: str, section: Any) -> None:
+    """The command line is typed by its parser; a config file is not."""
     for field in dataclasses.fields(section):
         value, name = getattr(section, field.name), f"{path}.{field.name}"
-        if dataclasses.is_dataclass(field.type):
+        kind: Any = field.type
+        if dataclasses.is_dataclass(kind):
             _check_types(name, value)
-        elif isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{name} must be a finite number, got {value}.")
+        elif not _is_of_kind(value, kind):
+            what = _KINDS.get(kind, "a tuple of whole numbers")
+            raise ConfigError(f"{name} must be {what}, got {value!r}.")
+
+
+_KINDS = {
+    int: "a whole number",
+    float: "a finite number",
+    str: "a text",
+    bool: "true or false",
+}
+
+
+def _is_of_kind(value: Any, kind: Any) -> bool:
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    if kind in _KINDS:
+        return type(value) is kind
+    return type(value) is tuple and all(type(number) is int for number in value)
 
 
 def _require(section: Any, field: str, is_allowed: Any, allowed: str) -> None:

@@ -37,7 +37,7 @@ import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -55,8 +55,8 @@ class Plan(NamedTuple):
     """How one convolution is computed; known when it is traced.
 
     Attributes:
-        form: What a CPU does: ``"tiles"`` (see above), ``"patches"`` (every window
-            becomes a row of one matrix) or ``"phases"`` (XLA's, of stride 1).
+        form: ``"tiles"`` (see above), ``"patches"`` (every window becomes a row of one
+            matrix) or ``"ordinary"`` (left to XLA); the first two are for a CPU.
         strides: Step of the window along each axis.
         padding: Pixels added (or removed, if negative) before and after each axis.
         operand_dtype: Type of what the matrix products multiply.
@@ -64,7 +64,7 @@ class Plan(NamedTuple):
         points: ``"fourier"`` or ``"toom"``.
     """
 
-    form: Literal["tiles", "patches", "phases", "ordinary"]
+    form: Literal["tiles", "patches", "ordinary"]
     strides: tuple[int, int]
     padding: tuple[tuple[int, int], tuple[int, int]]
     operand_dtype: np.dtype
@@ -131,9 +131,8 @@ def _axis_matrices(outputs: int, taps: int, kind: str):
 def _bilinear_matrices(outputs, taps, kind: str):
     """A, B and C of a tile: real, flat, one product a row.
 
-    Of a complex product ``a b`` only ``Re(c a b)`` is wanted. Gauss computes it as
-    ``(cr + ci) (ar + ai) br + ci ar (bi - br) - cr ai (br + bi)``; twice that stands for
-    the conjugate as well, and the sums are done here, once.
+    Of a complex product ``a b`` only ``Re(c a b)`` is wanted, twice: for the conjugate.
+    Gauss computes it by three real products, whose sums are done here, once.
     """
     (first, u_conjugate), (second, v_conjugate) = (
         _axis_matrices(m, k, kind) for m, k in zip(outputs, taps, strict=True)
@@ -157,20 +156,22 @@ def _bilinear_matrices(outputs, taps, kind: str):
 
 def _matmul(a, b, contract=(-1, -2)):
     """Batched matrix product; in bfloat16 only a float32 result is fast."""
-    axes = tuple((axis % x.ndim,) for axis, x in zip(contract, (a, b), strict=True))
+    axes = ((a.ndim + contract[0],), (b.ndim + contract[1],))
     batch = tuple(range(a.ndim - 2))
-    return lax.dot_general(
-        a,
-        b,
-        (axes, (batch, batch)),
-        preferred_element_type=jnp.promote_types(a.dtype, jnp.float32),
-    )
+    result = jnp.promote_types(a.dtype, jnp.float32)
+    return lax.dot_general(a, b, (axes, (batch, batch)), preferred_element_type=result)
 
 
 def _constant_matmul(matrix: np.ndarray, x):
     """Applies a constant matrix to the leading axis."""
     flat = _matmul(jnp.asarray(matrix, x.dtype), x.reshape(x.shape[0], -1))
     return flat.reshape(-1, *x.shape[1:])
+
+
+def _pad(image, padding):
+    """Adds zeros around the image, or removes pixels where the number is negative."""
+    edges = [(low, high, 0) for low, high in padding]
+    return lax.pad(image, jnp.zeros((), image.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
 
 
 class _Tiling(NamedTuple):
@@ -208,24 +209,18 @@ def _image_phases(image, sizes, plan: Plan):
     """Pads or crops to ``sizes`` blocks, splits the axes: ``[n, h, s, w, s, c]``."""
     (h, w), (sh, sw) = sizes, plan.strides
     needed = (h * sh, w * sw)
-    edges = [
-        (low, need - size - low, 0)
-        for (low, _), need, size in zip(
-            plan.padding, needed, image.shape[1:3], strict=True
-        )
-    ]
-    zero = jnp.zeros((), image.dtype)
-    image = lax.pad(image, zero, [(0, 0, 0), *edges, (0, 0, 0)])
+    starts = [low for low, _ in plan.padding]
+    ends = [n - s - p for n, s, p in zip(needed, image.shape[1:3], starts, strict=True)]
+    image = _pad(image, list(zip(starts, ends, strict=True)))
     return image.reshape(image.shape[0], h, sh, w, sw, image.shape[3])
 
 
 def _kernel_phases(kernel, plan: Plan):
-    """Splits the window axes into taps and phases: ``[kh, kw, s * s * c, d]``."""
+    """Splits the window axes into taps and phases: ``[tap, s * s * c, d]``."""
     (sh, sw), (kh, kw, c, d) = plan.strides, kernel.shape
     kernel = jnp.pad(kernel, ((0, -kh % sh), (0, -kw % sw), (0, 0), (0, 0)))
     kernel = kernel.reshape(-(-kh // sh), sh, -(-kw // sw), sw, c, d)
-    kernel = kernel.transpose(0, 2, 1, 3, 4, 5)
-    return kernel.reshape(*kernel.shape[:2], sh * sw * c, d)
+    return kernel.transpose(0, 2, 1, 3, 4, 5).reshape(-1, sh * sw * c, d)
 
 
 def _cut_tiles(image, tiling: _Tiling, plan: Plan):
@@ -260,15 +255,9 @@ def _split_tiles(image, tiling: _Tiling):
     return image.reshape(mh * mw, -1, image.shape[-1])
 
 
-def _transform_kernel(matrix, kernel, plan: Plan):
-    phases = _kernel_phases(kernel, plan)
-    phases = phases.reshape(-1, *phases.shape[2:])
-    return _constant_matmul(matrix, phases).astype(plan.operand_dtype)
-
-
-def _transform(matrix, tiles, plan: Plan):
-    """Evaluates tiles of an image or a gradient: ``[product, n * tile, c]``."""
-    return _constant_matmul(matrix, tiles).astype(plan.operand_dtype)
+def _transform(matrix, x, plan: Plan):
+    # The constants stay exact: rounded to bfloat16 they would bias the result.
+    return _constant_matmul(matrix, x).astype(plan.operand_dtype)
 
 
 def _matrices(tiling: _Tiling, plan: Plan):
@@ -277,7 +266,7 @@ def _matrices(tiling: _Tiling, plan: Plan):
 
 def _tiles_prepare(kernel, image_shape, plan: Plan):
     _, b, _ = _matrices(_tiling(image_shape, kernel.shape, plan), plan)
-    return _transform_kernel(b, kernel, plan)
+    return _transform(b, _kernel_phases(kernel, plan), plan)
 
 
 def _tiles_apply(image, kernel_values, kernel_shape, plan: Plan):
@@ -294,7 +283,7 @@ def _tiles_backward(image, kernel, gradient, plan: Plan):
     tiles, to_image = jax.vjp(lambda x: _cut_tiles(x, tiling, plan), image)
     phases, to_kernel = jax.vjp(lambda w: _kernel_phases(w, plan), kernel)
     image_values = _transform(a, tiles, plan)
-    kernel_values = _transform_kernel(b, kernel, plan)
+    kernel_values = _transform(b, phases, plan)
     values = _transform(c, _split_tiles(gradient, tiling), plan)
 
     image_gradient = _matmul(values, kernel_values, (-1, -1))
@@ -302,7 +291,7 @@ def _tiles_backward(image, kernel, gradient, plan: Plan):
     kernel_gradient = _constant_matmul(b.T, kernel_gradient).swapaxes(1, 2)
     return (
         *to_image(_constant_matmul(a.T, image_gradient)),
-        *to_kernel(kernel_gradient.reshape(phases.shape)),
+        *to_kernel(kernel_gradient),
     )
 
 
@@ -313,9 +302,7 @@ def _patches(image, kernel_shape, plan: Plan):
     """Makes every window one row: ``[n, h, w, kh * kw * c]``."""
     kh, kw = kernel_shape[:2]
     (h, w), (sh, sw) = _output_size(image.shape, kernel_shape, plan), plan.strides
-    edges = [(low, high, 0) for low, high in plan.padding]
-    zero = jnp.zeros((), image.dtype)
-    image = lax.pad(image, zero, [(0, 0, 0), *edges, (0, 0, 0)])
+    image = _pad(image, plan.padding)
     # One axis after the other: kh + kw slices instead of kh * kw.
     rows = [
         lax.slice_in_dim(image, j, j + sw * (w - 1) + 1, sw, axis=2) for j in range(kw)
@@ -324,7 +311,7 @@ def _patches(image, kernel_shape, plan: Plan):
     columns = [
         lax.slice_in_dim(image, i, i + sh * (h - 1) + 1, sh, axis=1) for i in range(kh)
     ]
-    return jnp.concatenate(columns, axis=-1).astype(plan.operand_dtype)
+    return jnp.concatenate(columns, axis=-1)
 
 
 def _patches_prepare(kernel, image_shape, plan: Plan):
@@ -333,43 +320,20 @@ def _patches_prepare(kernel, image_shape, plan: Plan):
 
 
 def _patches_apply(image, kernel_matrix, kernel_shape, plan: Plan):
-    patches = _patches(image, kernel_shape, plan)
+    patches = _patches(image, kernel_shape, plan).astype(plan.operand_dtype)
     outputs = _matmul(patches.reshape(-1, patches.shape[-1]), kernel_matrix)
     return outputs.reshape(*patches.shape[:3], -1)
 
 
 def _patches_backward(image, kernel, gradient, plan: Plan):
-    patches = _patches(image, kernel.shape, plan)
+    patches, to_image = jax.vjp(lambda x: _patches(x, kernel.shape, plan), image)
+    patches = patches.astype(plan.operand_dtype)
     gradient_rows = gradient.reshape(-1, gradient.shape[3]).astype(plan.operand_dtype)
     patch_columns = patches.reshape(-1, patches.shape[-1]).T
     kernel_gradient = _matmul(patch_columns, gradient_rows).reshape(kernel.shape)
-    # Gathering windows is cheap, scattering them is not.
-    image_gradient, _ = _phases_backward(image, kernel, gradient, plan)
-    return image_gradient, kernel_gradient
-
-
-# ---- phases
-
-
-def _phases_prepare(kernel, image_shape, plan: Plan):
-    del image_shape
-    return _kernel_phases(kernel, plan)
-
-
-def _phases_apply(image, taps, kernel_shape, plan: Plan):
-    outputs = _output_size(image.shape, kernel_shape, plan)
-    sizes = tuple(o + k - 1 for o, k in zip(outputs, taps.shape[:2], strict=True))
-    blocks = _image_phases(image, sizes, plan).transpose(0, 1, 3, 2, 4, 5)
-    blocks = blocks.reshape(*blocks.shape[:3], -1)
-    return lax.conv_general_dilated(
-        blocks, taps, (1, 1), "VALID", dimension_numbers=_LAYOUT
-    )
-
-
-def _phases_backward(image, kernel, gradient, plan: Plan):
-    convolve = functools.partial(_form_forward, plan=plan._replace(form="phases"))
-    _, pullback = jax.vjp(convolve, image, kernel)
-    return pullback(gradient)
+    flat = _patches_prepare(kernel, image.shape, plan)
+    image_gradient = _matmul(gradient_rows, flat, (-1, -1)).reshape(patches.shape)
+    return *to_image(image_gradient), kernel_gradient
 
 
 # ---- ordinary
@@ -406,29 +370,30 @@ def _ordinary_backward(image, kernel, gradient, plan: Plan):
 
 # ---- choosing and differentiating
 
-_PREPARE = {
-    "tiles": _tiles_prepare,
-    "patches": _patches_prepare,
-    "phases": _phases_prepare,
-    "ordinary": _ordinary_prepare,
-}
-_APPLY = {
-    "tiles": _tiles_apply,
-    "patches": _patches_apply,
-    "phases": _phases_apply,
-    "ordinary": _ordinary_apply,
-}
-_BACKWARD = {
-    "tiles": _tiles_backward,
-    "patches": _patches_backward,
-    "phases": _phases_backward,
-    "ordinary": _ordinary_backward,
+
+class _Form(NamedTuple):
+    """What is done with the kernel alone, with an image and that, and backward."""
+
+    prepare: Callable
+    apply: Callable
+    backward: Callable
+
+
+_FORMS = {
+    "tiles": _Form(_tiles_prepare, _tiles_apply, _tiles_backward),
+    "patches": _Form(_patches_prepare, _patches_apply, _patches_backward),
+    "ordinary": _Form(_ordinary_prepare, _ordinary_apply, _ordinary_backward),
 }
 
 
 def _form_forward(image, kernel, plan: Plan):
-    values = _PREPARE[plan.form](kernel, image.shape, plan)
-    return _APPLY[plan.form](image, values, kernel.shape, plan)
+    form = _FORMS[plan.form]
+    values = form.prepare(kernel, image.shape, plan)
+    return form.apply(image, values, kernel.shape, plan)
+
+
+def _form_backward(image, kernel, gradient, plan: Plan):
+    return _FORMS[plan.form].backward(image, kernel, gradient, plan)
 
 
 def _by_platform(function, *operands, plan: Plan):
@@ -447,10 +412,7 @@ def _forward(image, kernel, plan: Plan):
 
 @functools.partial(jax.jit, static_argnums=3, inline=True)
 def _backward(image, kernel, gradient, plan: Plan):
-    def form_backward(*operands, plan):
-        return _BACKWARD[plan.form](*operands, plan)
-
-    return _by_platform(form_backward, image, kernel, gradient, plan=plan)
+    return _by_platform(_form_backward, image, kernel, gradient, plan=plan)
 
 
 def _keep_operands(image, kernel, plan: Plan):
@@ -478,6 +440,16 @@ def _vary_alike(x, other):
     return lax.pad(x, scalar, [(0, 0, 0)] * x.ndim)
 
 
+def _operand_dtype(compute_dtype, x) -> np.dtype:
+    if compute_dtype is None:
+        return np.dtype(x.dtype)
+    if np.dtype(compute_dtype) not in _COMPUTE_DTYPES:
+        raise ValueError(
+            f"compute_dtype must be float32 or bfloat16, got {compute_dtype!r}."
+        )
+    return np.dtype(compute_dtype)
+
+
 def _both_ends(padding) -> tuple[int, int]:
     low, high = (padding, padding) if isinstance(padding, int) else padding
     return operator.index(low), operator.index(high)
@@ -491,32 +463,40 @@ def _padding_pairs(padding, image_shape, kernel_shape, strides):
     return _both_ends(height), _both_ends(width)
 
 
-def _choose_form(batch, channels, outputs, kernel_size, taps) -> str:
-    if channels <= 4 or batch * math.prod(outputs) < 256:
+def _choose_form(batch, channels, outputs, taps) -> str:
+    # Measured by benchmarks/convolution.py: below eight channels the transforms cost
+    # more than they save, and below 300 outputs that of the kernel does.
+    if channels < 8 or batch * math.prod(outputs) < 300 or max(taps) == 1:
         return "patches"
-    if min(taps) >= 3 and min(kernel_size) >= 5 and channels >= 16:
-        return "tiles"
-    return "phases"
+    return "tiles"
+
+
+def _choose_tile(batch, outputs) -> tuple[int, int]:
+    # Large tiles save products; but a transformed kernel, which grows with the tile,
+    # must be used for enough tiles to pay for reading it.
+    tiles = _ceil_div(outputs, (8, 8))
+    largest = 8 if batch * math.prod(tiles) >= 32 else 3
+    return _ceil_div(outputs, _ceil_div(outputs, (largest, largest)))
 
 
 def _choose_plan(
-    image_shape, kernel_shape, strides, padding, dtype, precision=None, form=None
+    image_shape, kernel_shape, strides, padding, dtype, precision=None
 ) -> Plan | None:
     """Chooses by shape; None if there is no output."""
     height, width = map(operator.index, strides)
     strides = height, width
     padding = _padding_pairs(padding, image_shape, kernel_shape, strides)
-    plan = Plan("phases", strides, padding, np.dtype(dtype), precision=precision)
+    plan = Plan("patches", strides, padding, np.dtype(dtype), precision=precision)
     outputs = _output_size(image_shape, kernel_shape, plan)
     if min(outputs) < 1:
         return None
     batch, *_, channels = image_shape
     taps = _ceil_div(kernel_shape, strides)
-    form = form or _choose_form(batch, channels, outputs, kernel_shape[:2], taps)
-    largest = 3 if batch <= 32 else 8
-    tile = _ceil_div(outputs, _ceil_div(outputs, (largest, largest)))
-    points = "toom" if plan.operand_dtype == np.float32 else "fourier"
-    return plan._replace(form=form, tile=tile, points=points)
+    return plan._replace(
+        form=_choose_form(batch, channels, outputs, taps),
+        tile=_choose_tile(batch, outputs),
+        points="toom" if plan.operand_dtype == np.float32 else "fourier",
+    )
 
 
 def conv_general_dilated(
@@ -540,7 +520,7 @@ def conv_general_dilated(
     layout of Flax (``NHWC``, ``HWIO``), without dilation or groups, take a form chosen
     by their shape; others are left to JAX, and ``compute_dtype`` does nothing there.
 
-    Reverse mode only, once: the gradient is a ``custom_vjp``, so ``jax.jvp`` fails.
+    Reverse mode only: the gradient is a ``custom_vjp``, so ``jax.jvp`` fails.
 
     Args:
         lhs: Images.
@@ -564,12 +544,10 @@ def conv_general_dilated(
     Raises:
         ValueError: If ``compute_dtype`` is another type.
     """
-    if compute_dtype is not None and np.dtype(compute_dtype) not in _COMPUTE_DTYPES:
-        raise ValueError(
-            f"compute_dtype must be float32 or bfloat16, got {compute_dtype!r}."
-        )
+    operand_dtype = _operand_dtype(compute_dtype, lhs)
     is_plain = (
         lhs.ndim == rhs.ndim == 4
+        and len(window_strides) == 2
         and lhs.size
         and rhs.size
         and lhs.shape[3] == rhs.shape[2]
@@ -583,7 +561,6 @@ def conv_general_dilated(
     )
     plan = None
     if is_plain:
-        operand_dtype = np.dtype(compute_dtype or lhs.dtype)
         plan = _choose_plan(
             lhs.shape, rhs.shape, window_strides, padding, operand_dtype, precision
         )
@@ -635,14 +612,14 @@ def prepare_kernel(
     It is done for the platform that JAX uses by default; what is prepared on a CPU
     works elsewhere, but not fast.
     """
-    dtype = np.dtype(compute_dtype or kernel.dtype)
+    dtype = _operand_dtype(compute_dtype, kernel)
     plan = _choose_plan(image_shape, kernel.shape, window_strides, padding, dtype, None)
     if plan is None:
         raise ValueError(f"No output: image {image_shape}, kernel {kernel.shape}.")
     if jax.default_backend() != "cpu":
         plan = plan._replace(form="ordinary")
     kernel = kernel.astype(plan.sum_dtype)
-    values = jax.jit(_PREPARE[plan.form], static_argnums=(1, 2))(
+    values = jax.jit(_FORMS[plan.form].prepare, static_argnums=(1, 2))(
         kernel, tuple(image_shape), plan
     )
     return PreparedKernel(values, kernel.shape, plan)
@@ -653,7 +630,7 @@ def convolve_prepared(
 ) -> Float[Array, "n oh ow d"]:
     """Convolves without transforming the kernel again: for inference."""
     plan = prepared.plan
-    outputs = _APPLY[plan.form](
+    outputs = _FORMS[plan.form].apply(
         image.astype(plan.sum_dtype), prepared.values, prepared.kernel_shape, plan
     )
     return outputs.astype(image.dtype)

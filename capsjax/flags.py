@@ -3,7 +3,10 @@
 A config file is Python code, and runs.
 """
 
+import dataclasses
+import difflib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -33,30 +36,29 @@ def parse(argv: Sequence[str], about: str) -> tuple[configs.Config, str | None]:
     """
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_file(
-        "config", None, "an experiment: FILE.py or FILE.py:VARIANT", flag_values=values
+        "config", help_string="", flag_values=values, sys_argv=list(argv)
     )
-    workdir = flags.DEFINE_string(
-        "workdir",
-        None,
-        "the run's folder (default: runs/EXPERIMENT-VARIANT-seedSEED)",
-        flag_values=values,
-    )
+    workdir = flags.DEFINE_string("workdir", None, "", flag_values=values)
     if not {"-h", "--help", "-help"}.isdisjoint(argv):
         print(about, "\nFlags:", _flags_help(), sep="\n")
         sys.exit(0)
+    for argument in argv[1:]:
+        _check_field(argument)
     try:
         rest = values(list(argv))
         if len(rest) > 1:
             raise UsageError(f"unexpected arguments: {' '.join(rest[1:])}")
         config: Any = holder.value
-    except (flags.Error, OSError) as error:
-        raise UsageError(_last_line(error)) from error
-    except (AttributeError, KeyError) as error:
-        raise UsageError(f"unknown field of the config: {_innermost(error)}") from error
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+        # A missing file only shows on first use.
+        getattr(config, "seed", None)
     except UsageError:
         raise
+    except (flags.Error, OSError) as error:
+        raise UsageError(_last_line(error)) from error
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    except SyntaxError as error:
+        raise UsageError(f"the config file is not Python: {error}") from error
     except Exception as error:
         # The file is the user's code: where it broke matters, our frames do not.
         where = traceback.extract_tb(error.__traceback__)[-1]
@@ -87,11 +89,23 @@ def _flags_help() -> str:
 
 def _last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines()]
-    return [line for line in lines if line and not line.startswith("Pass --help")][-1]
+    told = [line for line in lines if line and not line.startswith("Pass --help")]
+    return told[-1].removeprefix("ValueError: ")
 
 
-def _innermost(error: BaseException) -> str:
-    """The library nests the cause in the arguments of the error."""
-    while error.args and isinstance(error.args[0], BaseException):
-        error = error.args[0]
-    return str(error.args[0]) if error.args else repr(error)
+def _check_field(argument: str) -> None:
+    """The library's own message about an unknown field names a class, not the field."""
+    match = re.match(r"--?config\.([\w.]+)", argument)
+    section: Any = configs.Config
+    path = "config"
+    for name in match[1].split(".") if match else ():
+        is_section = dataclasses.is_dataclass(section)
+        fields = (
+            {f.name: f.type for f in dataclasses.fields(section)} if is_section else {}
+        )
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            known = f" It has {', '.join(fields)}." if fields else ""
+            raise UsageError(f"{path} has no field {name}{hint or '.'}{known}")
+        section, path = fields[name], f"{path}.{name}"

@@ -116,7 +116,7 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def _step(line: str) -> float:
+def _step(line: str) -> int | float:
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):

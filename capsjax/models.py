@@ -166,6 +166,13 @@ def make_model(
             f"{config.routing!r}."
         )
     init = config.initializers
+
+    def start(field: str) -> Initializer:
+        try:
+            return initializer(getattr(init, field))
+        except ValueError as error:
+            raise ValueError(f"config.model.initializers.{field}: {error}") from error
+
     return CapsNet(
         image_shape=image_shape,
         num_classes=num_classes,
@@ -180,16 +187,16 @@ def make_model(
         class_dim=config.class_dim,
         routing=ROUTINGS[config.routing](
             num_iterations=config.num_iterations,
-            bias=config.routing_bias,
+            bias=init.routing_bias if config.routing_bias else None,
             none_of_the_above=config.none_of_the_above,
             stop_gradient=config.stop_gradient,
         ),
         decoder_features=config.decoder_features,
         compute_dtype=config.compute_dtype,
-        conv_init=initializer(init.conv),
-        primary_init=initializer(init.primary),
-        weight_init=initializer(init.weight),
-        decoder_init=initializer(init.decoder),
-        reconstruction_init=initializer(init.reconstruction),
-        bias_init=initializer(init.bias),
+        conv_init=start("conv"),
+        primary_init=start("primary"),
+        weight_init=start("weight"),
+        decoder_init=start("decoder"),
+        reconstruction_init=start("reconstruction"),
+        bias_init=start("bias"),
     )

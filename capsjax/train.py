@@ -95,9 +95,7 @@ def init_state(
     """The state before the first step: a function of the seed."""
     init_key, augment_key = jax.random.split(jax.random.key(config.seed))
     params = model.init(init_key, jnp.zeros((1, *model.image_shape)))
-    average = (
-        None if config.optimizer.average is None else jax.tree.map(jnp.copy, params)
-    )
+    average = jax.tree.map(jnp.copy, params) if config.optimizer.average else None
     step = jnp.zeros((), jnp.int32)
     return TrainState(step, augment_key, params, optimizer.init(params), average)
 
@@ -126,7 +124,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = state.average
-        if config.optimizer.average is not None:
+        if config.optimizer.average:
             decay = _average_decay(state.step, config.optimizer.average)
             average = optax.incremental_update(params, average, 1 - decay)
         return TrainState(
@@ -173,55 +171,98 @@ def train(
     """Trains, or goes on training; at the end evaluates on the test images.
 
     Args:
-        config: The run; ``configs.validate`` has seen it.
-        workdir: Its folder, which this process has locked and made its own.
+        config: The run.
+        workdir: Its folder; nothing is written there before everything is checked.
         command: How it was started, for ``result.json``.
 
     Returns:
         What ``result.json`` holds; or what interrupted the run.
 
     Raises:
-        ConfigError: If the config does not fit the data or the devices.
+        ConfigError: If a field is wrong, or does not fit the data or the devices.
         DatasetError: If the data can't be had.
-        WorkdirError: If the folder can't be written.
+        WorkdirError: If the folder is in use, holds another run or can't be written.
         CheckpointError: If a checkpoint can't be read or written.
         FloatingPointError: If the loss is no longer a number.
     """
     started = time.monotonic()
-    if (result := _finished(config, workdir)) is not None:
-        say(f"{workdir.path} is finished; its result stays.")
-        return result
+    configs.validate(config)
+    task = _make_task(config)
     with noticed() as interrupt, contextlib.ExitStack() as stack:
-        run = _Run(config, workdir, stack)
+        stack.enter_context(workdir.locked())
+        workdir.adopt(config)
+        if (result := _finished(config, workdir)) is not None:
+            say(f"{workdir.path} is finished; its result stays.")
+            return result
+        run = _Run(config, task, workdir, stack)
         while run.step < run.num_steps and interrupt.signal is None:
             run.train_epoch(interrupt)
             if run.step % run.steps_per_epoch == 0:
                 run.validate_and_save()
-        if interrupt.signal is not None and run.step < run.num_steps:
+        if run.step < run.num_steps:
             run.save_interrupted()
             return interrupt
         return run.finish(command, time.monotonic() - started)
 
 
+class _Task(NamedTuple):
+    """What is learnt, checked before anything is written."""
+
+    train_set: Dataset
+    validation_set: Dataset | None
+    model: CapsNet
+
+
+def _make_task(config: configs.Config) -> _Task:
+    data, devices = config.data, jax.local_device_count()
+    if config.batch_size % devices:
+        raise configs.ConfigError(
+            f"config.batch_size={config.batch_size} can't be shared evenly by {devices} "
+            f"devices; choose a multiple of {devices}."
+        )
+    train_set, validation_set = split_validation(
+        load(data.name, "train"), data.num_validation
+    )
+    for field, wanted in (
+        ("data.num_train", data.num_train),
+        ("batch_size", config.batch_size),
+    ):
+        if wanted > len(train_set):
+            raise configs.ConfigError(
+                f"config.{field}={wanted} is more than the {len(train_set)} training "
+                "images that there are."
+            )
+        if field == "data.num_train" and wanted:
+            train_set = train_set.subset(np.arange(wanted))
+    height, width, _ = train_set.image_shape
+    if data.max_shift >= min(height, width):
+        raise configs.ConfigError(
+            f"config.data.max_shift={data.max_shift} moves images of {height}x{width} "
+            "out of sight."
+        )
+    try:
+        model = make_model(config.model, train_set.image_shape, train_set.num_classes)
+        init_key = jax.eval_shape(lambda: jax.random.key(0))
+        jax.eval_shape(model.init, init_key, jnp.zeros((1, *model.image_shape)))
+    except ValueError as error:
+        raise configs.ConfigError(str(error)) from error
+    return _Task(train_set, validation_set, model)
+
+
 class _Run:
-    """One run in this process: data, network, state, and where it writes."""
+    """One run in this process: task, state, and where it writes."""
 
     def __init__(
-        self, config: configs.Config, workdir: Workdir, stack: contextlib.ExitStack
+        self,
+        config: configs.Config,
+        task: _Task,
+        workdir: Workdir,
+        stack: contextlib.ExitStack,
     ):
         self.config, self.workdir = config, workdir
-        devices = jax.local_device_count()
-        if config.batch_size % devices:
-            raise configs.ConfigError(
-                f"config.batch_size={config.batch_size} can't be shared evenly by "
-                f"{devices} devices; choose a multiple of {devices}."
-            )
-        self.train_set, self.validation_set = _training_data(config)
+        self.train_set, self.validation_set, self.model = task
         self.steps_per_epoch = len(self.train_set) // config.batch_size
         self.num_steps = config.num_epochs * self.steps_per_epoch
-        self.model = make_model(
-            config.model, self.train_set.image_shape, self.train_set.num_classes
-        )
         self.optimizer = make_optimizer(config.optimizer, self.num_steps)
         self.eval_step = parallel(make_eval_step(self.model, config.loss))
         self.chunks: dict[int, Callable] = {}  # by number of steps
@@ -423,26 +464,6 @@ def num_parameters(params: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def _training_data(config: configs.Config) -> tuple[Dataset, Dataset | None]:
-    data = config.data
-    train_set, validation_set = split_validation(
-        load(data.name, "train"), data.num_validation
-    )
-    if data.num_train is not None:
-        if data.num_train > len(train_set):
-            raise configs.ConfigError(
-                f"config.data.num_train={data.num_train} is more than the "
-                f"{len(train_set)} training images that there are."
-            )
-        train_set = train_set.subset(np.arange(data.num_train))
-    if config.batch_size > len(train_set):
-        raise configs.ConfigError(
-            f"config.batch_size={config.batch_size} is more than the {len(train_set)} "
-            "training images that there are."
-        )
-    return train_set, validation_set
-
-
 def _finished(config: configs.Config, workdir: Workdir) -> dict[str, Any] | None:
     if not workdir.result.exists():
         return None
@@ -501,17 +522,9 @@ def main(argv: Sequence[str]) -> int:
     """The command line: trains, and returns the exit code."""
     try:
         config, path = parse(argv, __doc__ or "")
-        configs.validate(config)
-    except UsageError as error:
-        return _fail(error, 2)
-    except configs.ConfigError as error:
-        return _fail(error, 2)
-    workdir = Workdir(path or default_path(config))
-    try:
-        with workdir.locked():
-            workdir.adopt(config)
-            outcome = train(config, workdir, command=shlex.join(sys.orig_argv))
-    except configs.ConfigError as error:
+        workdir = Workdir(path or default_path(config))
+        outcome = train(config, workdir, command=shlex.join(sys.orig_argv))
+    except (UsageError, configs.ConfigError) as error:
         return _fail(error, 2)
     except (DatasetError, WorkdirError, CheckpointError, FloatingPointError) as error:
         return _fail(error, 1)

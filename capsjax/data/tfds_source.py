@@ -241,10 +241,10 @@ def _how_to_prepare(name: str, folder: Path) -> str:
 def _unknown_name(name: str) -> str:
     known = {"mnist", *twins.TWINS, *tfds.list_builders(with_community_datasets=False)}
     near = difflib.get_close_matches(name.split("/")[0], sorted(known))
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    hint = f"Did you mean {' or '.join(near)}? " if near else ""
     message = (
         f"unknown data set {name!r}: it is not 'mnist', there is no folder of that "
-        f"name, and TensorFlow Datasets does not have it; {hint}"
+        f"name, and TensorFlow Datasets does not have it. {hint}"
         "The names are listed at https://www.tensorflow.org/datasets/catalog"
     )
     if not _has_tensorflow():

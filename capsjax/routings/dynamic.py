@@ -154,13 +154,14 @@ class DynamicRouting:
     ) -> Routed:
         """Routes the votes ``weight_ij capsule_i`` without ever holding all of them.
 
-        From 16 examples on, they are made again in every round, for a few input capsules
-        at a time (:mod:`capsjax.routings.votes_free`): several times faster on a CPU, and
-        in a fraction of the memory. Smaller batches are routed like ``self(cast_votes(
-        capsules, weight))``; ``unroll`` and ``remat`` matter to these only.
+        From 16 examples on, they are made again in every round, for a few input
+        capsules at a time (:mod:`capsjax.routings.votes_free`): several times faster on
+        a CPU, and in a fraction of the memory. Smaller batches are routed like
+        ``self(cast_votes(capsules, weight))``; ``unroll`` and ``remat`` matter to these
+        only.
 
-        Reverse mode only from 16 examples on: there ``jax.jvp``, and so a Hessian, raises
-        a TypeError. Routing the votes themselves has both modes, for any batch.
+        Reverse mode only from 16 examples on: there ``jax.jvp``, and so a Hessian,
+        raises a TypeError. Routing the votes themselves has both modes, for any batch.
 
         Args:
             capsules: The input capsules, ``[*batch, i, c]``.
@@ -329,15 +330,14 @@ def _check_votes(votes: Shaped[ArrayLike, "..."]) -> Float[Array, "*batch i j d"
 
 
 def _check_bias(
-    bias: Shaped[ArrayLike, "..."] | None, votes: Float[Array, "*batch i j d"]
+    bias: Shaped[ArrayLike, "..."] | None, shape: tuple[int, ...], dtype: jnp.dtype
 ) -> Float[Array, "j d"] | None:
     if bias is None:
         return None
-    bias = jnp.asarray(bias, jnp.promote_types(votes.dtype, jnp.float32))
-    if bias.shape != votes.shape[-2:]:
+    bias = jnp.asarray(bias, jnp.promote_types(dtype, jnp.float32))
+    if bias.shape != shape:
         raise ValueError(
-            f"bias must have the votes' axes [j, d] = {votes.shape[-2:]}, got "
-            f"{bias.shape}."
+            f"bias must have the votes' axes [j, d] = {shape}, got {bias.shape}."
         )
     return bias
 
@@ -349,8 +349,8 @@ def _check_capsules(
     fits = capsules.ndim >= 2 and weight.ndim == 4 and 0 not in weight.shape
     if not fits or capsules.shape[-2:] != (weight.shape[0], weight.shape[3]):
         raise ValueError(
-            "capsules [*batch, i, c] and weight [i, j, d, c] must agree in i and c, with "
-            f"at least one of each; got shapes {capsules.shape} and {weight.shape}."
+            "capsules [*batch, i, c] and weight [i, j, d, c] must agree in i and c, at "
+            f"least one of each; got shapes {capsules.shape} and {weight.shape}."
         )
     for name, array in (("capsules", capsules), ("weight", weight)):
         if not jnp.issubdtype(array.dtype, jnp.floating):

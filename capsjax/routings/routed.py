@@ -1,7 +1,7 @@
 """What every routing algorithm takes, owns and returns."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -36,6 +36,7 @@ class Parameter(NamedTuple):
     init: Callable[..., Array]
 
 
+@runtime_checkable
 class Routing(Protocol):
     """A routing algorithm as a value: hyperparameters inside, parameters from outside.
 

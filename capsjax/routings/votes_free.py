@@ -9,10 +9,10 @@ one block of input capsules at a time, and are made again in every round:
   votes, logits and couplings of a block, and adds to ``s``. In round 1 all couplings
   are equal: one matrix product and no votes.
 * **Backward.** A pass for each round, from the last to the second, with the same
-  operands and sums of poses: from couplings ``c`` and the gradient ``db`` of the logits,
-  ``du_hat = c ds + db (v_1 + ... + v_(r-1))`` gives a share of the gradients of ``W``
-  and ``u``, and ``sum_i db u_hat`` a share of that of the earlier poses. Round 1 is
-  two matrix products.
+  operands and sums of poses: from couplings ``c`` and the gradient ``db`` of the
+  logits, ``du_hat = c ds + db (v_1 + ... + v_(r-1))`` gives a share of the gradients of
+  ``W`` and ``u``, and ``sum_i db u_hat`` a share of that of the earlier poses. Round 1
+  is two matrix products.
 
 Of ``batch x i x j`` numbers there is never more than a block either, and the work is
 linear in every size and in the rounds.
@@ -83,8 +83,8 @@ def route_votes_free(
 ) -> Float[Array, "*batch j d"]:
     """Poses of ``routing(cast_votes(capsules, weight))``, without holding the votes.
 
-    Reverse mode only: ``jax.jvp``, and so a Hessian, raises a TypeError. All arrays must
-    be of one type, float32 or float64.
+    Reverse mode only: ``jax.jvp``, and so a Hessian, raises a TypeError. All arrays
+    must be of one type, float32 or float64.
 
     References:
         Sabour, Frosst and Hinton 2017, Procedure 1, https://arxiv.org/abs/1710.09829.
@@ -101,17 +101,15 @@ def _vary_alike(*arrays: Array) -> list[Array]:
     """Makes arrays vary over the mesh axes that any of them varies over.
 
     Inside ``jax.shard_map(check_vma=True)`` JAX then sums the gradient of what the
-    devices share, which a ``custom_vjp`` would have to do. Elsewhere this does nothing.
+    devices share, which a ``custom_vjp`` would have to do. Padding by nothing changes
+    nothing, but lets JAX do the cast; elsewhere it compiles to nothing.
     """
-    axes = frozenset().union(*(jax.typeof(array).vma for array in arrays))
-    return [
-        lax.pcast(array, tuple(axes - jax.typeof(array).vma), to="varying")
-        for array in arrays
-    ]
+    scalar = sum(lax.stop_gradient(x[(0,) * x.ndim]) for x in arrays)
+    return [lax.pad(x, scalar, [(0, 0, 0)] * x.ndim) for x in arrays]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _route(capsules, weight, bias, rounds: Rounds):
+def _route(capsules, weight, bias, rounds: Rounds) -> Float[Array, "b j d"]:
     return _route_forward(capsules, weight, bias, rounds)[0]
 
 
@@ -152,8 +150,8 @@ def _forward(
     pose_sum = squash(s[0], axis=1)
     for _ in range(1, rounds.num_iterations):
 
-        def add_block(s, numbered_block, pose_sum=pose_sum):
-            votes = Votes(*numbered_block, s.shape, platform)
+        def add_block(s, block, pose_sum=pose_sum):
+            votes = Votes(block, s.shape, platform)
             return s + votes.gather(votes.couple(pose_sum, rounds)), None
 
         s.append(lax.scan(add_block, bias, _numbered(blocks))[0])
@@ -209,8 +207,8 @@ def _later_round(
     """Adds one round's share of the gradients, in one pass over the blocks."""
 
     def add_block(pose_sum_gradient, block_and_gradients):
-        numbered_block, gradients = block_and_gradients
-        votes = Votes(*numbered_block, pose_sum.shape, platform)
+        block, gradients = block_and_gradients
+        votes = Votes(block, pose_sum.shape, platform)
         coupling = votes.couple(pose_sum, rounds)
         votes_gradient = coupling[:, :, None] * s_gradient[None]
         if not rounds.stop_gradient:
@@ -239,13 +237,13 @@ class Votes:
 
     def __init__(
         self,
-        number: Int[Array, ""],
-        operands: Operands,
+        block: tuple[Int[Array, ""], Operands],
         shape: tuple[int, ...],
         platform: Platform,
     ):
-        self._number, self._operands, self._platform = number, operands, platform
-        self._votes = jnp.einsum("inc,icb->inb", *operands).reshape(-1, *shape)
+        self._number, self._operands = block
+        self._platform = platform
+        self._votes = jnp.einsum("inc,icb->inb", *self._operands).reshape(-1, *shape)
 
     def agree(self, vector: Float[Array, "j d b"]) -> Float[Array, "i j b"]:
         """How far each vote goes along a vector: their scalar product."""
@@ -305,8 +303,8 @@ class Votes:
     ) -> Array:
         """Reduces the product of the factors along an axis.
 
-        XLA:CPU goes through a reduction over any axis but the last one number at a time.
-        A chain of slices is the same in whole vectors of the batch, ten times faster.
+        XLA:CPU goes through a reduction over any axis but the last one number at a
+        time. A chain of slices is the same in whole vectors, ten times faster.
         """
         if not self._platform.is_cpu:
             return reduce(functools.reduce(operator.mul, factors), axis)
@@ -359,7 +357,9 @@ def _split(
 
 
 def _join(
-    blocks: Operands, capsules: Float[Array, "b i c"], weight: Float[Array, "i j d c"]
+    blocks: Operands,
+    capsules: Float[Array, "b i c"],
+    weight: Float[Array, "i j d c"],
 ) -> tuple[Float[Array, "b i c"], Float[Array, "i j d c"]]:
     """The reverse of splitting, in the shapes of capsules and weight."""
     batch, i, c = capsules.shape

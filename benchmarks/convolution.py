@@ -1,0 +1,190 @@
+"""Times every form of the convolution, also those that the rule did not choose.
+
+    python benchmarks/convolution.py --rows paper
+    python benchmarks/convolution.py --rows all --json convolution.jsonl
+
+All forms of a row are compiled first and then run in turn, so that whatever else the
+machine does meets all of them; compare only within a row. `median` and `spread` (the
+middle half) are wall time, `cpu` is the processor time of all threads, and the ratio
+is that of the median to the chosen form's (of the same type, if there is one). XLA's
+own strided gradient is timed on two images and scaled up (marked ~).
+"""
+
+import argparse
+import functools
+import json
+import os
+import resource
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from capsjax import convolution
+
+# batch, image, channels, kernel, stride, padding, output channels
+PAPER = [(b, 20, 256, 9, 2, "VALID", 256) for b in (1, 4, 8, 16, 32, 64, 128, 256)]
+FIRST = [
+    (128, 28, 1, 9, 1, "VALID", 256),
+    (64, 32, 3, 9, 1, "VALID", 256),
+    (64, 28, 3, 3, 1, "SAME", 64),
+]
+OTHERS = [
+    (128, 24, 256, 9, 2, "VALID", 256),
+    (64, 32, 64, 3, 1, "SAME", 64),
+    (64, 28, 128, 3, 2, "SAME", 128),
+    (64, 16, 128, 5, 1, "SAME", 128),
+    (64, 24, 8, 5, 1, "SAME", 32),
+    (64, 24, 16, 3, 1, "SAME", 32),
+    (64, 24, 16, 5, 2, "SAME", 32),
+    (64, 14, 128, 1, 1, "VALID", 256),
+]
+ROWS = {"paper": PAPER, "first": FIRST, "others": OTHERS}
+ROWS["all"] = PAPER + FIRST + OTHERS
+
+FORMS = {
+    "tile f32": ("tiles", np.float32),
+    "tile bf16": ("tiles", jnp.bfloat16),
+    "patches f32": ("patches", np.float32),
+    "patches bf16": ("patches", jnp.bfloat16),
+    "ordinary": ("ordinary", np.float32),
+}
+
+
+def processor_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def forward(image, kernel, plan):
+    return convolution._form_forward(image, kernel, plan)
+
+
+def both(image, kernel, gradient, plan):
+    value = convolution._form_forward(image, kernel, plan)
+    return value, *convolution._form_backward(image, kernel, gradient, plan)
+
+
+def small_batch(batch, row, name):
+    """The batch that is timed: small where XLA's gradient is a matter of minutes."""
+    _, _, channels, kernel, stride, *_ = row
+    hopeless = stride > 1 and channels * kernel > 64
+    return min(batch, 2) if name == "ordinary" and hopeless else batch
+
+
+def compile_form(row, name, pass_name):
+    batch, size, channels, window, stride, padding, features = row
+    form, dtype = FORMS[name]
+    full = (batch, size, size, channels)
+    kernel_shape = (window, window, channels, features)
+    plan = convolution._choose_plan(
+        full, kernel_shape, (stride, stride), padding, dtype
+    )
+    chosen = plan.form == form
+    if pass_name == "forward + backward":
+        batch = small_batch(batch, row, name)
+    image_key, kernel_key, gradient_key = jax.random.split(jax.random.key(0), 3)
+    image = jax.nn.relu(jax.random.normal(image_key, (batch, *full[1:])))
+    kernel = jax.random.normal(kernel_key, kernel_shape)
+    operands, function = [image, kernel], forward
+    if pass_name == "forward + backward":
+        outputs = convolution._output_size(full, kernel_shape, plan)
+        shape = (batch, *outputs, features)
+        operands.append(jax.random.normal(gradient_key, shape))
+        function = both
+    function = functools.partial(function, plan=plan._replace(form=form))
+    start = time.perf_counter()
+    compiled = jax.jit(function).lower(*operands).compile()
+    seconds = time.perf_counter() - start
+    return {
+        "run": lambda: jax.block_until_ready(compiled(*operands)),
+        "scale": row[0] / batch,
+        "chosen": chosen,
+        "tile": plan.tile if form == "tiles" else None,
+        "compile_ms": 1e3 * seconds,
+        "temporary_mb": compiled.memory_analysis().temp_size_in_bytes / 1e6,
+        "wall": [],
+        "cpu": [],
+    }
+
+
+def measure(row, pass_name, seconds):
+    forms = {name: compile_form(row, name, pass_name) for name in FORMS}
+    for form in forms.values():
+        form["run"]()
+    end = time.perf_counter() + seconds
+    repeats = 0
+    while repeats < 3 or (repeats < 30 and time.perf_counter() < end):
+        repeats += 1
+        for form in forms.values():
+            cpu, wall = processor_seconds(), time.perf_counter()
+            form["run"]()
+            form["wall"].append(time.perf_counter() - wall)
+            form["cpu"].append(processor_seconds() - cpu)
+    return {name: summary(form) for name, form in forms.items()}
+
+
+def summary(form):
+    wall = [1e3 * form["scale"] * t for t in form.pop("wall")]
+    low, median, high = statistics.quantiles(wall, n=4)
+    form["cpu_ms"] = 1e3 * form["scale"] * statistics.median(form.pop("cpu"))
+    form.pop("run")
+    return form | {
+        "median_ms": median,
+        "spread_ms": high - low,
+        "repeats": len(wall),
+    }
+
+
+def print_table(row, pass_name, results):
+    batch, size, channels, window, stride, padding, features = row
+    print(
+        f"\n**{batch} x {size} x {size} x {channels}, {window} x {window} / {stride} "
+        f"{padding}, {features}: {pass_name}**\n\n"
+        "| form | median ms | spread | cpu ms | ratio | compile ms | temporary MB |\n"
+        "| --- | --: | --: | --: | --: | --: | --: |"
+    )
+    chosen = {n.split()[-1]: r for n, r in results.items() if r["chosen"]}
+    for name, r in results.items():
+        best = chosen.get(name.split()[-1], chosen["f32"])
+        scaled = "~" if r["scale"] > 1 else ""
+        mark = " (chosen)" if r["chosen"] else ""
+        print(
+            f"| {name}{mark} | {scaled}{r['median_ms']:.1f} | {r['spread_ms']:.1f} "
+            f"| {r['cpu_ms']:.0f} | {r['median_ms'] / best['median_ms']:.2f} "
+            f"| {r['compile_ms']:.0f} | {r['temporary_mb']:.0f} |",
+            flush=True,
+        )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", choices=ROWS, default="paper")
+    parser.add_argument("--batch", type=int, help="only the rows of this batch")
+    parser.add_argument("--seconds", type=float, default=4, help="per row and pass")
+    parser.add_argument("--json", help="file to append one JSON object a form to")
+    arguments = parser.parse_args()
+    machine = {
+        "jax": jax.__version__,
+        "numpy": np.__version__,
+        "backend": jax.default_backend(),
+        "cores": len(os.sched_getaffinity(0)),
+    }
+    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    for row in ROWS[arguments.rows]:
+        if arguments.batch not in (None, row[0]):
+            continue
+        for pass_name in ("forward", "forward + backward"):
+            results = measure(row, pass_name, arguments.seconds)
+            print_table(row, pass_name, results)
+            if arguments.json:
+                with open(arguments.json, "a") as file:
+                    for name, result in results.items():
+                        line = {"row": row, "pass": pass_name, "form": name}
+                        print(json.dumps(line | result | machine), file=file)
+
+
+if __name__ == "__main__":
+    main()

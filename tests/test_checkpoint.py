@@ -1,0 +1,71 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from capsjax.checkpoint import CheckpointError, Checkpoints
+
+
+def state(value):
+    return {"w": jnp.full((3, 4), float(value)), "key": jax.random.key(value)}
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    made = Checkpoints(tmp_path / "checkpoints")
+    yield made
+    made.close()
+
+
+def like(tree):
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), tree
+    )
+
+
+def test_a_restored_state_is_the_saved_one(checkpoints):
+    checkpoints.save(3, state(3))
+    checkpoints.wait()
+    restored = checkpoints.restore(3, like(state(0)))
+    np.testing.assert_array_equal(restored["w"], np.full((3, 4), 3.0))
+    assert jax.random.uniform(restored["key"]) == jax.random.uniform(jax.random.key(3))
+
+
+def test_the_latest_and_the_best_are_kept(checkpoints, tmp_path):
+    for step, loss in [(1, 0.5), (2, 0.1), (3, 0.3), (4, 0.2)]:
+        checkpoints.save(step, state(step), loss=loss)
+    checkpoints.wait()
+    assert checkpoints.steps == [2, 4]
+    assert checkpoints.best == (2, 0.1)
+    again = Checkpoints(tmp_path / "checkpoints")
+    assert (again.steps, again.best, again.latest) == ([2, 4], (2, 0.1), 4)
+    again.close()
+
+
+def test_an_interrupted_save_has_no_loss_and_does_not_push_out_the_best(checkpoints):
+    checkpoints.save(1, state(1), loss=0.5)
+    checkpoints.save(2, state(2))
+    checkpoints.save(3, state(3))
+    checkpoints.wait()
+    assert checkpoints.steps == [1, 3]
+    assert checkpoints.best == (1, 0.5)
+    assert checkpoints.latest == 3
+
+
+def test_without_validation_only_the_latest_is_kept(checkpoints):
+    for step in (1, 2, 3):
+        checkpoints.save(step, state(step))
+    checkpoints.wait()
+    assert checkpoints.steps == [3]
+    assert checkpoints.best is None
+
+
+def test_a_damaged_checkpoint_is_told_with_step_and_cause(checkpoints, tmp_path):
+    checkpoints.save(3, state(3))
+    checkpoints.wait()
+    for path in (tmp_path / "checkpoints" / "3" / "state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="can't read the checkpoint of step 3: "):
+        checkpoints.restore(3, like(state(0)))

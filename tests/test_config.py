@@ -1,0 +1,176 @@
+import copy
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import re
+
+import pytest
+
+from capsjax import config as configs
+from capsjax import flags
+
+# Of ml_collections on Python 3.11.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+EXPERIMENT = pathlib.Path(__file__).parents[1] / "experiments" / "mnist.py"
+
+
+def experiment():
+    spec = importlib.util.spec_from_file_location("experiment", EXPERIMENT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def parse(*arguments):
+    return flags.parse(["train", *arguments], "about")
+
+
+@pytest.mark.parametrize("variant", ["", "notebook", "paper", "authors", "smoke"])
+def test_every_recipe_is_valid_and_survives_json(variant):
+    config = experiment().get_config(variant)
+    configs.validate(config)
+    stored = json.loads(json.dumps(configs.to_dict(config)))
+    assert configs.from_dict(stored) == config
+
+
+def test_recipes_differ_as_their_sources_do():
+    recipe = {name: experiment().get_config(name) for name in experiment().VARIANTS}
+    notebook, paper, authors = recipe["notebook"], recipe["paper"], recipe["authors"]
+    assert notebook.model.num_iterations == 2
+    assert notebook.model.primary_relu
+    assert notebook.loss.reconstruction_reduction == "mean"
+    assert notebook.batch_size == 50
+    assert notebook.data.max_shift == 0
+    assert notebook.model.initializers.weight == "normal(0.1)"
+    assert paper.model.num_iterations == 3
+    assert paper.loss.reconstruction_reduction == "sum"
+    assert paper.data.max_shift == 2
+    assert paper.batch_size == authors.batch_size == 128
+    assert authors.loss.margin_weight == pytest.approx(1 / 20)
+    assert authors.model.primary_scale == 1 / 32
+    assert authors.model.routing_bias
+    assert authors.model.initializers == configs.Initializers(
+        conv="truncated_normal(0.05)",
+        primary="truncated_normal(0.1)",
+        weight="truncated_normal(0.1)",
+        decoder="truncated_normal(0.1)",
+        reconstruction="truncated_normal(0.1)",
+        bias="constant(0.1)",
+        routing_bias=0.1,
+    )
+    assert authors.optimizer.floor == 1e-6
+
+
+WRONG = [
+    ("num_epochs", 0, "config.num_epochs must be at least 1, got 0"),
+    ("seed", -1, "config.seed must be from 0"),
+    ("batch_size", 2.5, "config.batch_size must be a whole number, got 2.5"),
+    ("tensorboard", 1, "config.tensorboard must be true or false, got 1"),
+    ("data.name", "", "config.data.name must be the name"),
+    ("data.max_shift", -1, "config.data.max_shift must be at least 0, got -1"),
+    ("model.num_iterations", 0, "config.model.num_iterations must be at least 1"),
+    ("model.decoder_features", (5, 0), "config.model.decoder_features must be"),
+    ("model.decoder_features", [5], "must be a tuple of whole numbers, got [5]"),
+    (
+        "model.compute_dtype",
+        "float16",
+        "must be one of float32, bfloat16, got 'float16'",
+    ),
+    ("loss.absent", 0.95, "config.loss.absent must be at most present=0.9"),
+    ("loss.reconstruction_reduction", "max", "must be one of sum, mean"),
+    ("optimizer.learning_rate", float("nan"), "must be a finite number, got nan"),
+    ("optimizer.schedule", "step", "must be one of constant, exponential, cosine"),
+    ("optimizer.floor", 1.0, "config.optimizer.floor must be from 0 to learning_rate"),
+    ("optimizer.b2", 1.0, "config.optimizer.b2 must be at least 0, below 1"),
+    ("optimizer.average", 1.0, "config.optimizer.average must be"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "told"), WRONG)
+def test_a_wrong_value_is_told_with_field_value_and_range(field, value, told):
+    config = configs.Config()
+    *sections, name = field.split(".")
+    section = config
+    for part in sections:
+        section = getattr(section, part)
+    setattr(section, name, value)
+    with pytest.raises(configs.ConfigError, match=re.escape(told)):
+        configs.validate(config)
+
+
+def test_stored_configs_with_other_fields_are_refused():
+    stored = configs.to_dict(configs.Config())
+    del stored["model"]["class_dim"]
+    with pytest.raises(configs.ConfigError, match=r"config.model .*class_dim"):
+        configs.from_dict(stored)
+    with pytest.raises(configs.ConfigError, match="config has"):
+        configs.from_dict({**configs.to_dict(configs.Config()), "odd": 1})
+
+
+def test_every_field_is_documented():
+    for section in (configs.Config, configs.Data, configs.Model, configs.Optimizer):
+        for field in dataclasses.fields(section):
+            assert f"{field.name}:" in section.__doc__, field.name
+
+
+def test_overrides_reach_their_fields():
+    config, workdir = parse(
+        f"--config={EXPERIMENT}:smoke",
+        "--config.num_epochs=7",
+        "--config.optimizer.learning_rate=1",
+        "--config.model.decoder_features=(4,8)",
+        "--config.model.routing_bias=true",
+        "--workdir=there",
+    )
+    expected = copy.deepcopy(experiment().get_config("smoke"))
+    expected.num_epochs = 7
+    expected.optimizer.learning_rate = 1.0
+    expected.model.decoder_features = (4, 8)
+    expected.model.routing_bias = True
+    assert config == expected
+    assert workdir == "there"
+
+
+MISTAKES = [
+    ([], "--config is missing; for example --config experiments/mnist.py"),
+    (["--config=nope.py"], "No such file or directory: 'nope.py'"),
+    ([f"--config={EXPERIMENT}:smok"], "unknown variant 'smok' .* choose from notebook"),
+    (["--config.model.rounds=5"], "config.model has no field rounds.* It has conv_feat"),
+    (["--config.model.class_dims=5"], "no field class_dims; did you mean class_dim?"),
+    (["--config.sed.deep=5"], "config has no field sed; did you mean seed?"),
+    (["--config.seed=five"], "--config.seed=five: invalid literal"),
+    (["--config.num_epochs=2.5"], "--config.num_epochs=2.5: invalid literal"),
+    (["--confg.seed=5"], "Unknown command line flag 'confg.seed'"),
+    (["more"], "unexpected arguments: more"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "told"), MISTAKES)
+def test_a_mistake_on_the_command_line_is_one_clear_line(arguments, told):
+    if arguments and not arguments[0].startswith("--config="):
+        arguments = [f"--config={EXPERIMENT}", *arguments]
+    with pytest.raises(flags.UsageError, match=told) as error:
+        parse(*arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_a_broken_config_file_is_told_with_its_line(tmp_path):
+    broken = tmp_path / "broken.py"
+    broken.write_text("def get_config():\n    return 1 / 0\n")
+    with pytest.raises(flags.UsageError, match=r"ZeroDivisionError.*broken.py, line 2"):
+        parse(f"--config={broken}")
+    broken.write_text("def get_config(:\n")
+    with pytest.raises(flags.UsageError, match="is not Python"):
+        parse(f"--config={broken}")
+    broken.write_text("def get_config():\n    return {}\n")
+    with pytest.raises(flags.UsageError, match=r"must return a capsjax.config.Config"):
+        parse(f"--config={broken}")
+
+
+def test_help_tells_the_flags(capsys):
+    with pytest.raises(SystemExit) as end:
+        parse("--help")
+    assert end.value.code == 0
+    assert "--workdir" in capsys.readouterr().out

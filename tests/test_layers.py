@@ -1,0 +1,112 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+
+from capsjax import DynamicRouting
+from capsjax.layers import Decoder, DenseCaps, PrimaryCaps
+
+normal = jax.nn.initializers.normal
+
+
+def primary_caps(**options):
+    return PrimaryCaps(num_types=3, dim=4, kernel_size=3, stride=2, **options)
+
+
+def test_a_primary_capsule_is_neighbouring_channels_of_one_position(key):
+    # Scrambled capsules: several peers reshape across positions instead.
+    image = jax.random.normal(key, (2, 9, 7, 5))
+    layer = primary_caps(bias_init=normal(0.1))
+    params = layer.init(key, image)
+    capsules = layer.apply(params, image)
+    assert capsules.shape == (2, 4, 3, 3, 4)
+    kernel = np.asarray(params["params"]["kernel"]["conv"]["kernel"], np.float64)
+    bias = np.asarray(params["params"]["bias"], np.float64)
+    for row, column, kind in [(0, 0, 0), (3, 2, 1), (1, 2, 2)]:
+        window = np.asarray(
+            image[1, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3]
+        )
+        channels = slice(4 * kind, 4 * kind + 4)
+        s = np.einsum("hwn,hwnc->c", window, kernel[..., channels]) + bias[channels]
+        expected = reference.squash(s)
+        actual = capsules[1, row, column, kind]
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_scale_and_activation_come_before_the_squash(key):
+    image = jax.random.normal(key, (1, 5, 5, 2))
+    plain = primary_caps()
+    params = plain.init(key, image)
+    small = np.asarray(primary_caps(scale=1 / 32).apply(params, image))
+    # At these lengths the squash is the square, so that 1/32 becomes 1/32^2.
+    tiny = plain.apply(params, 1e-3 * image)
+    assert np.linalg.norm(small, axis=-1).max() < 0.1
+    np.testing.assert_allclose(
+        primary_caps(scale=1 / 32).apply(params, 1e-3 * image), tiny / 32**2, rtol=1e-3
+    )
+    rectified = primary_caps(activation=jax.nn.relu).apply(params, image)
+    assert rectified.min() == 0 > plain.apply(params, image).min()
+
+
+def test_dense_caps_route_the_votes_of_their_matrices(key):
+    capsules = jax.random.normal(key, (2, 6, 4))
+    layer = DenseCaps(3, 5, DynamicRouting(bias=0.1), normal(1.0))
+    params = layer.init(key, capsules)
+    weight = np.asarray(params["params"]["weight"], np.float64)
+    assert weight.shape == (6, 3, 5, 4)
+    assert params["params"]["bias"].shape == (3, 5)
+    routed = layer.apply(params, capsules)
+    for n in range(2):
+        votes = np.zeros((6, 3, 5))
+        for i in range(6):
+            for j in range(3):
+                votes[i, j] = weight[i, j] @ np.asarray(capsules[n, i], np.float64)
+        pose, _ = reference.dynamic_routing(votes, 3, bias=np.full((3, 5), 0.1))
+        np.testing.assert_allclose(routed.pose[n], pose, rtol=1e-4, atol=1e-6)
+
+
+def test_permuting_input_capsules_with_their_matrices_changes_nothing(key):
+    capsules = jax.random.normal(key, (2, 20, 4))
+    layer = DenseCaps(3, 5)
+    params = layer.init(key, capsules)
+    order = np.random.default_rng(0).permutation(20)
+    permuted = {"params": {"weight": params["params"]["weight"][order]}}
+    expected = layer.apply(params, capsules).pose
+    actual = layer.apply(permuted, capsules[:, order]).pose
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-8)
+
+
+def test_the_routing_is_a_value_and_changes_the_result(key):
+    capsules = jax.random.normal(key, (2, 20, 4))
+    params = DenseCaps(3, 5, weight_init=normal(1.0)).init(key, capsules)
+    one, three = (
+        DenseCaps(3, 5, DynamicRouting(num_iterations=n)).apply(params, capsules).pose
+        for n in (1, 3)
+    )
+    assert np.abs(one - three).max() > 0.01
+
+
+def test_the_decoder_sees_only_what_the_mask_lets_through(key):
+    pose = jax.random.normal(key, (2, 4, 5))
+    mask = jnp.array([[0.0, 1, 0, 0], [0, 0, 0, 1]])
+    decoder = Decoder((6, 7, 2), (8,))
+    params = decoder.init(key, pose, mask)
+    drawn = decoder.apply(params, pose, mask)
+    assert drawn.shape == (2, 6, 7, 2)
+    assert (drawn > 0).all()
+    assert (drawn < 1).all()
+    elsewhere = pose * mask[..., None] + 100 * (1 - mask[..., None])
+    np.testing.assert_array_equal(decoder.apply(params, elsewhere, mask), drawn)
+    assert np.abs(decoder.apply(params, 1 + pose, mask) - drawn).max() > 1e-3
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
+def test_layers_take_any_number_of_batch_axes(key, batch):
+    image = jax.random.normal(key, (*batch, 9, 9, 2))
+    layer = primary_caps()
+    params = layer.init(key, image)
+    capsules = layer.apply(params, image)
+    assert capsules.shape == (*batch, 4, 4, 3, 4)
+    flat = layer.apply(params, image.reshape(-1, 9, 9, 2))
+    np.testing.assert_allclose(capsules.reshape(flat.shape), flat, rtol=1e-5, atol=1e-7)

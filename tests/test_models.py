@@ -1,0 +1,102 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from capsjax import config as configs
+from capsjax.models import CapsNet, make_model, mask_longest
+from capsjax.train import num_parameters
+
+SMALL = {"conv_features": 8, "primary_types": 2, "decoder_features": (16,)}
+
+
+def parameter_count(model):
+    return num_parameters(
+        jax.eval_shape(
+            model.init, jax.random.key(0), jnp.zeros((1, *model.image_shape))
+        )
+    )
+
+
+def test_the_papers_geometry_has_8215568_parameters():
+    assert parameter_count(CapsNet((28, 28, 1), 10)) == 8_215_568
+
+
+def test_the_routing_bias_adds_160_parameters():
+    model = make_model(configs.Model(routing_bias=True), (28, 28, 1), 10)
+    assert parameter_count(model) == 8_215_568 + 160
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_classes"), [((28, 28, 1), 10), ((17, 24, 3), 4), ((33, 20, 2), 2)]
+)
+def test_any_image_and_class_count_works(key, shape, num_classes):
+    model = CapsNet(shape, num_classes, **SMALL)
+    image = jax.random.uniform(key, (2, *shape))
+    params = jax.jit(model.init)(key, image)
+    routed, drawn = jax.jit(model.apply)(params, image)
+    assert routed.pose.shape == (2, num_classes, 16)
+    assert routed.activation.shape == (2, num_classes)
+    assert drawn.shape == image.shape
+
+
+def test_too_small_an_image_is_told_the_smallest(key):
+    model = CapsNet((16, 28, 1), 10, **SMALL)
+    with pytest.raises(ValueError, match=r"16x28 is too small .* smallest is 17x17"):
+        model.init(key, jnp.zeros((1, 16, 28, 1)))
+    CapsNet((17, 17, 1), 10, **SMALL).init(key, jnp.zeros((1, 17, 17, 1)))
+
+
+def test_an_image_of_another_shape_is_refused(key):
+    model = CapsNet((28, 28, 1), 10, **SMALL)
+    with pytest.raises(
+        ValueError, match=r"images of shape \(28, 28, 1\), got \(28, 28, 3"
+    ):
+        model.init(key, jnp.zeros((1, 28, 28, 3)))
+
+
+def test_inference_reconstructs_from_the_longest_capsule(key):
+    model = CapsNet((17, 17, 1), 4, **SMALL)
+    image = jax.random.uniform(key, (5, 17, 17, 1))
+    params = model.init(key, image)
+    routed, drawn = model.apply(params, image)
+    mask = np.eye(4, dtype=np.float32)[np.argmax(routed.activation, axis=-1)]
+    np.testing.assert_array_equal(mask_longest(routed.activation), mask)
+    _, expected = model.apply(params, image, jnp.asarray(mask))
+    np.testing.assert_array_equal(drawn, expected)
+    other = jnp.roll(jnp.asarray(mask), 1, axis=-1)
+    _, from_other = model.apply(params, image, other)
+    assert np.abs(from_other - drawn).max() > 0
+
+
+def test_unknown_names_in_a_config_are_told_with_their_field():
+    with pytest.raises(ValueError, match=r"config.model.routing must be one of"):
+        make_model(configs.Model(routing="em"), (28, 28, 1), 10)
+    init = configs.Initializers(decoder="he")
+    with pytest.raises(
+        ValueError, match=r"initializers\.decoder: unknown .*'he'; choose"
+    ):
+        make_model(configs.Model(initializers=init), (28, 28, 1), 10)
+
+
+def test_class_capsules_start_short_enough_to_learn():
+    # At lengths of 0.5 the first epochs make half as many errors again.
+    model = make_model(configs.Model(), (28, 28, 1), 10)
+    image = jax.random.uniform(jax.random.key(1), (2, 28, 28, 1))
+    params = jax.jit(model.init)(jax.random.key(0), image)
+    length = jax.jit(lambda p, x: model.apply(p, x, method=model.encode))(params, image)
+    assert 1e-4 < length.activation.mean() < 0.2
+
+
+def test_bfloat16_changes_products_but_not_parameters_or_results(key):
+    image = jax.random.uniform(key, (2, 17, 17, 1))
+    single = CapsNet((17, 17, 1), 4, **SMALL)
+    mixed = CapsNet((17, 17, 1), 4, compute_dtype="bfloat16", **SMALL)
+    params = mixed.init(key, image)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    routed, drawn = mixed.apply(params, image)
+    expected, expected_drawn = single.apply(params, image)
+    assert routed.pose.dtype == drawn.dtype == jnp.float32
+    np.testing.assert_allclose(routed.pose, expected.pose, rtol=0.1, atol=1e-2)
+    np.testing.assert_allclose(drawn, expected_drawn, atol=1e-2)
+    assert np.abs(routed.pose - expected.pose).max() > 0

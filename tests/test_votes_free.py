@@ -1,0 +1,372 @@
+"""The votes-free form against the plain one in float64, and under JAX's transforms."""
+
+import functools
+import math
+import re
+from typing import NamedTuple
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from capsjax.routings import DynamicRouting, votes_free
+from capsjax.routings.dynamic import routing
+from capsjax.routings.routed import cast_votes
+from capsjax.routings.votes_free import Rounds, route_votes_free
+
+
+class Case(NamedTuple):
+    batch: tuple[int, ...]
+    i: int
+    j: int
+    d: int
+    c: int
+    rounds: Rounds
+    has_bias: bool = True
+
+
+def rounds(num_iterations=3, *, nowhere=False, stop=False) -> Rounds:
+    return Rounds(num_iterations, nowhere, stop)
+
+
+CASES = {
+    "blocks do not divide i": Case((17,), 37, 5, 7, 4, rounds(3)),
+    "several uneven blocks": Case((128,), 61, 10, 16, 8, rounds(3), has_bias=False),
+    "one round": Case((16,), 40, 3, 4, 2, rounds(1)),
+    "one round, stopped": Case((16,), 40, 3, 4, 2, rounds(1, stop=True)),
+    "one round, nowhere": Case((16,), 40, 3, 4, 2, rounds(1, nowhere=True)),
+    "two rounds": Case((20,), 33, 4, 6, 5, rounds(2), has_bias=False),
+    "two rounds, stopped": Case((20,), 33, 4, 6, 5, rounds(2, stop=True)),
+    "three rounds, stopped": Case((18,), 70, 6, 8, 3, rounds(3, stop=True)),
+    "three rounds, nowhere": Case((18,), 70, 6, 8, 3, rounds(3, nowhere=True)),
+    "nowhere, stopped": Case((18,), 35, 6, 8, 3, rounds(3, nowhere=True, stop=True)),
+    "five rounds": Case((16,), 45, 4, 5, 3, rounds(5, nowhere=True)),
+    "five rounds, stopped": Case((16,), 45, 4, 5, 3, rounds(5, stop=True)),
+    "batch of one": Case((1,), 50, 3, 4, 2, rounds(3)),
+    "one output": Case((16,), 34, 1, 4, 2, rounds(3)),
+    "one output, nowhere": Case((16,), 34, 1, 4, 2, rounds(3, nowhere=True)),
+    "one of everything": Case((1,), 1, 1, 1, 1, rounds(3, nowhere=True)),
+    "no batch axis": Case((), 40, 3, 4, 2, rounds(3)),
+    "two batch axes": Case((3, 7), 40, 3, 4, 2, rounds(3)),
+}
+
+
+def draw(key, case: Case):
+    """Capsules, weight, bias and a gradient of the poses; couplings far from equal."""
+    keys = jax.random.split(key, 4)
+    capsules = jax.random.normal(keys[0], (*case.batch, case.i, case.c)) / 2
+    weight = jax.random.normal(keys[1], (case.i, case.j, case.d, case.c)) / 2
+    bias = jax.random.normal(keys[2], (case.j, case.d)) if case.has_bias else None
+    gradient = jax.random.normal(keys[3], (*case.batch, case.j, case.d))
+    return (capsules, weight, bias), gradient
+
+
+def plain(rounds: Rounds):
+    """The oracle: the votes, then the routing that a person can read in a minute."""
+    return lambda capsules, weight, bias: (
+        routing(cast_votes(capsules, weight), bias=bias, **rounds._asdict()).pose
+    )
+
+
+def without_votes(rounds: Rounds):
+    return lambda capsules, weight, bias: route_votes_free(
+        capsules, weight, bias, rounds
+    )
+
+
+def pose_and_gradients(function, operands, gradient) -> list[np.ndarray]:
+    @jax.jit
+    def run(operands, gradient):
+        pose, pullback = jax.vjp(function, *operands)
+        return pose, *pullback(gradient)
+
+    return [np.asarray(x) for x in run(operands, gradient) if x is not None]
+
+
+def exact(case_rounds: Rounds, operands, gradient, make=plain) -> list[np.ndarray]:
+    with jax.enable_x64(True):
+        operands, gradient = jax.tree.map(
+            lambda x: jnp.asarray(np.asarray(x), jnp.float64), (operands, gradient)
+        )
+        return pose_and_gradients(make(case_rounds), operands, gradient)
+
+
+def assert_close(actual, expected, rtol=2e-6):
+    """Close relative to the largest: sums of both signs lose more than rounding."""
+    assert len(actual) == len(expected)
+    for a, e in zip(actual, expected, strict=True):
+        assert a.shape == e.shape
+        scale = np.abs(e).max()
+        np.testing.assert_allclose(a / scale, e / scale, rtol=0, atol=rtol)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_poses_and_all_gradients_are_those_of_the_plain_form(key, name):
+    case = CASES[name]
+    operands, gradient = draw(key, case)
+    actual = pose_and_gradients(without_votes(case.rounds), operands, gradient)
+    assert all(x.dtype == np.float32 for x in actual)
+    assert_close(actual, exact(case.rounds, operands, gradient))
+
+
+def test_float64_capsules_are_routed_in_float64(key):
+    case = CASES["blocks do not divide i"]
+    drawn = draw(key, case)
+    actual = exact(case.rounds, *drawn, make=without_votes)
+    assert all(x.dtype == np.float64 for x in actual)
+    assert_close(actual, exact(case.rounds, *drawn), rtol=1e-13)
+
+
+@pytest.mark.parametrize("block_bytes", [1, 2**14, 2**30])
+@pytest.mark.parametrize(
+    "platform", [votes_free.CPU, votes_free.OTHER], ids=["cpu", "other"]
+)
+def test_the_size_of_the_blocks_and_the_platform_change_nothing(
+    key, monkeypatch, platform, block_bytes
+):
+    case = CASES["blocks do not divide i"]._replace(rounds=rounds(3, nowhere=True))
+    operands, gradient = draw(key, case)
+    monkeypatch.setattr(votes_free, "CPU", platform._replace(block_bytes=block_bytes))
+    actual = pose_and_gradients(without_votes(case.rounds), operands, gradient)
+    assert_close(actual, exact(case.rounds, operands, gradient))
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_zero_capsules_give_zero_poses_and_zero_gradients(key, stop):
+    case = Case((16,), 35, 3, 4, 2, rounds(3, stop=stop), has_bias=False)
+    (capsules, weight, bias), gradient = draw(key, case)
+    operands = jnp.zeros_like(capsules), weight, bias
+    results = pose_and_gradients(without_votes(case.rounds), operands, gradient)
+    for result in results:
+        np.testing.assert_array_equal(result, 0)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e6])
+def test_extreme_capsules_give_finite_poses_and_gradients(key, scale):
+    case = Case((16,), 35, 3, 4, 2, rounds(3, nowhere=True), has_bias=False)
+    (capsules, *others), gradient = draw(key, case)
+    operands = scale * capsules, *others
+    results = pose_and_gradients(without_votes(case.rounds), operands, gradient)
+    for result in results:
+        assert np.isfinite(result).all()
+
+
+# The public door.
+
+PUBLIC = Case((16,), 40, 3, 4, 2, rounds(3, nowhere=True))
+
+
+def options(case_rounds: Rounds) -> DynamicRouting:
+    return DynamicRouting(bias=0.1, **case_rounds._asdict())
+
+
+def by_capsules(capsules, weight, bias):
+    value = options(PUBLIC.rounds)
+    return value.from_capsules(capsules, weight, parameters={"bias": bias}).pose
+
+
+@pytest.mark.parametrize("batch", [(), (15,), (16,), (2, 8)])
+def test_from_capsules_routes_the_votes_of_the_capsules(key, batch):
+    case = PUBLIC._replace(batch=batch)
+    operands, gradient = draw(key, case)
+    expected = exact(case.rounds, operands, gradient)
+    assert_close(pose_and_gradients(by_capsules, operands, gradient), expected)
+    routed = options(case.rounds).from_capsules(
+        *operands[:2], parameters={"bias": operands[2]}
+    )
+    assert routed.coupling is None
+    np.testing.assert_allclose(routed.pose, expected[0], rtol=1e-5, atol=1e-6)
+    lengths = np.linalg.norm(expected[0], axis=-1)
+    np.testing.assert_allclose(routed.activation, lengths, rtol=1e-5)
+
+
+def test_the_couplings_come_from_a_method_of_their_own(key):
+    (capsules, weight, bias), _ = draw(key, PUBLIC)
+    value = options(PUBLIC.rounds)
+    expected = routing(
+        cast_votes(capsules, weight), bias=bias, **PUBLIC.rounds._asdict()
+    ).coupling
+    actual = value.coupling_from_capsules(capsules, weight, parameters={"bias": bias})
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_bfloat16_is_routed_in_float32(key):
+    operands, gradient = draw(key, PUBLIC)
+    operands = tuple(x.astype(jnp.bfloat16) for x in operands)
+    wide = tuple(x.astype(jnp.float32) for x in operands)
+    pose, *gradients = pose_and_gradients(by_capsules, operands, gradient)
+    assert pose.dtype == np.float32
+    assert all(x.dtype == jnp.bfloat16 for x in gradients)
+    expected = pose_and_gradients(by_capsules, wide, gradient)
+    assert_close([pose], expected[:1])
+    gradients = [x.astype(np.float32) for x in gradients]
+    assert_close(gradients, expected[1:], rtol=2**-8)
+
+
+@pytest.mark.parametrize(
+    ("capsules", "weight"),
+    [
+        ((16, 5, 2), (6, 3, 4, 2)),
+        ((16, 5, 2), (5, 3, 4, 3)),
+        ((16, 5, 2), (5, 3, 8)),
+        ((2,), (5, 3, 4, 2)),
+        ((16, 5, 2), (5, 0, 4, 2)),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(capsules, weight):
+    value = DynamicRouting()
+    for function in (value.from_capsules, value.coupling_from_capsules):
+        # Past the shape checks of the tests, as a user would call it.
+        with pytest.raises(ValueError, match=re.escape(str(weight))):
+            function.__wrapped__(value, jnp.ones(capsules), jnp.ones(weight))
+
+
+def test_forward_mode_is_refused_for_what_it_is(key):
+    operands, _ = draw(key, PUBLIC)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(by_capsules, operands, operands)
+
+
+# The transformations of JAX.
+
+
+def test_vmap_over_capsules_is_a_batch_axis(key):
+    case = PUBLIC._replace(batch=(3, 16))
+    operands, gradient = draw(key, case)
+    mapped = jax.vmap(by_capsules, in_axes=(0, None, None))
+    actual = pose_and_gradients(mapped, operands, gradient)
+    assert_close(actual, exact(case.rounds, operands, gradient))
+
+
+def test_vmap_over_everything_is_one_by_one(key):
+    drawn = [draw(k, PUBLIC) for k in jax.random.split(key, 3)]
+    operands, gradient = jax.tree.map(lambda *x: jnp.stack(x), *drawn)
+    actual = pose_and_gradients(jax.vmap(by_capsules), operands, gradient)
+    one_by_one = [exact(PUBLIC.rounds, *one) for one in drawn]
+    assert_close(actual, [np.stack(x) for x in zip(*one_by_one, strict=True)])
+
+
+SHARDED = PUBLIC._replace(batch=(64,))
+
+
+def gradients_on_each_device(capsules, weight, bias, gradient):
+    def loss(*operands):
+        return jnp.sum(by_capsules(*operands) * gradient)
+
+    return jax.grad(loss, argnums=(0, 1, 2))(capsules, weight, bias)
+
+
+def test_pmap_adds_no_sum_over_devices(key):
+    operands, gradient = draw(key, SHARDED)
+    expected = exact(SHARDED.rounds, operands, gradient)[1:]
+
+    def step(capsules, weight, bias, gradient):
+        own, *shared = gradients_on_each_device(capsules, weight, bias, gradient)
+        return own, *(jax.lax.psum(x, "data") for x in shared)
+
+    capsules, weight, bias = operands
+    own, *shared = jax.pmap(
+        step, "data", in_axes=(0, None, None, 0), out_axes=(0, None, None)
+    )(capsules.reshape(4, 16, 40, 2), weight, bias, gradient.reshape(4, 16, 3, 4))
+    assert_close([own.reshape(64, 40, 2), *shared], expected)
+
+
+def shard(function, in_specs, out_specs, *, check_vma):
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=check_vma
+    )
+
+
+@pytest.mark.parametrize("check_vma", [False, True])
+def test_a_sharded_function_has_the_gradients_of_one_device(key, check_vma):
+    operands, gradient = draw(key, SHARDED)
+    function = shard(by_capsules, (P("data"), P(), P()), P("data"), check_vma=check_vma)
+    actual = pose_and_gradients(function, operands, gradient)
+    assert_close(actual, exact(SHARDED.rounds, operands, gradient))
+
+
+@pytest.mark.parametrize("check_vma", [False, True])
+@pytest.mark.parametrize("weight_varies", [False, True])
+def test_gradients_inside_a_shard_are_summed_once(key, check_vma, weight_varies):
+    operands, gradient = draw(key, SHARDED)
+    expected = exact(SHARDED.rounds, operands, gradient)[1:]
+
+    def step(capsules, weight, bias, gradient):
+        if weight_varies and check_vma:
+            weight = jax.lax.pcast(weight, "data", to="varying")
+        own, weight, bias = gradients_on_each_device(capsules, weight, bias, gradient)
+        if weight_varies or not check_vma:
+            weight = jax.lax.psum(weight, "data")
+        if not check_vma:
+            bias = jax.lax.psum(bias, "data")
+        return own, weight, bias
+
+    replicated = P("data"), P(), P()
+    function = shard(step, (*replicated, P("data")), replicated, check_vma=check_vma)
+    assert_close(jax.jit(function)(*operands, gradient), expected)
+
+
+@pytest.mark.parametrize("platforms", [("cpu",), ("cuda",), ("tpu",), ("cpu", "cuda")])
+def test_poses_and_gradients_lower_for_every_platform(key, platforms):
+    operands, gradient = draw(key, PUBLIC)
+
+    def run(operands, gradient):
+        pose, pullback = jax.vjp(by_capsules, *operands)
+        return pose, pullback(gradient)
+
+    exported = jax.export.export(jax.jit(run), platforms=platforms)(operands, gradient)
+    assert exported.platforms == platforms
+
+
+# Memory. The sizes make every array that is allowed smaller than batch x i x j.
+
+LARGE = Case((256,), 200, 16, 8, 4, rounds(5), has_bias=False)
+PAPER = Case((128,), 1152, 10, 16, 8, rounds(3), has_bias=False)
+
+
+def compile_gradients(function, case: Case):
+    operands, gradient = jax.eval_shape(
+        functools.partial(draw, case=case), jax.random.key(0)
+    )
+
+    def run(operands, gradient):
+        pose, pullback = jax.vjp(function, *operands)
+        return pose, pullback(gradient)
+
+    return jax.jit(run).lower(operands, gradient).compile()
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_nothing_of_the_size_of_the_logits_is_ever_made(stop):
+    case = LARGE._replace(rounds=rounds(5, stop=stop))
+    program = compile_gradients(without_votes(case.rounds), case)
+    num_logits = math.prod(case.batch) * case.i * case.j
+    shapes = set(re.findall(r"f32\[([\d,]+)\]", program.as_text()))
+    sizes = {shape: math.prod(map(int, shape.split(","))) for shape in shapes}
+    assert any(size >= num_logits / 10 for size in sizes.values())
+    assert {s: n for s, n in sizes.items() if n >= num_logits} == {}
+    votes_bytes = 4 * num_logits * case.d
+    assert program.memory_analysis().temp_size_in_bytes < votes_bytes / 5
+
+
+def test_temporary_memory_does_not_grow_with_the_rounds():
+    temporaries = [
+        compile_gradients(without_votes(r), LARGE._replace(rounds=r))
+        .memory_analysis()
+        .temp_size_in_bytes
+        for r in (rounds(3), rounds(8))
+    ]
+    batch_j_d = math.prod(LARGE.batch) * LARGE.j * LARGE.d
+    assert temporaries[1] - temporaries[0] < 4 * 5 * 4 * batch_j_d
+
+
+def test_temporary_memory_at_the_paper_s_size_is_a_tenth_of_the_plain_form_s():
+    own, other = (
+        compile_gradients(function, PAPER).memory_analysis().temp_size_in_bytes
+        for function in (without_votes(PAPER.rounds), plain(PAPER.rounds))
+    )
+    assert own < other / 10

@@ -1,0 +1,115 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from capsjax import config as configs
+from capsjax.metrics import MetricWriter
+from capsjax.workdir import Workdir, WorkdirError, default_path, write_json
+
+
+def test_the_default_folder_names_experiment_variant_and_seed():
+    config = configs.Config(experiment="mnist", variant="smoke", seed=3)
+    assert str(default_path(config)) == "runs/mnist-smoke-seed3"
+    config.variant = ""
+    assert str(default_path(config)) == "runs/mnist-seed3"
+
+
+def test_another_configuration_is_refused_with_the_fields_that_differ(tmp_path):
+    workdir = Workdir(tmp_path)
+    workdir.adopt(configs.Config())
+    before = workdir.config.read_bytes()
+    other = configs.Config(seed=4)
+    other.model.num_iterations = 2
+    told = "seed is 0 there, 4 here; model.num_iterations is 3 there, 2 here"
+    with pytest.raises(WorkdirError, match=told):
+        workdir.adopt(other)
+    assert workdir.config.read_bytes() == before
+
+
+def test_epochs_and_logging_may_change(tmp_path):
+    workdir = Workdir(tmp_path)
+    workdir.adopt(configs.Config(num_epochs=2))
+    workdir.adopt(configs.Config(num_epochs=5, tensorboard=True))
+    assert json.loads(workdir.config.read_text())["num_epochs"] == 5
+
+
+def test_the_same_configuration_is_taken_again_whatever_its_tuples(tmp_path):
+    workdir = Workdir(tmp_path)
+    config = configs.Config()
+    config.model.decoder_features = (3, 4)
+    workdir.adopt(config)
+    workdir.adopt(config)
+
+
+def test_a_folder_with_checkpoints_of_an_unknown_run_is_refused(tmp_path):
+    workdir = Workdir(tmp_path)
+    workdir.checkpoints.mkdir()
+    with pytest.raises(WorkdirError, match=r"no config\.json"):
+        workdir.adopt(configs.Config())
+
+
+def test_a_second_process_is_refused_with_the_first_ones_number(tmp_path):
+    code = (
+        "import sys; from capsjax.workdir import Workdir\n"
+        "with Workdir(sys.argv[1]).locked(): print('held', flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as first:
+        assert first.stdout.readline() == "held\n"
+        told = f"in use by process {first.pid} on "
+        with pytest.raises(WorkdirError, match=told), Workdir(tmp_path).locked():
+            pass
+        first.kill()
+    with Workdir(tmp_path).locked():  # A dead process holds nothing.
+        pass
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_place_is_told(tmp_path):
+    tmp_path.chmod(0o500)
+    with (
+        pytest.raises(WorkdirError, match="can't write"),
+        Workdir(tmp_path / "x").locked(),
+    ):
+        pass
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "result.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_lines_after_the_restored_step_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    writer = MetricWriter(path, step=0, tensorboard=None)
+    for step in (10, 20, 30):
+        writer.write("train", step=step, epoch=1, loss=1 / step)
+    writer.close()
+    with path.open("a") as file:
+        file.write('{"kind": "train", "st')  # Torn by a crash.
+    MetricWriter(path, step=20, tensorboard=None).close()
+    assert [line["step"] for line in lines(path)] == [10, 20]
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path):
+    pytest.importorskip("tensorboardX")
+    writer = MetricWriter(tmp_path / "m.jsonl", step=0, tensorboard=tmp_path / "board")
+    writer.write("validation", step=5, epoch=1, loss=0.25)
+    writer.close()
+    (events,) = (tmp_path / "board").iterdir()
+    assert b"validation/loss" in events.read_bytes()
