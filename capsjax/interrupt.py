@@ -1,6 +1,7 @@
 """Stopping when asked: a signal is noted, and the run ends at the next whole step."""
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 
@@ -19,12 +20,15 @@ class Interrupt:
 
 @contextlib.contextmanager
 def noticed() -> Iterator[Interrupt]:
-    """Notes SIGINT (Ctrl-C) and SIGTERM instead of dying; the second one kills."""
+    """Notes SIGINT (Ctrl-C) and SIGTERM instead of dying; the second one ends at once."""
     interrupt = Interrupt()
 
     def note(number, _):
+        if interrupt.signal is not None:
+            # No unwinding: it would wait for a save that the user does not want.
+            os.write(2, b"stopped at once; the last checkpoint is whole\n")
+            os._exit(128 + number)
         interrupt.signal = signal.Signals(number)
-        signal.signal(number, before[number])
 
     before = {
         number: signal.signal(number, note)

@@ -6,6 +6,7 @@ components, ``j`` output capsules with ``d``.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -159,6 +160,7 @@ class Decoder(nn.Module):
     Attributes:
         image_shape: Height, width and channels of what is drawn.
         features: Widths of the hidden layers.
+        compute_dtype: Type of the products' operands; sums and result are float32.
         kernel_init: How the kernels of the hidden layers start.
         output_init: How the kernel of the last layer starts.
         bias_init: How the biases start.
@@ -169,6 +171,7 @@ class Decoder(nn.Module):
 
     image_shape: tuple[int, int, int]
     features: tuple[int, ...] = (512, 1024)
+    compute_dtype: str = "float32"
     kernel_init: Initializer = jax.nn.initializers.he_normal()
     output_init: Initializer = jax.nn.initializers.lecun_normal()
     bias_init: Initializer = jax.nn.initializers.zeros
@@ -180,15 +183,22 @@ class Decoder(nn.Module):
         """Draws pixels from 0 to 1; the poses where the mask is zero have no say."""
         masked = pose * mask[..., None]
         hidden = masked.reshape(*masked.shape[:-2], -1)
-        for features in self.features:
-            dense = nn.Dense(
-                features, kernel_init=self.kernel_init, bias_init=self.bias_init
-            )
-            hidden = nn.relu(dense(hidden))
-        height, width, channels = self.image_shape
-        pixels = nn.Dense(
-            height * width * channels,
-            kernel_init=self.output_init,
+        dense = functools.partial(
+            nn.Dense,
             bias_init=self.bias_init,
-        )(hidden)
+            dot_general=functools.partial(_dot_general, dtype=self.compute_dtype),
+        )
+        for features in self.features:
+            hidden = nn.relu(dense(features, kernel_init=self.kernel_init)(hidden))
+        height, width, channels = self.image_shape
+        size = height * width * channels
+        pixels = dense(size, kernel_init=self.output_init)(hidden)
         return nn.sigmoid(pixels).reshape(*hidden.shape[:-1], *self.image_shape)
+
+
+def _dot_general(lhs: Array, rhs: Array, *arguments: Any, dtype: str, **options: Any):
+    """A product of operands of that type into float32, the only one fast on a CPU."""
+    options["preferred_element_type"] = jnp.promote_types(lhs.dtype, jnp.float32)
+    if dtype != "float32":
+        lhs, rhs = lhs.astype(dtype), rhs.astype(dtype)
+    return jax.lax.dot_general(lhs, rhs, *arguments, **options)

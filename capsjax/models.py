@@ -107,6 +107,7 @@ class CapsNet(nn.Module):
         self.decoder = Decoder(
             self.image_shape,
             self.decoder_features,
+            self.compute_dtype,
             kernel_init=self.decoder_init,
             output_init=self.reconstruction_init,
             bias_init=self.bias_init,

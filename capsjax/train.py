@@ -27,6 +27,7 @@ from jaxtyping import Array, Int, Key
 
 from capsjax import config as configs
 from capsjax.checkpoint import CheckpointError, Checkpoints
+from capsjax.compilation import keep_compiled_programs
 from capsjax.data import (
     Batch,
     Dataset,
@@ -217,8 +218,8 @@ def _make_task(config: configs.Config) -> _Task:
     data, devices = config.data, jax.local_device_count()
     if config.batch_size % devices:
         raise configs.ConfigError(
-            f"config.batch_size={config.batch_size} can't be shared evenly by {devices} "
-            f"devices; choose a multiple of {devices}."
+            f"config.batch_size={config.batch_size} can't be shared evenly by "
+            f"{devices} devices; choose a multiple of {devices}."
         )
     train_set, validation_set = split_validation(
         load(data.name, "train"), data.num_validation
@@ -522,6 +523,7 @@ def main(argv: Sequence[str]) -> int:
     """The command line: trains, and returns the exit code."""
     try:
         config, path = parse(argv, __doc__ or "")
+        keep_compiled_programs()
         workdir = Workdir(path or default_path(config))
         outcome = train(config, workdir, command=shlex.join(sys.orig_argv))
     except (UsageError, configs.ConfigError) as error:

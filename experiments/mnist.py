@@ -68,6 +68,8 @@ def get_config(variant: str = "") -> Config:
         config.optimizer = Optimizer(schedule="exponential", floor=1e-6)
     if variant == "smoke":
         config.num_epochs = 2
+        config.batch_size = 50
+        config.steps_per_dispatch = 20
         config.data = Data(num_train=10_000, num_validation=2_000)
         config.model = Model(conv_features=64, primary_types=8)
     return config

@@ -18,6 +18,7 @@ ORDER = [
     {"initializers", "config", "data", "layers", "parallel"},
     {"models"},
     {"workdir", "checkpoint", "metrics", "interrupt", "flags", "evaluate"},
+    {"compilation"},
     {"train"},
 ]
 OWNERS = {

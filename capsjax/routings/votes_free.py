@@ -92,8 +92,8 @@ def route_votes_free(
     *batch, i, c = capsules.shape
     if bias is None:
         bias = jnp.zeros(weight.shape[1:3], weight.dtype)
-    capsules = capsules.reshape(-1, i, c)
-    pose = _route(*_vary_alike(capsules, weight, bias), rounds)
+    capsules, weight, bias = _vary_alike(capsules.reshape(-1, i, c), weight, bias)
+    pose = jnp.asarray(_route(capsules, weight, bias, rounds))
     return pose.reshape(*batch, *pose.shape[1:])
 
 
@@ -173,13 +173,13 @@ def _backward(
     pose_sum = jnp.cumsum(squash(s, axis=2), axis=0)
     pose_gradient = pose_gradient.transpose(1, 2, 0)
     pose_sum_gradient = bias_gradient = jnp.zeros_like(pose_gradient)
-    gradients = None
+    gradients = jax.tree.map(jnp.zeros_like, blocks)
     last = rounds.num_iterations - 1
     for r in range(last, last - 1 if rounds.stop_gradient else -1, -1):
         s_gradient = _unsquash(s[r], pose_gradient)
         bias_gradient = bias_gradient + s_gradient
         if r == 0:
-            gradients = _add(gradients, _first_round(blocks, s_gradient, rounds))
+            gradients = _first_round(blocks, gradients, s_gradient, rounds)
         else:
             pose_sum_gradient, gradients = _later_round(
                 blocks,
@@ -196,7 +196,7 @@ def _backward(
 
 def _later_round(
     blocks: Operands,
-    gradients: Operands | None,
+    gradients: Operands,
     pose_sum: Float[Array, "j d b"],
     s_gradient: Float[Array, "j d b"],
     pose_sum_gradient: Float[Array, "j d b"],
@@ -206,8 +206,8 @@ def _later_round(
 ) -> tuple[Float[Array, "j d b"], Operands]:
     """Adds one round's share of the gradients, in one pass over the blocks."""
 
-    def add_block(pose_sum_gradient, block_and_gradients):
-        block, gradients = block_and_gradients
+    def add_block(totals, block):
+        pose_sum_gradient, gradients = totals
         votes = Votes(block, pose_sum.shape, platform)
         coupling = votes.couple(pose_sum, rounds)
         votes_gradient = coupling[:, :, None] * s_gradient[None]
@@ -215,20 +215,24 @@ def _later_round(
             logit_gradient = votes.uncouple(coupling, s_gradient)
             votes_gradient += logit_gradient[:, :, None] * pose_sum[None]
             pose_sum_gradient = pose_sum_gradient + votes.gather(logit_gradient)
-        return pose_sum_gradient, _add(gradients, votes.uncast(votes_gradient))
+        gradients = _add_to_block(gradients, votes.uncast(votes_gradient), block[0])
+        return (pose_sum_gradient, gradients), None
 
-    return lax.scan(add_block, pose_sum_gradient, (_numbered(blocks), gradients))
+    return lax.scan(add_block, (pose_sum_gradient, gradients), _numbered(blocks))[0]
 
 
 def _first_round(
-    blocks: Operands, s_gradient: Float[Array, "j d b"], rounds: Rounds
+    blocks: Operands,
+    gradients: Operands,
+    s_gradient: Float[Array, "j d b"],
+    rounds: Rounds,
 ) -> Operands:
-    """The share of the round in which all couplings are equal."""
+    """Adds the share of the round in which all couplings are equal."""
     num_outputs, _, batch = s_gradient.shape
     gradient = _first_coupling(num_outputs, rounds) * s_gradient.reshape(-1, batch)
     return Operands(
-        jnp.einsum("nb,kicb->kinc", gradient, blocks.capsules),
-        jnp.einsum("nb,kinc->kicb", gradient, blocks.weight),
+        gradients.weight + jnp.einsum("nb,kicb->kinc", gradient, blocks.capsules),
+        gradients.capsules + jnp.einsum("nb,kinc->kicb", gradient, blocks.weight),
     )
 
 
@@ -373,8 +377,14 @@ def _numbered(blocks: Operands) -> tuple[Int[Array, " k"], Operands]:
     return jnp.arange(len(blocks.weight)), blocks
 
 
-def _add(earlier: Operands | None, here: Operands) -> Operands:
-    return here if earlier is None else jax.tree.map(operator.add, earlier, here)
+def _add_to_block(all_blocks: Operands, block: Operands, number: Array) -> Operands:
+    """Adds to one block, in place once compiled."""
+
+    def add(whole, part):
+        total = lax.dynamic_index_in_dim(whole, number, keepdims=False) + part
+        return lax.dynamic_update_index_in_dim(whole, total, number, axis=0)
+
+    return jax.tree.map(add, all_blocks, block)
 
 
 def _first_coupling(num_outputs: int, rounds: Rounds) -> float:

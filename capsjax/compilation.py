@@ -1,0 +1,46 @@
+"""Compiled programs kept on disk, so that the next start does not wait for XLA."""
+
+import hashlib
+import importlib.metadata
+import os
+import pathlib
+import platform
+
+import jax
+
+from capsjax.metrics import say
+
+
+def keep_compiled_programs() -> None:
+    """Turns on JAX's compilation cache in ``~/.cache/capsjax``; for a ``main`` only.
+
+    What the user has set stays: ``JAX_COMPILATION_CACHE_DIR=...`` moves it,
+    ``JAX_ENABLE_COMPILATION_CACHE=false`` turns it off. Where the folder can't be
+    written, a line says so and nothing is kept.
+    """
+    is_set = jax.config.jax_compilation_cache_dir is not None
+    if is_set or not jax.config.jax_enable_compilation_cache:
+        return
+    caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path("~/.cache").expanduser()
+    folder = pathlib.Path(caches, "capsjax", "compiled", _machine())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as error:
+        say(f"compiled programs are not kept: can't write {folder}: {error.strerror}")
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _machine() -> str:
+    """A program made for one processor, or by one compiler, may not run on another."""
+    try:
+        cpu = pathlib.Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+        kept = ("model name", "flags", "Features", "CPU part")
+        lines = [line for line in cpu.splitlines() if line.startswith(kept)]
+    except OSError:
+        lines = [platform.processor(), platform.machine()]
+    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+    return f"jaxlib-{importlib.metadata.version('jaxlib')}-{digest}"
