@@ -20,7 +20,7 @@ class Interrupt:
 
 @contextlib.contextmanager
 def noticed() -> Iterator[Interrupt]:
-    """Notes SIGINT (Ctrl-C) and SIGTERM instead of dying; the second one ends at once."""
+    """Notes SIGINT (Ctrl-C) and SIGTERM; the second one ends the process at once."""
     interrupt = Interrupt()
 
     def note(number, _):

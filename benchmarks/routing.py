@@ -1,0 +1,343 @@
+"""Time and memory of every form of dynamic routing, beside what the machine can do.
+
+    python benchmarks/routing.py                  the paper's size, about two minutes
+    python benchmarks/routing.py --quick          a quarter of the batch, few repeats
+    python benchmarks/routing.py --grow           cost against batch, i, j, d, c, rounds
+    python benchmarks/routing.py --grow --figure growth.png --json growth.jsonl
+
+A table in Markdown goes to stdout. All programs are compiled first; then each repeat runs
+every program once, so that other work on the machine disturbs all of them alike: compare
+rows of one run only, by the ratio. A ratio is the median over the repeats of the time of
+the plain loop divided by the form's own, of the same repeat.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+
+from capsjax.routings import DynamicRouting
+from capsjax.routings.routed import cast_votes
+
+
+class Problem(NamedTuple):
+    """Sizes; the defaults are those of the paper's network on MNIST."""
+
+    batch: int = 128
+    i: int = 1152
+    j: int = 10
+    d: int = 16
+    c: int = 8
+    rounds: int = 3
+
+    def operands(self, dtype: str) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Capsules, weight and a gradient of the poses."""
+        random = np.random.default_rng(0)
+        shapes = (
+            (self.batch, self.i, self.c),
+            (self.i, self.j, self.d, self.c),
+            (self.batch, self.j, self.d),
+        )
+        capsules, weight, gradient = (random.normal(size=s) / 3 for s in shapes)
+        return (
+            jnp.asarray(capsules, dtype),
+            jnp.asarray(weight, dtype),
+            jnp.asarray(gradient, "float32"),
+        )
+
+    @property
+    def votes(self) -> int:
+        """How many numbers the votes are."""
+        return self.batch * self.i * self.j * self.d
+
+
+class Form(NamedTuple):
+    """A way to compute the same poses."""
+
+    options: dict[str, Any] = {}
+    votes_free: bool = False
+    dtype: str = "float32"
+
+    def route(self, num_iterations: int) -> Callable[..., jax.Array]:
+        """A function from capsules and weight to poses."""
+        value = DynamicRouting(num_iterations=num_iterations, **self.options)
+        if self.votes_free:
+            return lambda capsules, weight: value.from_capsules(capsules, weight).pose
+        return lambda capsules, weight: value(cast_votes(capsules, weight)).pose
+
+    def work(self, problem: Problem, *, backward: bool) -> float:
+        """Multiplications: of the matrix products, and of sums weighted one by one."""
+        later, stop = problem.rounds - 1, self.options.get("stop_gradient", False)
+        # Forward, the votes-free form casts the votes once a round.
+        casts, sums = (problem.rounds if self.votes_free else 1), 2 * later + 1
+        if self.votes_free:
+            sums = 2 * later
+        if backward and self.votes_free:
+            passes = min(later, 1) if stop else later
+            casts += 3 * passes + (0 if stop and later else 2)
+            sums += (2 if stop else 5) * passes
+        elif backward:
+            casts, sums = casts + 2, sums + (1 if stop else 2 * (2 * later + 1))
+        return problem.votes * (casts * problem.c + sums)
+
+
+PLAIN = "fori_loop"
+FORMS = {
+    PLAIN: Form(),
+    "unrolled": Form({"unroll": True}),
+    "body rematerialised": Form({"remat": "body"}),
+    "all rematerialised": Form({"remat": "full"}),
+    "votes-free": Form(votes_free=True),
+    "fori_loop, stop-gradient": Form({"stop_gradient": True}),
+    "votes-free, stop-gradient": Form({"stop_gradient": True}, votes_free=True),
+    "fori_loop, bfloat16": Form(dtype="bfloat16"),
+    "votes-free, bfloat16": Form(votes_free=True, dtype="bfloat16"),
+}
+
+
+class Program(NamedTuple):
+    """One compiled function, with all that it is called with."""
+
+    run: Callable[..., Any]
+    operands: tuple[jax.Array, ...]
+    compile_seconds: float
+    temporary_bytes: int
+
+    def milliseconds(self) -> float:
+        """Wall time of one run."""
+        start = time.perf_counter()
+        jax.block_until_ready(self.run(*self.operands))
+        return 1e3 * (time.perf_counter() - start)
+
+
+def compile_program(form: Form, problem: Problem, *, backward: bool) -> Program:
+    """Compiles the poses, or poses and gradients of capsules and weight."""
+    route = form.route(problem.rounds)
+
+    def with_gradients(capsules, weight, gradient):
+        pose, pullback = jax.vjp(route, capsules, weight)
+        return pose, pullback(gradient)
+
+    operands = problem.operands(form.dtype)
+    function, operands = (
+        (with_gradients, operands) if backward else (route, operands[:2])
+    )
+    start = time.perf_counter()
+    run = jax.jit(function).lower(*operands).compile()
+    seconds = time.perf_counter() - start
+    return Program(run, operands, seconds, run.memory_analysis().temp_size_in_bytes)
+
+
+def measure(programs: dict[Any, Program], repeats: int) -> dict[Any, list[float]]:
+    """Milliseconds of every program, interleaved, after one run that is not counted."""
+    times: dict[Any, list[float]] = {name: [] for name in programs}
+    for repeat in range(repeats + 1):
+        for name, program in programs.items():
+            elapsed = program.milliseconds()
+            if repeat:
+                times[name].append(elapsed)
+    return times
+
+
+class Machine(NamedTuple):
+    """What the machine reaches on work that suits it."""
+
+    multiplications_per_second: float
+    bytes_per_second: float
+
+
+def measure_machine(repeats: int) -> Machine:
+    """Rates of a large matrix product, and of reading and writing a large array."""
+    n, size = 1536, 2**25
+    square = jnp.ones((n, n))
+    product = jax.jit(jnp.matmul).lower(square, square).compile()
+    stream = jax.jit(lambda x: x + 1, donate_argnums=0)
+    array = stream(jnp.zeros(size))
+    best = [float("inf")] * 2
+    for _ in range(max(3, repeats)):
+        start = time.perf_counter()
+        jax.block_until_ready(product(square, square))
+        middle = time.perf_counter()
+        array = jax.block_until_ready(stream(array))
+        end = time.perf_counter()
+        best = [min(best[0], middle - start), min(best[1], end - middle)]
+    return Machine(n**3 / best[0], 2 * 4 * size / best[1])
+
+
+def environment() -> dict[str, Any]:
+    """What a number is worth nothing without."""
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "device": f"{device.platform}: {device.device_kind}",
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+    }
+
+
+def compare_forms(problem: Problem, repeats: int) -> Iterable[dict[str, Any]]:
+    """One record for each form, forward and with the gradients."""
+    machine = measure_machine(repeats)
+    programs = {
+        (name, backward): compile_program(form, problem, backward=backward)
+        for name, form in FORMS.items()
+        for backward in (False, True)
+    }
+    times = measure(programs, repeats)
+    for (name, backward), program in programs.items():
+        own, form = times[name, backward], FORMS[name]
+        plain = times[PLAIN, backward]
+        work = form.work(problem, backward=backward)
+        median = statistics.median(own)
+        limit = 1e3 * work / machine.multiplications_per_second
+        ratios = [p / o for p, o in zip(plain, own, strict=True)]
+        yield {
+            "form": name,
+            "backward": backward,
+            "dtype": form.dtype,
+            "problem": problem._asdict(),
+            "median_ms": median,
+            "min_ms": min(own),
+            "max_ms": max(own),
+            "ratio": statistics.median(ratios),
+            "temporary_bytes": program.temporary_bytes,
+            "compile_seconds": program.compile_seconds,
+            "multiplications": work,
+            "limit_ms": limit,
+            "fraction": limit / median,
+            "machine": machine._asdict(),
+            "environment": environment(),
+        }
+
+
+def print_forms(records: list[dict[str, Any]]) -> None:
+    problem, machine = records[0]["problem"], records[0]["machine"]
+    print("Problem:", ", ".join(f"{k} {v}" for k, v in problem.items()))
+    print("Environment:", ", ".join(f"{k} {v}" for k, v in environment().items()))
+    operands = sum(x.nbytes for x in Problem(**problem).operands("float32"))
+    memory_ms = 1e3 * operands / machine["bytes_per_second"]
+    print(
+        f"Machine: {machine['multiplications_per_second'] / 1e9:.0f} G multiplications/s"
+        f" in a matrix product, {machine['bytes_per_second'] / 1e9:.0f} GB/s of memory."
+        f"\nOperands: {operands / 1e6:.0f} MB, {memory_ms:.1f} ms to read or write once;"
+        f" the votes would be {4 * Problem(**problem).votes / 1e6:.0f} MB in float32.\n"
+    )
+    for backward in (False, True):
+        print("forward + backward" if backward else "forward")
+        print(
+            "\n| form | ms, median (min - max) | times faster | temporary MB ", end=""
+        )
+        print("| compile s | G multiplications | limit ms | reached |")
+        print("|---" * 8 + "|")
+        for r in records:
+            if r["backward"] is backward:
+                print(
+                    f"| {r['form']} | {r['median_ms']:.1f} ({r['min_ms']:.1f} - "
+                    f"{r['max_ms']:.1f}) | {r['ratio']:.2f} | "
+                    f"{r['temporary_bytes'] / 1e6:.1f} | {r['compile_seconds']:.1f} | "
+                    f"{r['multiplications'] / 1e9:.2f} | {r['limit_ms']:.1f} | "
+                    f"{r['fraction']:.0%} |"
+                )
+        print()
+
+
+def grow(problem: Problem, repeats: int) -> Iterable[dict[str, Any]]:
+    """One record for each size, axis and form, of poses and gradients together."""
+    for axis in Problem._fields:
+        base = getattr(problem, axis)
+        sizes = (2, 3, 5, 9) if axis == "rounds" else [base // 4, base // 2, base]
+        programs = {
+            (name, size): compile_program(
+                FORMS[name], problem._replace(**{axis: size}), backward=True
+            )
+            for name in (PLAIN, "votes-free")
+            for size in sizes
+        }
+        for (name, size), times in measure(programs, repeats).items():
+            yield {
+                "axis": axis,
+                "size": size,
+                "form": name,
+                "median_ms": statistics.median(times),
+                "temporary_bytes": programs[name, size].temporary_bytes,
+                "problem": problem._asdict(),
+                "environment": environment(),
+            }
+
+
+def curves(records: list[dict[str, Any]], value: str):
+    """Axis, form, sizes and values of every curve."""
+    for axis in Problem._fields:
+        for form in (PLAIN, "votes-free"):
+            own = [r for r in records if (r["axis"], r["form"]) == (axis, form)]
+            yield axis, form, [r["size"] for r in own], [r[value] for r in own]
+
+
+def print_growth(records: list[dict[str, Any]]) -> None:
+    print("Cost is about size ** slope; 1 is linear.\n")
+    print("| axis | form | sizes | ms | slope | temporary MB | slope |")
+    print("|---" * 7 + "|")
+    memory = curves(records, "temporary_bytes")
+    both = zip(curves(records, "median_ms"), memory, strict=True)
+    for (axis, form, sizes, times), (*_, temporary) in both:
+        slopes = [
+            np.polyfit(np.log(sizes), np.log(y), 1)[0] for y in (times, temporary)
+        ]
+        print(
+            f"| {axis} | {form} | {', '.join(map(str, sizes))} | "
+            f"{', '.join(f'{t:.0f}' for t in times)} | {slopes[0]:.2f} | "
+            f"{', '.join(f'{t / 1e6:.0f}' for t in temporary)} | {slopes[1]:.2f} |"
+        )
+
+
+def draw_growth(records: list[dict[str, Any]], path: str) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(14, 6), layout="constrained")
+    grid = figure.subplots(2, len(Problem._fields), sharey="row")
+    labels = {"median_ms": "ms", "temporary_bytes": "temporary bytes"}
+    for row, (value, label) in zip(grid, labels.items(), strict=True):
+        row[0].set_ylabel(label)
+        plots = dict(zip(Problem._fields, row, strict=True))
+        for axis, form, sizes, values in curves(records, value):
+            plots[axis].loglog(sizes, values, "o-", label=form)
+            plots[axis].set_xlabel(axis)
+    grid[0][0].legend()
+    figure.savefig(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="smaller and shorter")
+    parser.add_argument("--grow", action="store_true", help="cost against every size")
+    parser.add_argument("--repeats", type=int, help="runs of each program")
+    parser.add_argument("--json", metavar="FILE", help="append the records to FILE")
+    parser.add_argument("--figure", metavar="FILE", help="draw the curves of --grow")
+    options = parser.parse_args()
+    if options.figure and not options.grow:
+        parser.error("--figure draws what --grow measures")
+    problem = Problem(batch=32) if options.quick else Problem()
+    repeats = options.repeats or (3 if options.quick else 10)
+    measured = grow if options.grow else compare_forms
+    records = list(measured(problem, repeats))
+    (print_growth if options.grow else print_forms)(records)
+    if options.json:
+        with open(options.json, "a") as file:
+            file.writelines(json.dumps(record) + "\n" for record in records)
+    if options.figure:
+        draw_growth(records, options.figure)
+
+
+if __name__ == "__main__":
+    main()

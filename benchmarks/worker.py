@@ -1,0 +1,379 @@
+"""One contender of ``train_step.py`` in its own process: capsjax, or plain JAX.
+
+    python benchmarks/worker.py --work train --batch 128 --dtype bfloat16 --steps 11
+
+Prints one JSON line when it is ready; then, for each line ``run N`` on stdin, makes N
+calls and prints how long they took. It sleeps in between, so that others can be timed.
+What it says of its work is for one of the ``steps`` of a call.
+
+The works: ``train`` (whole steps, as ``capsjax.train`` takes them), ``inference``
+(class lengths), ``routing`` (forward and backward of the class capsules); the other
+parts of a step, alone, each forward and backward; ``gemm`` and ``memory``, what the
+machine can do; and ``check``, numbers to compare with those of another program.
+"""
+
+import argparse
+import functools
+import json
+import resource
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from peers import plain_jax
+
+from capsjax import DynamicRouting, squash
+from capsjax import config as configs
+from capsjax.data import Dataset
+from capsjax.data.augment import scale_to_unit, shift
+from capsjax.layers import Convolution, Decoder
+from capsjax.losses import reconstruction_loss
+from capsjax.models import make_model
+from capsjax.parallel import parallel, replicated
+from capsjax.train import (
+    init_state,
+    make_optimizer,
+    make_train_chunk,
+    make_train_step,
+    stack_batches,
+)
+
+IMAGE, CLASSES = (28, 28, 1), 10
+# Multiplications for one image, forward, as the formulas have them: the backward pass
+# of a product takes two more, but nobody wants the gradient of the image itself.
+CONV = 20 * 20 * 256 * 81
+PRIMARY = 6 * 6 * 256 * 81 * 256
+ROUTING = 1152 * 10 * 16 * (8 + 3 + 2)  # votes, three sums, two agreements
+DECODER = 160 * 512 + 512 * 1024 + 1024 * 784
+TRAIN = 2 * CONV + 3 * (PRIMARY + ROUTING + DECODER)
+
+
+def random_data():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (2048, *IMAGE), np.uint8)
+    label = rng.integers(0, CLASSES, 2048).astype(np.int32)
+    return Dataset("random", image, label, tuple("0123456789"))
+
+
+def make_config(arguments):
+    config = configs.Config(batch_size=arguments.batch)
+    config.model.compute_dtype = arguments.dtype
+    return config
+
+
+def make_state(config, num_steps=10_000):
+    model = make_model(config.model, IMAGE, CLASSES)
+    optimizer = make_optimizer(config.optimizer, num_steps)
+    init = functools.partial(init_state, model, optimizer, config)
+    return model, optimizer, jax.jit(init, out_shardings=replicated())()
+
+
+def train(arguments):
+    config, dataset = make_config(arguments), random_data()
+    model, optimizer, state = make_state(config)
+    train_step = make_train_step(model, optimizer, config)
+    program = parallel(make_train_chunk(train_step), donate=True)
+    done = 0
+
+    def call():
+        nonlocal state, done
+        steps = range(done, done + arguments.steps)
+        how = {"seed": 0, "devices": jax.local_device_count()}
+        batches = stack_batches(dataset, steps, batch_size=arguments.batch, **how)
+        state, metrics = program(state, batches)
+        done = steps.stop
+        return jax.tree.map(np.asarray, metrics)
+
+    work = {"steps": arguments.steps, "images": arguments.batch}
+    # At least the state goes in and out.
+    work["bytes"] = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    return call, work | {"multiplications": arguments.batch * TRAIN}
+
+
+def inference(arguments):
+    model, _, state = make_state(make_config(arguments))
+    image = random_data().image[: arguments.batch]
+
+    @jax.jit
+    def class_lengths(params, image):
+        image = scale_to_unit(image)
+        return model.apply(params, image, method=model.encode).activation
+
+    work = {"images": arguments.batch}
+    work["multiplications"] = arguments.batch * (CONV + PRIMARY + ROUTING)
+    return lambda: np.asarray(class_lengths(state.params, image)), work
+
+
+# ---- parts of a step
+
+
+def part(function, arguments, multiplications, *differentiated, fixed=()):
+    """The function and its gradient, with the bytes that must go in and out."""
+    value = jax.eval_shape(function, *differentiated, *fixed)
+    gradient = jnp.ones(value.shape, value.dtype)
+
+    @jax.jit
+    def both(differentiated, fixed, gradient):
+        value, vjp = jax.vjp(lambda *d: function(*d, *fixed), *differentiated)
+        return value, vjp(gradient)
+
+    operands = differentiated, fixed, gradient
+    return call_of(both, operands, arguments, multiplications)
+
+
+def call_of(program, operands, arguments, multiplications=0):
+    leaves = jax.tree.leaves((operands, jax.eval_shape(program, *operands)))
+    return lambda: jax.block_until_ready(program(*operands)), {
+        "images": arguments.batch,
+        "multiplications": arguments.batch * multiplications,
+        "bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in leaves),
+    }
+
+
+def normal(*shape, seed=0):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def augmentation(arguments):
+    image = jnp.asarray(random_data().image[: arguments.batch])
+    program = jax.jit(lambda key, i: scale_to_unit(shift(key, i, max_shift=2)))
+    return call_of(program, (jax.random.key(0), image), arguments)
+
+
+def conv(arguments):
+    image = jnp.abs(normal(arguments.batch, *IMAGE))
+    layer = Convolution(256, 9, compute_dtype=arguments.dtype)
+    params = layer.init(jax.random.key(0), image)
+
+    def function(params, image):
+        return jax.nn.relu(layer.apply(params, image))
+
+    return part(function, arguments, 2 * CONV, params, fixed=(image,))
+
+
+def primary(arguments):
+    image = jax.nn.relu(normal(arguments.batch, 20, 20, 256))
+    layer = Convolution(256, 9, 2, compute_dtype=arguments.dtype)
+    params = layer.init(jax.random.key(0), image)
+    return part(layer.apply, arguments, 3 * PRIMARY, params, image)
+
+
+def squashing(arguments):
+    return part(squash, arguments, 0, normal(arguments.batch, 1152, 8))
+
+
+def routing(arguments):
+    capsules = squash(normal(arguments.batch, 1152, 8))
+    weight = 0.02 * normal(1152, CLASSES, 16, 8)
+    route = DynamicRouting().from_capsules
+    if arguments.program == "plain":
+        route = plain_jax.route
+
+    def function(capsules, weight):
+        return route(capsules, weight).pose
+
+    return part(function, arguments, 3 * ROUTING, capsules, weight)
+
+
+def decoder(arguments):
+    pose = squash(normal(arguments.batch, CLASSES, 16))
+    mask = jax.nn.one_hot(jnp.arange(arguments.batch) % CLASSES, CLASSES)
+    image = jax.random.uniform(jax.random.key(1), (arguments.batch, *IMAGE))
+    layer = Decoder(IMAGE, compute_dtype=arguments.dtype)
+    params = layer.init(jax.random.key(0), pose, mask)
+
+    def function(params, pose, mask, image):
+        return reconstruction_loss(layer.apply(params, pose, mask), image)
+
+    return part(function, arguments, 3 * DECODER, params, pose, fixed=(mask, image))
+
+
+def adam(arguments):
+    """Updates in place, as the step does."""
+    _, optimizer, state = make_state(make_config(arguments))
+    grads = jax.tree.map(jnp.ones_like, state.params)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def update(held, grads):
+        params, opt_state = held
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    held = state.params, state.opt_state
+    _, work = call_of(update, (held, grads), arguments)
+
+    def call():
+        nonlocal held
+        held = jax.block_until_ready(update(held, grads))
+
+    return call, work
+
+
+# ---- the machine
+
+
+def gemm(arguments):
+    size = 2048
+    a, b = normal(2, size, size).astype(arguments.dtype)
+    # Into float32: the only bfloat16 product that XLA has a fast kernel for.
+    product = jax.jit(functools.partial(jnp.dot, preferred_element_type=jnp.float32))
+    work = {"multiplications": size**3}
+    return lambda: jax.block_until_ready(product(a, b)), work
+
+
+def memory(arguments):
+    """Reads and writes 256 MB in place."""
+    held = jnp.zeros(2**26)
+    add = jax.jit(lambda x: x + 1, donate_argnums=0)
+
+    def call():
+        nonlocal held
+        held = jax.block_until_ready(add(held))
+
+    return call, {"bytes": 2 * held.nbytes}
+
+
+# ---- plain JAX
+
+
+def plain_train(arguments):
+    dataset = random_data()
+    params = make_state(make_config(arguments))[2].params["params"]
+    held = params, plain_jax.OPTIMIZER.init(params)
+    rng = np.random.default_rng(0)
+
+    def call():
+        nonlocal held
+        batch = dataset.batch(rng.integers(0, len(dataset), arguments.batch))
+        *held, loss = plain_jax.train_step(*held, *batch)
+        return float(loss)
+
+    work = {"images": arguments.batch}
+    return call, work | {"multiplications": arguments.batch * TRAIN}
+
+
+def plain_inference(arguments):
+    params = make_state(make_config(arguments))[2].params["params"]
+    image = random_data().image[: arguments.batch]
+    _, work = inference(arguments)
+    return lambda: np.asarray(plain_jax.class_lengths(params, image)), work
+
+
+# ---- the same numbers as another program
+
+
+def check(arguments):
+    """Class lengths, then the losses of four steps on one batch without shifts.
+
+    Writes weights and batch to ``--file``, named and laid out as PyTorch has them.
+    """
+    config = make_config(arguments)
+    config.data.max_shift, config.optimizer.schedule = 0, "constant"
+    batch = random_data().batch(np.arange(arguments.batch))
+    model, optimizer, state = make_state(config)
+    params = state.params["params"]
+    if arguments.program == "plain":
+        length = plain_jax.class_lengths(params, batch.image)
+        held, losses = (params, plain_jax.OPTIMIZER.init(params)), []
+        for _ in range(4):
+            *held, loss = plain_jax.train_step(*held, *batch)
+            losses.append(float(loss))
+    else:
+        np.savez(arguments.file, **for_torch(params), **images_for_torch(batch))
+        routed = model.apply(state.params, batch.image / 255, method=model.encode)
+        length = routed.activation
+        chunk = make_train_chunk(make_train_step(model, optimizer, config))
+        batches = jax.tree.map(lambda a: np.stack([a] * 4)[None], batch)
+        losses = parallel(chunk)(state, batches)[1].loss.tolist()
+    print(json.dumps({"length": length.tolist(), "loss": losses}))
+
+
+def for_torch(params):
+    named = {
+        "conv": params["conv"]["conv"],
+        "primary": params["primary_caps"]["kernel"]["conv"]
+        | {"bias": params["primary_caps"]["bias"]},
+        **{f"decoder.{2 * i}": params["decoder"][f"Dense_{i}"] for i in range(3)},
+    }
+    given = {"weight": params["class_caps"]["weight"]}
+    for name, layer in named.items():
+        kernel = np.asarray(layer["kernel"])
+        axes = (3, 2, 0, 1) if kernel.ndim == 4 else (1, 0)
+        given |= {
+            f"{name}.weight": kernel.transpose(axes),
+            f"{name}.bias": layer["bias"],
+        }
+    return given
+
+
+def images_for_torch(batch):
+    return {
+        "image": batch.image.transpose(0, 3, 1, 2),
+        "label": batch.label.astype(int),
+    }
+
+
+# ---- the service
+
+PARTS = {
+    "augmentation": augmentation,
+    "conv": conv,
+    "primary": primary,
+    "squash": squashing,
+    "routing": routing,
+    "decoder": decoder,
+    "adam": adam,
+}
+WORKS = {
+    "capsjax": {
+        **{"train": train, "inference": inference, "gemm": gemm, "memory": memory},
+        **PARTS,
+    },
+    "plain": {"train": plain_train, "inference": plain_inference, "routing": routing},
+}
+
+
+def seconds_of(call, times=1):
+    started = time.perf_counter()
+    for _ in range(times):
+        call()
+    return time.perf_counter() - started
+
+
+def serve(call, work):
+    """The same loop as in ``peers/torch_capsnet.py``."""
+    first, again = seconds_of(call), seconds_of(call)
+    work |= {"compile_seconds": first - again, "call_seconds": again}
+    print(json.dumps(work | {"version": jax.__version__}), flush=True)
+    for line in sys.stdin:
+        before = time.process_time()
+        seconds = seconds_of(call, int(line.split()[1]))
+        cpu = time.process_time() - before
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        answer = {"seconds": seconds, "cpu_seconds": cpu, "peak_mb": peak}
+        print(json.dumps(answer), flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--program", choices=WORKS, default="capsjax")
+    parser.add_argument("--work", choices=[*WORKS["capsjax"], "check"], required=True)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--steps", type=int, default=1, help="in one call")
+    parser.add_argument("--devices", type=int, default=1, help="simulated on the CPU")
+    parser.add_argument("--file", help="where to write weights and images to check")
+    arguments = parser.parse_args()
+    if jax.config.jax_platforms in (None, "cpu"):
+        jax.config.update("jax_num_cpu_devices", arguments.devices)
+    if arguments.work == "check":
+        check(arguments)
+    else:
+        serve(*WORKS[arguments.program][arguments.work](arguments))
+
+
+if __name__ == "__main__":
+    main()
