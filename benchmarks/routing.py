@@ -5,13 +5,14 @@
     python benchmarks/routing.py --grow           cost against batch, i, j, d, c, rounds
     python benchmarks/routing.py --grow --figure growth.png --json growth.jsonl
 
-A table in Markdown goes to stdout. All programs are compiled first; then each repeat runs
-every program once, so that other work on the machine disturbs all of them alike: compare
-rows of one run only, by the ratio. A ratio is the median over the repeats of the time of
-the plain loop divided by the form's own, of the same repeat.
+Tables in Markdown go to stdout. All programs are compiled first; then each repeat runs
+every program once, so that other work on the machine disturbs all alike. Compare rows of
+one run only, by "times faster": the median over the repeats of the plain loop's time
+divided by the form's own.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -22,7 +23,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 
 from capsjax.routings import DynamicRouting
@@ -63,42 +63,45 @@ class Problem(NamedTuple):
 class Form(NamedTuple):
     """A way to compute the same poses."""
 
-    options: dict[str, Any] = {}
+    routing: DynamicRouting = DynamicRouting()
     votes_free: bool = False
     dtype: str = "float32"
 
     def route(self, num_iterations: int) -> Callable[..., jax.Array]:
         """A function from capsules and weight to poses."""
-        value = DynamicRouting(num_iterations=num_iterations, **self.options)
+        value = dataclasses.replace(self.routing, num_iterations=num_iterations)
         if self.votes_free:
             return lambda capsules, weight: value.from_capsules(capsules, weight).pose
         return lambda capsules, weight: value(cast_votes(capsules, weight)).pose
 
-    def work(self, problem: Problem, *, backward: bool) -> float:
-        """Multiplications: of the matrix products, and of sums weighted one by one."""
-        later, stop = problem.rounds - 1, self.options.get("stop_gradient", False)
-        # Forward, the votes-free form casts the votes once a round.
-        casts, sums = (problem.rounds if self.votes_free else 1), 2 * later + 1
+    def multiplications(self, problem: Problem, *, backward: bool) -> float:
+        """Of the products with ``W``, and of the sums over votes; recomputed ones too.
+
+        What ``remat`` computes again is not counted.
+        """
+        later, stop = problem.rounds - 1, self.routing.stop_gradient
         if self.votes_free:
-            sums = 2 * later
-        if backward and self.votes_free:
-            passes = min(later, 1) if stop else later
-            casts += 3 * passes + (0 if stop and later else 2)
-            sums += (2 if stop else 5) * passes
-        elif backward:
-            casts, sums = casts + 2, sums + (1 if stop else 2 * (2 * later + 1))
-        return problem.votes * (casts * problem.c + sums)
+            products, sums = 1 + later, 2 * later
+            if backward and stop and later:
+                products, sums = products + 3, sums + 2
+            elif backward:
+                products, sums = products + 3 * later + 2, sums + 5 * later
+        else:
+            products, sums = 1, 2 * later + 1
+            if backward:
+                products, sums = 3, sums + (1 if stop else 2 * sums)
+        return problem.votes * (products * problem.c + sums)
 
 
 PLAIN = "fori_loop"
 FORMS = {
     PLAIN: Form(),
-    "unrolled": Form({"unroll": True}),
-    "body rematerialised": Form({"remat": "body"}),
-    "all rematerialised": Form({"remat": "full"}),
+    "unrolled": Form(DynamicRouting(unroll=True)),
+    "body rematerialised": Form(DynamicRouting(remat="body")),
+    "all rematerialised": Form(DynamicRouting(remat="full")),
     "votes-free": Form(votes_free=True),
-    "fori_loop, stop-gradient": Form({"stop_gradient": True}),
-    "votes-free, stop-gradient": Form({"stop_gradient": True}, votes_free=True),
+    "fori_loop, stop-gradient": Form(DynamicRouting(stop_gradient=True)),
+    "votes-free, stop-gradient": Form(DynamicRouting(stop_gradient=True), True),
     "fori_loop, bfloat16": Form(dtype="bfloat16"),
     "votes-free, bfloat16": Form(votes_free=True, dtype="bfloat16"),
 }
@@ -134,7 +137,9 @@ def compile_program(form: Form, problem: Problem, *, backward: bool) -> Program:
     start = time.perf_counter()
     run = jax.jit(function).lower(*operands).compile()
     seconds = time.perf_counter() - start
-    return Program(run, operands, seconds, run.memory_analysis().temp_size_in_bytes)
+    memory = run.memory_analysis()
+    assert memory is not None
+    return Program(run, operands, seconds, memory.temp_size_in_bytes)
 
 
 def measure(programs: dict[Any, Program], repeats: int) -> dict[Any, list[float]]:
@@ -179,10 +184,8 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
         "device": f"{device.platform}: {device.device_kind}",
         "cores": os.cpu_count(),
-        "machine": platform.machine(),
     }
 
 
@@ -198,7 +201,7 @@ def compare_forms(problem: Problem, repeats: int) -> Iterable[dict[str, Any]]:
     for (name, backward), program in programs.items():
         own, form = times[name, backward], FORMS[name]
         plain = times[PLAIN, backward]
-        work = form.work(problem, backward=backward)
+        work = form.multiplications(problem, backward=backward)
         median = statistics.median(own)
         limit = 1e3 * work / machine.multiplications_per_second
         ratios = [p / o for p, o in zip(plain, own, strict=True)]
@@ -221,35 +224,43 @@ def compare_forms(problem: Problem, repeats: int) -> Iterable[dict[str, Any]]:
         }
 
 
+def print_table(header: str, rows: Iterable[str]) -> None:
+    print(f"| {header} |\n{'|---' * (header.count('|') + 1)}|")
+    for row in rows:
+        print(f"| {row} |")
+    print()
+
+
 def print_forms(records: list[dict[str, Any]]) -> None:
-    problem, machine = records[0]["problem"], records[0]["machine"]
-    print("Problem:", ", ".join(f"{k} {v}" for k, v in problem.items()))
+    problem, machine = (
+        Problem(**records[0]["problem"]),
+        Machine(**records[0]["machine"]),
+    )
+    print("Problem:", ", ".join(f"{k} {v}" for k, v in problem._asdict().items()))
     print("Environment:", ", ".join(f"{k} {v}" for k, v in environment().items()))
-    operands = sum(x.nbytes for x in Problem(**problem).operands("float32"))
-    memory_ms = 1e3 * operands / machine["bytes_per_second"]
+    operands = sum(x.nbytes for x in problem.operands("float32"))
     print(
-        f"Machine: {machine['multiplications_per_second'] / 1e9:.0f} G multiplications/s"
-        f" in a matrix product, {machine['bytes_per_second'] / 1e9:.0f} GB/s of memory."
-        f"\nOperands: {operands / 1e6:.0f} MB, {memory_ms:.1f} ms to read or write once;"
-        f" the votes would be {4 * Problem(**problem).votes / 1e6:.0f} MB in float32.\n"
+        f"Machine: {machine.multiplications_per_second / 1e9:.0f} G multiplications/s in "
+        f"a matrix product, {machine.bytes_per_second / 1e9:.0f} GB/s of memory\n"
+        f"Operands: {operands / 1e6:.0f} MB, "
+        f"{1e3 * operands / machine.bytes_per_second:.1f} ms to go through once; "
+        f"the votes would be {4 * problem.votes / 1e6:.0f} MB in float32\n"
     )
     for backward in (False, True):
-        print("forward + backward" if backward else "forward")
-        print(
-            "\n| form | ms, median (min - max) | times faster | temporary MB ", end=""
+        print_table(
+            f"form, forward{' + backward' * backward} | ms, median (min - max) "
+            "| times faster | temporary MB | compile s | G multiplications "
+            "| at the machine's rate, ms | reached",
+            (
+                f"{r['form']} | {r['median_ms']:.1f} ({r['min_ms']:.1f} - "
+                f"{r['max_ms']:.1f}) | {r['ratio']:.2f} | "
+                f"{r['temporary_bytes'] / 1e6:.1f} | {r['compile_seconds']:.1f} | "
+                f"{r['multiplications'] / 1e9:.2f} | {r['limit_ms']:.1f} | "
+                f"{r['fraction']:.0%}"
+                for r in records
+                if r["backward"] is backward
+            ),
         )
-        print("| compile s | G multiplications | limit ms | reached |")
-        print("|---" * 8 + "|")
-        for r in records:
-            if r["backward"] is backward:
-                print(
-                    f"| {r['form']} | {r['median_ms']:.1f} ({r['min_ms']:.1f} - "
-                    f"{r['max_ms']:.1f}) | {r['ratio']:.2f} | "
-                    f"{r['temporary_bytes'] / 1e6:.1f} | {r['compile_seconds']:.1f} | "
-                    f"{r['multiplications'] / 1e9:.2f} | {r['limit_ms']:.1f} | "
-                    f"{r['fraction']:.0%} |"
-                )
-        print()
 
 
 def grow(problem: Problem, repeats: int) -> Iterable[dict[str, Any]]:
@@ -285,20 +296,24 @@ def curves(records: list[dict[str, Any]], value: str):
 
 
 def print_growth(records: list[dict[str, Any]]) -> None:
-    print("Cost is about size ** slope; 1 is linear.\n")
-    print("| axis | form | sizes | ms | slope | temporary MB | slope |")
-    print("|---" * 7 + "|")
-    memory = curves(records, "temporary_bytes")
-    both = zip(curves(records, "median_ms"), memory, strict=True)
-    for (axis, form, sizes, times), (*_, temporary) in both:
-        slopes = [
-            np.polyfit(np.log(sizes), np.log(y), 1)[0] for y in (times, temporary)
-        ]
-        print(
-            f"| {axis} | {form} | {', '.join(map(str, sizes))} | "
-            f"{', '.join(f'{t:.0f}' for t in times)} | {slopes[0]:.2f} | "
-            f"{', '.join(f'{t / 1e6:.0f}' for t in temporary)} | {slopes[1]:.2f} |"
-        )
+    def rows():
+        times, memory = (curves(records, v) for v in ("median_ms", "temporary_bytes"))
+        for (axis, form, sizes, ms), (*_, temporary) in zip(times, memory, strict=True):
+            megabytes = [t / 1e6 for t in temporary]
+            yield " | ".join([axis, form, *map(cell, (sizes, ms, megabytes))]) + (
+                f" | {slope(sizes, ms):.2f} | {slope(sizes, temporary):.2f}"
+            )
+
+    def cell(numbers):
+        return ", ".join(f"{number:.0f}" for number in numbers)
+
+    def slope(sizes, values):
+        return np.polyfit(np.log(sizes), np.log(values), 1)[0]
+
+    print("Cost is about size ** slope, forward + backward.\n")
+    print_table(
+        "axis | form | sizes | ms | temporary MB | slope, ms | slope, MB", rows()
+    )
 
 
 def draw_growth(records: list[dict[str, Any]], path: str) -> None:
@@ -318,7 +333,7 @@ def draw_growth(records: list[dict[str, Any]], path: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="Time and memory of dynamic routing.")
     parser.add_argument("--quick", action="store_true", help="smaller and shorter")
     parser.add_argument("--grow", action="store_true", help="cost against every size")
     parser.add_argument("--repeats", type=int, help="runs of each program")

@@ -93,8 +93,8 @@ class Worker:
 
     def failure(self):
         self.errors.seek(0)
-        lines = self.errors.read().strip().splitlines() or ["it printed nothing"]
-        return lines[-1][:200]
+        lines = self.errors.read().splitlines() or ["it printed nothing"]
+        return next((line for line in lines if "Error: " in line), lines[-1])
 
     def close(self):
         self.process.stdin.close()
@@ -153,7 +153,12 @@ def ours(arguments, work, batch):
     rows = []
     for dtype in dtypes:
         typed = options | {"dtype": dtype}
-        if work != "train":
+        if work == "inference":
+            prepared = typed | {"prepared": True}
+            rows.append(Contender(f"capsjax {dtype}", prepared))
+            rows.append(Contender(f"capsjax {dtype}, not prepared", typed))
+            continue
+        if work == "routing":
             rows.append(Contender(f"capsjax {dtype}", typed))
             continue
         for devices in arguments.devices:
@@ -262,7 +267,7 @@ def print_table(title, results, columns):
         rates = 2 * r["multiplications"], r["bytes"]
         cells += [f"{w / r['seconds'] / 1e9:.1f}" if w else "" for w in rates]
         cells += [f"{r['limit_seconds'] / r['seconds']:.0%}"]
-        cells += [f"{r['compile_seconds']:.1f}", f"{r['peak_mb']:.0f}"]
+        cells += [f"{max(0, r['compile_seconds']):.1f}", f"{r['peak_mb']:.0f}"]
         print(f"| {' | '.join(cells)} |", flush=True)
 
 

@@ -31,7 +31,7 @@ from capsjax.data import Dataset
 from capsjax.data.augment import scale_to_unit, shift
 from capsjax.layers import Convolution, Decoder
 from capsjax.losses import reconstruction_loss
-from capsjax.models import make_model
+from capsjax.models import make_model, prepare
 from capsjax.parallel import parallel, replicated
 from capsjax.train import (
     init_state,
@@ -96,15 +96,13 @@ def train(arguments):
 def inference(arguments):
     model, _, state = make_state(make_config(arguments))
     image = random_data().image[: arguments.batch]
-
-    @jax.jit
-    def class_lengths(params, image):
-        image = scale_to_unit(image)
-        return model.apply(params, image, method=model.encode).activation
-
+    encode = jax.jit(functools.partial(model.apply, method=model.encode))
+    encode = functools.partial(encode, state.params)
+    if arguments.prepared:
+        encode = prepare(model, state.params, batch_size=arguments.batch)
     work = {"images": arguments.batch}
     work["multiplications"] = arguments.batch * (CONV + PRIMARY + ROUTING)
-    return lambda: np.asarray(class_lengths(state.params, image)), work
+    return lambda: np.asarray(encode(image / np.float32(255)).activation), work
 
 
 # ---- parts of a step
@@ -148,10 +146,10 @@ def conv(arguments):
     layer = Convolution(256, 9, compute_dtype=arguments.dtype)
     params = layer.init(jax.random.key(0), image)
 
-    def function(params, image):
-        return jax.nn.relu(layer.apply(params, image))
+    def function(params, bias, image):
+        return jax.nn.relu(layer.apply(params, image) + bias)
 
-    return part(function, arguments, 2 * CONV, params, fixed=(image,))
+    return part(function, arguments, 2 * CONV, params, jnp.zeros(256), fixed=(image,))
 
 
 def primary(arguments):
@@ -239,9 +237,21 @@ def memory(arguments):
 # ---- plain JAX
 
 
+def by_layer(state):
+    """The weights in the order of the peers, who need not know how ours are nested."""
+    params = state.params["params"]
+    conv, primary, dense = (params[n] for n in ("conv", "primary_caps", "decoder"))
+    return {
+        "conv": conv | {"bias": params["conv_bias"]},
+        "primary": primary["conv"] | {"bias": primary["bias"]},
+        "weight": params["class_caps"]["weight"],
+        **{f"decoder.{2 * i}": dense[f"Dense_{i}"] for i in range(3)},
+    }
+
+
 def plain_train(arguments):
     dataset = random_data()
-    params = make_state(make_config(arguments))[2].params["params"]
+    params = by_layer(make_state(make_config(arguments))[2])
     held = params, plain_jax.OPTIMIZER.init(params)
     rng = np.random.default_rng(0)
 
@@ -256,7 +266,7 @@ def plain_train(arguments):
 
 
 def plain_inference(arguments):
-    params = make_state(make_config(arguments))[2].params["params"]
+    params = by_layer(make_state(make_config(arguments))[2])
     image = random_data().image[: arguments.batch]
     _, work = inference(arguments)
     return lambda: np.asarray(plain_jax.class_lengths(params, image)), work
@@ -274,7 +284,7 @@ def check(arguments):
     config.data.max_shift, config.optimizer.schedule = 0, "constant"
     batch = random_data().batch(np.arange(arguments.batch))
     model, optimizer, state = make_state(config)
-    params = state.params["params"]
+    params = by_layer(state)
     if arguments.program == "plain":
         length = plain_jax.class_lengths(params, batch.image)
         held, losses = (params, plain_jax.OPTIMIZER.init(params)), []
@@ -292,20 +302,12 @@ def check(arguments):
 
 
 def for_torch(params):
-    named = {
-        "conv": params["conv"]["conv"],
-        "primary": params["primary_caps"]["kernel"]["conv"]
-        | {"bias": params["primary_caps"]["bias"]},
-        **{f"decoder.{2 * i}": params["decoder"][f"Dense_{i}"] for i in range(3)},
-    }
-    given = {"weight": params["class_caps"]["weight"]}
-    for name, layer in named.items():
+    given = {"weight": params.pop("weight")}
+    for name, layer in params.items():
         kernel = np.asarray(layer["kernel"])
         axes = (3, 2, 0, 1) if kernel.ndim == 4 else (1, 0)
-        given |= {
-            f"{name}.weight": kernel.transpose(axes),
-            f"{name}.bias": layer["bias"],
-        }
+        given[f"{name}.weight"] = kernel.transpose(axes)
+        given[f"{name}.bias"] = layer["bias"]
     return given
 
 
@@ -364,6 +366,7 @@ def main():
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--steps", type=int, default=1, help="in one call")
+    parser.add_argument("--prepared", action="store_true", help="kernels, to infer")
     parser.add_argument("--devices", type=int, default=1, help="simulated on the CPU")
     parser.add_argument("--file", help="where to write weights and images to check")
     arguments = parser.parse_args()

@@ -13,7 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from capsjax.convolution import conv_general_dilated
+from capsjax.convolution import (
+    conv_general_dilated,
+    convolve_prepared,
+    prepare_kernel,
+)
 from capsjax.ops import squash
 from capsjax.routings import DynamicRouting, Routed, Routing
 
@@ -21,44 +25,52 @@ Initializer = Callable[..., Array]
 
 
 class Convolution(nn.Module):
-    """A convolution without padding, fast on every backend; the kernel is Flax's own.
+    """A convolution without padding, fast on every backend.
+
+    Where a variable ``prepared/kernel`` is given, as :func:`capsjax.models.prepare`
+    makes it, that is used and not transformed again.
 
     Attributes:
         features: Output channels.
         kernel_size: Height and width of the kernel.
         stride: Step of the window.
-        use_bias: Whether a bias is added.
         compute_dtype: Type of the product's operands; sums and result are float32.
         kernel_init: How the kernel starts.
-        bias_init: How the bias starts.
     """
 
     features: int
     kernel_size: int
     stride: int = 1
-    use_bias: bool = True
     compute_dtype: str = "float32"
     kernel_init: Initializer = jax.nn.initializers.he_normal()
-    bias_init: Initializer = jax.nn.initializers.zeros
 
     @nn.compact
     def __call__(
         self, image: Float[Array, "*batch h w c"]
     ) -> Float[Array, "*batch H W C"]:
         """Convolves images, channels last."""
-        return nn.Conv(
-            self.features,
-            (self.kernel_size, self.kernel_size),
-            self.stride,
-            padding="VALID",
-            use_bias=self.use_bias,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
-            conv_general_dilated=functools.partial(
-                conv_general_dilated, compute_dtype=self.compute_dtype
-            ),
-            name="conv",
-        )(image)
+        *batch, height, width, channels = image.shape
+        image = image.reshape(-1, height, width, channels)
+        shape = (self.kernel_size, self.kernel_size, channels, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        strides = (self.stride, self.stride)
+        if self.is_mutable_collection("prepared") and not self.is_initializing():
+            prepared = prepare_kernel(
+                kernel, image.shape, strides, "VALID", compute_dtype=self.compute_dtype
+            )
+            self.put_variable("prepared", "kernel", prepared)
+        if self.has_variable("prepared", "kernel"):
+            result = convolve_prepared(image, self.get_variable("prepared", "kernel"))
+        else:
+            result = conv_general_dilated(
+                image,
+                kernel,
+                strides,
+                "VALID",
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                compute_dtype=self.compute_dtype,
+            )
+        return result.reshape(*batch, *result.shape[1:])
 
 
 class PrimaryCaps(nn.Module):
@@ -102,10 +114,9 @@ class PrimaryCaps(nn.Module):
             features,
             self.kernel_size,
             self.stride,
-            use_bias=False,
-            compute_dtype=self.compute_dtype,
-            kernel_init=self.kernel_init,
-            name="kernel",
+            self.compute_dtype,
+            self.kernel_init,
+            name="conv",
         )(image)
         bias = self.param("bias", self.bias_init, (features,))
         s = self.scale * s + jnp.broadcast_to(bias, s.shape)

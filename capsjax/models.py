@@ -1,6 +1,8 @@
 """Whole networks: an image in, class capsules and a reconstruction out."""
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -88,8 +90,8 @@ class CapsNet(nn.Module):
             self.conv_kernel,
             compute_dtype=self.compute_dtype,
             kernel_init=self.conv_init,
-            bias_init=self.bias_init,
         )
+        self.conv_bias = self.param("conv_bias", self.bias_init, (self.conv_features,))
         self.primary_caps = PrimaryCaps(
             self.primary_types,
             self.primary_dim,
@@ -125,7 +127,9 @@ class CapsNet(nn.Module):
                 f"the network is for images of shape {tuple(self.image_shape)}, got "
                 f"{image.shape[-3:]}."
             )
-        primary = self.primary_caps(nn.relu(self.conv(image)))
+        features = self.conv(image)
+        features = nn.relu(features + jnp.broadcast_to(self.conv_bias, features.shape))
+        primary = self.primary_caps(features)
         capsules = primary.reshape(*primary.shape[:-4], -1, primary.shape[-1])
         return self.class_caps(capsules)
 
@@ -151,6 +155,27 @@ class CapsNet(nn.Module):
         if mask is None:
             mask = mask_longest(routed.activation)
         return routed, self.decode(routed.pose, mask)
+
+
+def prepare(
+    model: CapsNet, params: Any, *, batch_size: int
+) -> Callable[[Float[Array, "batch h w c"]], Routed]:
+    """A compiled ``encode`` whose kernels have been transformed once, for inference.
+
+    Training can't do that: its weights change with every step.
+
+    Args:
+        model: The network.
+        params: Its weights.
+        batch_size: Images at a time; others work, but may be slower.
+
+    Returns:
+        A function from images, with pixels from 0 to 1, to class capsules.
+    """
+    image = jnp.zeros((batch_size, *model.image_shape))
+    _, prepared = model.apply(params, image, method=model.encode, mutable=["prepared"])
+    encode = jax.jit(functools.partial(model.apply, method=model.encode))
+    return functools.partial(encode, {**params, **prepared})
 
 
 def make_model(

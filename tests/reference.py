@@ -1,4 +1,4 @@
-"""The paper's formulas in float64 NumPy, as loops: slow, plain, and not from our code."""
+"""The formulas of the paper in float64 NumPy, as loops, and not from our code."""
 
 import numpy as np
 

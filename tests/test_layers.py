@@ -21,7 +21,7 @@ def test_a_primary_capsule_is_neighbouring_channels_of_one_position(key):
     params = layer.init(key, image)
     capsules = layer.apply(params, image)
     assert capsules.shape == (2, 4, 3, 3, 4)
-    kernel = np.asarray(params["params"]["kernel"]["conv"]["kernel"], np.float64)
+    kernel = np.asarray(params["params"]["conv"]["kernel"], np.float64)
     bias = np.asarray(params["params"]["bias"], np.float64)
     for row, column, kind in [(0, 0, 0), (3, 2, 1), (1, 2, 2)]:
         window = np.asarray(

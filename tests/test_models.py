@@ -2,9 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from capsjax import config as configs
-from capsjax.models import CapsNet, make_model, mask_longest
+from capsjax.models import CapsNet, make_model, mask_longest, prepare
 from capsjax.train import num_parameters
 
 SMALL = {"conv_features": 8, "primary_types": 2, "decoder_features": (16,)}
@@ -100,3 +101,27 @@ def test_bfloat16_changes_products_but_not_parameters_or_results(key):
     np.testing.assert_allclose(routed.pose, expected.pose, rtol=0.1, atol=1e-2)
     np.testing.assert_allclose(drawn, expected_drawn, atol=1e-2)
     assert np.abs(routed.pose - expected.pose).max() > 0
+
+
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+def test_a_prepared_network_answers_as_an_unprepared_one(key, compute_dtype):
+    model = CapsNet((20, 20, 3), 4, compute_dtype=compute_dtype, **SMALL)
+    image = jax.random.uniform(key, (50, 20, 20, 3))
+    params = model.init(key, image)
+    expected = jax.jit(lambda p, x: model.apply(p, x, method=model.encode))(
+        params, image
+    )
+    predict = prepare(model, params, batch_size=50)
+    np.testing.assert_allclose(predict(image).pose, expected.pose, rtol=1e-4, atol=1e-6)
+    one = predict(image[:1]).activation
+    np.testing.assert_allclose(one, expected.activation[:1], rtol=0.02, atol=1e-3)
+    assert "prepared" not in params
+
+
+def test_the_network_is_an_nnx_module_through_flaxs_bridge(key):
+    image = jax.random.uniform(key, (2, 17, 17, 1))
+    model = nnx.bridge.ToNNX(CapsNet((17, 17, 1), 4, **SMALL), rngs=nnx.Rngs(0))
+    nnx.bridge.lazy_init(model, image)
+    routed, drawn = model(image)
+    assert routed.pose.shape == (2, 4, 16)
+    assert drawn.shape == image.shape

@@ -210,24 +210,26 @@ def test_evaluation_counts_every_image_exactly_once():
         np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
-def test_training_masks_by_label_and_weighs_as_the_recipe_says():
+def test_the_step_masks_by_label_and_weighs_as_the_recipe_says():
     config = tiny()
+    config.data.max_shift = 0
     config.loss = configs.Loss(margin_weight=0.05, reconstruction_weight=0.3)
-    model, _, state = made(config)
-    batch = load("mnist", "test").batch(np.arange(4))
-    image = jnp.asarray(batch.image, jnp.float32) / 255
-    mask = jnp.eye(10)[batch.label]
-    label = jnp.asarray(batch.label)
-    options = {"loss": config.loss}
-    metrics = evaluate.image_metrics(
-        model, state.params, image, label, mask=mask, **options
-    )
-    _, drawn = model.apply(state.params, image, mask)
-    error = np.sum((np.asarray(drawn) - image) ** 2, axis=(1, 2, 3))
-    np.testing.assert_allclose(metrics.reconstruction_loss, error, rtol=1e-5)
-    np.testing.assert_allclose(
-        metrics.loss, 0.05 * metrics.margin_loss + 0.3 * error, rtol=1e-5
-    )
+    model, optimizer, state = made(config)
+    step = train.make_train_chunk(train.make_train_step(model, optimizer, config))
+    stacked = batches(1, 1, config)
+    image = jnp.asarray(stacked.image[0, 0], jnp.float32) / 255
+    label = stacked.label[0, 0]
+
+    def error(mask):
+        _, drawn = model.apply(state.params, image, mask)
+        return np.sum((np.asarray(drawn) - image) ** 2, axis=(1, 2, 3)).mean()
+
+    _, metrics = mapped(step, 1)(state, stacked)
+    by_label = error(jnp.eye(10)[label])
+    np.testing.assert_allclose(metrics.reconstruction_loss[0], by_label, rtol=1e-5)
+    assert abs(error(None) - by_label) > 1e-4 * by_label
+    weighted = 0.05 * metrics.margin_loss + 0.3 * metrics.reconstruction_loss
+    np.testing.assert_allclose(metrics.loss, weighted, rtol=1e-5)
 
 
 def test_the_whole_step_lowers_for_gpu_and_tpu():
@@ -402,7 +404,9 @@ def test_the_command_learns_real_digits_and_goes_on_after_ctrl_c(tmp_path):
     first = command(*arguments)
     deadline = time.monotonic() + 120
     metrics = tmp_path / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
+    while (
+        not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline
+    ):
         time.sleep(0.1)
     first.send_signal(signal.SIGINT)
     out, err = first.communicate(timeout=120)

@@ -1,8 +1,7 @@
 """The paper's capsule network in plain JAX, as one would write it first.
 
 XLA's own convolutions, all votes at once, ``routing`` of them, ``jax.jit``: what
-``train_step.py`` compares with, served by ``worker.py --program plain``. The weights
-are a tree like that of ``capsjax.models.CapsNet``.
+``train_step.py`` compares with, served by ``worker.py --program plain``.
 """
 
 import jax
@@ -29,20 +28,19 @@ def route(capsules, weight):
 
 
 def encode(params, image):
-    conv, primary = params["conv"]["conv"], params["primary_caps"]
+    conv, primary = params["conv"], params["primary"]
     hidden = jax.nn.relu(convolve(image, conv["kernel"], 1) + conv["bias"])
-    s = convolve(hidden, primary["kernel"]["conv"]["kernel"], 2) + primary["bias"]
+    s = convolve(hidden, primary["kernel"], 2) + primary["bias"]
     capsules = squash(s.reshape(len(s), -1, 8))
-    return route(capsules, params["class_caps"]["weight"])
+    return route(capsules, params["weight"])
 
 
 def decode(params, pose, label, shape):
-    layers = params["decoder"]
+    first, second, last = (params[f"decoder.{i}"] for i in (0, 2, 4))
     mask = jax.nn.one_hot(label, pose.shape[1])
     hidden = (pose * mask[..., None]).reshape(len(pose), -1)
-    for name in ("Dense_0", "Dense_1"):
-        hidden = jax.nn.relu(hidden @ layers[name]["kernel"] + layers[name]["bias"])
-    last = layers["Dense_2"]
+    for layer in (first, second):
+        hidden = jax.nn.relu(hidden @ layer["kernel"] + layer["bias"])
     return jax.nn.sigmoid(hidden @ last["kernel"] + last["bias"]).reshape(shape)
 
 
