@@ -149,19 +149,15 @@ def layers(arguments, batch):
 
 def ours(arguments, work, batch):
     options = {"work": work, "batch": batch}
-    dtypes = arguments.dtypes[:1] if work == "routing" else arguments.dtypes
-    rows = []
+    rows, dtypes = [], arguments.dtypes[: 1 if work == "routing" else None]
     for dtype in dtypes:
         typed = options | {"dtype": dtype}
+        if work != "train":
+            rows.append(Contender(f"capsjax {dtype}", typed))
         if work == "inference":
             prepared = typed | {"prepared": True}
-            rows.append(Contender(f"capsjax {dtype}", prepared))
-            rows.append(Contender(f"capsjax {dtype}, not prepared", typed))
-            continue
-        if work == "routing":
-            rows.append(Contender(f"capsjax {dtype}", typed))
-            continue
-        for devices in arguments.devices:
+            rows.append(Contender(f"capsjax {dtype}, prepared", prepared))
+        for devices in arguments.devices if work == "train" else ():
             many = typed | {"devices": devices}
             end = "" if devices == 1 else f", {devices} devices"
             chunk = many | {"steps": arguments.steps}
@@ -171,8 +167,7 @@ def ours(arguments, work, batch):
 
 
 def peers(arguments, work, batch):
-    rows = []
-    dtypes = arguments.dtypes[:1] if work == "routing" else arguments.dtypes
+    rows, dtypes = [], arguments.dtypes[: 1 if work == "routing" else None]
     for dtype in dtypes:
         options = {"work": work, "batch": batch, "dtype": dtype}
         rows.append(Contender(f"torch {dtype}", options, "torch"))
@@ -280,7 +275,8 @@ def run(table, batch, arguments):
         rows = ours(arguments, table, batch)
         if arguments.peers:
             rows += peers(arguments, table, batch)
-        columns = [(f"our {d} by it", f"capsjax {d}") for d in DTYPES]
+        end = ", prepared" if table == "inference" else ""
+        columns = [(f"our {d} by it", f"capsjax {d}{end}") for d in DTYPES]
         title = f"{table}, batch {batch}"
     results = measure(rows + limits(arguments), arguments)
     add_limits(results)

@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+from typing import Any
 
 import jax
 
@@ -18,8 +19,9 @@ def keep_compiled_programs() -> None:
     ``JAX_ENABLE_COMPILATION_CACHE=false`` turns it off. Where the folder can't be
     written, a line says so and nothing is kept.
     """
-    is_set = jax.config.jax_compilation_cache_dir is not None
-    if is_set or not jax.config.jax_enable_compilation_cache:
+    settings: Any = jax.config
+    is_set = settings.jax_compilation_cache_dir is not None
+    if is_set or not settings.jax_enable_compilation_cache:
         return
     caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path("~/.cache").expanduser()
     folder = pathlib.Path(caches, "capsjax", "compiled", _machine())

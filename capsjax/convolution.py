@@ -601,7 +601,7 @@ class PreparedKernel:
 
 def prepare_kernel(
     kernel: Float[Array, "kh kw c d"],
-    image_shape: tuple[int, int, int, int],
+    image_shape: tuple[int, ...],
     window_strides: Sequence[int],
     padding: Any,
     *,

@@ -83,9 +83,7 @@ class Progress:
                 initial=initial,
                 leave=False,
                 dynamic_ncols=True,
-                bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix[text]} "
-                "{remaining} left",
-                postfix={"text": ""},
+                bar_format="{desc} {percentage:3.0f}%|{bar}| {remaining} left{postfix}",
             )
 
     def __enter__(self) -> "Progress":
@@ -100,7 +98,7 @@ class Progress:
         self._done = done
         now = time.monotonic()
         if self._bar is not None:
-            self._bar.postfix["text"] = text  # pyright: ignore[reportArgumentType, reportCallIssue]
+            self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(done - self._bar.n)
         elif now - self._last > _SECONDS_BETWEEN_LINES:
             self._last = now

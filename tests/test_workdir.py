@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import subprocess
@@ -6,7 +7,7 @@ import sys
 import pytest
 
 from capsjax import config as configs
-from capsjax.metrics import MetricWriter
+from capsjax.metrics import MetricWriter, Progress
 from capsjax.workdir import Workdir, WorkdirError, default_path, write_json
 
 
@@ -113,3 +114,30 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     writer.close()
     (events,) = (tmp_path / "board").iterdir()
     assert b"validation/loss" in events.read_bytes()
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_gets_a_bar_with_how_it_goes_and_the_time_left(monkeypatch):
+    monkeypatch.setattr("sys.stderr", Terminal())
+    with Progress("epoch 2/3", total=20, initial=5) as progress:
+        progress._bar.mininterval = 0
+        progress.advance_to(15, "loss 0.5000, 99 images/s")
+        shown = sys.stderr.getvalue()
+    assert "epoch 2/3  75%|" in shown
+    assert " left, loss 0.5000, 99 images/s" in shown
+
+
+def test_elsewhere_plain_lines_come_at_least_every_ten_seconds(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    with Progress("epoch 1/3", total=100) as progress:
+        for done in range(5, 100, 5):  # A chunk every three seconds.
+            now[0] += 3
+            progress.advance_to(done, "loss 0.5")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "epoch 1/3, 10 of 100: loss 0.5, 00:54 left"
+    assert len(lines) >= 19 * 3 / 10

@@ -132,8 +132,7 @@ def routing(recipe):
 
 
 def inference(recipe):
-    shape = (recipe.batch, 1, 28, 28)
-    data = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    data = np.random.default_rng(0).integers(0, 256, (recipe.batch, 1, 28, 28), "uint8")
     encode = recipe.compiled(recipe.model().eval().encode)
 
     def call():

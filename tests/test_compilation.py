@@ -1,0 +1,46 @@
+"""In processes of their own: the setting is the whole process's."""
+
+import os
+import subprocess
+import sys
+
+CODE = """
+import jax
+from capsjax.compilation import keep_compiled_programs
+keep_compiled_programs()
+print(jax.config.jax_compilation_cache_dir)
+"""
+
+
+def cache_folder(**environment):
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    done = subprocess.run(
+        [sys.executable, "-c", CODE],
+        env={**kept, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_programs_are_kept_in_the_users_cache_folder(tmp_path):
+    folder = cache_folder(XDG_CACHE_HOME=str(tmp_path))
+    assert folder.startswith(str(tmp_path / "capsjax" / "compiled" / "jaxlib-"))
+    assert os.path.isdir(folder)
+
+
+def test_the_users_own_setting_stays(tmp_path):
+    assert cache_folder(JAX_COMPILATION_CACHE_DIR="/mine") == "/mine"
+    off = cache_folder(
+        JAX_ENABLE_COMPILATION_CACHE="false", XDG_CACHE_HOME=str(tmp_path)
+    )
+    assert off == "None"
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_it_cannot_be_written_a_line_says_so(tmp_path):
+    (tmp_path / "capsjax").write_text("not a folder")
+    said = cache_folder(XDG_CACHE_HOME=str(tmp_path))
+    assert "compiled programs are not kept: can't write" in said
+    assert said.endswith("None")
