@@ -6,14 +6,15 @@
     python benchmarks/routing.py --grow --figure growth.png --json growth.jsonl
 
 Tables in Markdown go to stdout. All programs are compiled first; then each repeat runs
-every program once, so that other work on the machine disturbs all alike. Compare rows of
-one run only, by "times faster": the median over the repeats of the plain loop's time
+every program once, so that other work on the machine disturbs all alike. Compare rows
+of one run only, by "times faster": the median over the repeats of the plain loop's time
 divided by the form's own.
 """
 
 import argparse
 import dataclasses
 import json
+import operator
 import os
 import platform
 import statistics
@@ -101,7 +102,9 @@ FORMS = {
     "all rematerialised": Form(DynamicRouting(remat="full")),
     "votes-free": Form(votes_free=True),
     "fori_loop, stop-gradient": Form(DynamicRouting(stop_gradient=True)),
-    "votes-free, stop-gradient": Form(DynamicRouting(stop_gradient=True), True),
+    "votes-free, stop-gradient": Form(
+        DynamicRouting(stop_gradient=True), votes_free=True
+    ),
     "fori_loop, bfloat16": Form(dtype="bfloat16"),
     "votes-free, bfloat16": Form(votes_free=True, dtype="bfloat16"),
 }
@@ -130,12 +133,9 @@ def compile_program(form: Form, problem: Problem, *, backward: bool) -> Program:
         pose, pullback = jax.vjp(route, capsules, weight)
         return pose, pullback(gradient)
 
-    operands = problem.operands(form.dtype)
-    function, operands = (
-        (with_gradients, operands) if backward else (route, operands[:2])
-    )
+    operands = problem.operands(form.dtype)[: 3 if backward else 2]
     start = time.perf_counter()
-    run = jax.jit(function).lower(*operands).compile()
+    run = jax.jit(with_gradients if backward else route).lower(*operands).compile()
     seconds = time.perf_counter() - start
     memory = run.memory_analysis()
     assert memory is not None
@@ -199,26 +199,20 @@ def compare_forms(problem: Problem, repeats: int) -> Iterable[dict[str, Any]]:
     }
     times = measure(programs, repeats)
     for (name, backward), program in programs.items():
-        own, form = times[name, backward], FORMS[name]
-        plain = times[PLAIN, backward]
-        work = form.multiplications(problem, backward=backward)
-        median = statistics.median(own)
-        limit = 1e3 * work / machine.multiplications_per_second
-        ratios = [p / o for p, o in zip(plain, own, strict=True)]
+        own, plain = times[name, backward], times[PLAIN, backward]
+        work = FORMS[name].multiplications(problem, backward=backward)
         yield {
             "form": name,
             "backward": backward,
-            "dtype": form.dtype,
             "problem": problem._asdict(),
-            "median_ms": median,
+            "median_ms": statistics.median(own),
             "min_ms": min(own),
             "max_ms": max(own),
-            "ratio": statistics.median(ratios),
+            "ratio": statistics.median(map(operator.truediv, plain, own)),
             "temporary_bytes": program.temporary_bytes,
             "compile_seconds": program.compile_seconds,
             "multiplications": work,
-            "limit_ms": limit,
-            "fraction": limit / median,
+            "limit_ms": 1e3 * work / machine.multiplications_per_second,
             "machine": machine._asdict(),
             "environment": environment(),
         }
@@ -232,20 +226,17 @@ def print_table(header: str, rows: Iterable[str]) -> None:
 
 
 def print_forms(records: list[dict[str, Any]]) -> None:
-    problem, machine = (
-        Problem(**records[0]["problem"]),
-        Machine(**records[0]["machine"]),
-    )
+    problem = Problem(**records[0]["problem"])
+    rate, bandwidth = records[0]["machine"].values()
+    operands = sum(x.nbytes for x in problem.operands("float32"))
     print("Problem:", ", ".join(f"{k} {v}" for k, v in problem._asdict().items()))
     print("Environment:", ", ".join(f"{k} {v}" for k, v in environment().items()))
-    operands = sum(x.nbytes for x in problem.operands("float32"))
+    print(f"Machine: {rate / 1e9:.0f} G multiplications/s in a matrix product,")
+    print(f"  {bandwidth / 1e9:.0f} GB/s of memory")
     print(
-        f"Machine: {machine.multiplications_per_second / 1e9:.0f} G multiplications/s in "
-        f"a matrix product, {machine.bytes_per_second / 1e9:.0f} GB/s of memory\n"
-        f"Operands: {operands / 1e6:.0f} MB, "
-        f"{1e3 * operands / machine.bytes_per_second:.1f} ms to go through once; "
-        f"the votes would be {4 * problem.votes / 1e6:.0f} MB in float32\n"
+        f"Operands: {operands / 1e6:.0f} MB, {1e3 * operands / bandwidth:.1f} ms to go"
     )
+    print(f"  through; the votes would be {4e-6 * problem.votes:.0f} MB in float32\n")
     for backward in (False, True):
         print_table(
             f"form, forward{' + backward' * backward} | ms, median (min - max) "
@@ -256,7 +247,7 @@ def print_forms(records: list[dict[str, Any]]) -> None:
                 f"{r['max_ms']:.1f}) | {r['ratio']:.2f} | "
                 f"{r['temporary_bytes'] / 1e6:.1f} | {r['compile_seconds']:.1f} | "
                 f"{r['multiplications'] / 1e9:.2f} | {r['limit_ms']:.1f} | "
-                f"{r['fraction']:.0%}"
+                f"{r['limit_ms'] / r['median_ms']:.0%}"
                 for r in records
                 if r["backward"] is backward
             ),
@@ -300,15 +291,11 @@ def print_growth(records: list[dict[str, Any]]) -> None:
         times, memory = (curves(records, v) for v in ("median_ms", "temporary_bytes"))
         for (axis, form, sizes, ms), (*_, temporary) in zip(times, memory, strict=True):
             megabytes = [t / 1e6 for t in temporary]
-            yield " | ".join([axis, form, *map(cell, (sizes, ms, megabytes))]) + (
-                f" | {slope(sizes, ms):.2f} | {slope(sizes, temporary):.2f}"
-            )
-
-    def cell(numbers):
-        return ", ".join(f"{number:.0f}" for number in numbers)
-
-    def slope(sizes, values):
-        return np.polyfit(np.log(sizes), np.log(values), 1)[0]
+            slopes = [
+                np.polyfit(np.log(sizes), np.log(y), 1)[0] for y in (ms, megabytes)
+            ]
+            lists = [", ".join(f"{n:.0f}" for n in x) for x in (sizes, ms, megabytes)]
+            yield " | ".join([axis, form, *lists, *(f"{x:.2f}" for x in slopes)])
 
     print("Cost is about size ** slope, forward + backward.\n")
     print_table(
@@ -321,13 +308,12 @@ def draw_growth(records: list[dict[str, Any]], path: str) -> None:
 
     figure = Figure(figsize=(14, 6), layout="constrained")
     grid = figure.subplots(2, len(Problem._fields), sharey="row")
-    labels = {"median_ms": "ms", "temporary_bytes": "temporary bytes"}
-    for row, (value, label) in zip(grid, labels.items(), strict=True):
-        row[0].set_ylabel(label)
-        plots = dict(zip(Problem._fields, row, strict=True))
+    for row, value in zip(grid, ("median_ms", "temporary_bytes"), strict=True):
+        row[0].set_ylabel(value)
         for axis, form, sizes, values in curves(records, value):
-            plots[axis].loglog(sizes, values, "o-", label=form)
-            plots[axis].set_xlabel(axis)
+            plot = row[Problem._fields.index(axis)]
+            plot.loglog(sizes, values, "o-", label=form)
+            plot.set_xlabel(axis)
     grid[0][0].legend()
     figure.savefig(path)
 

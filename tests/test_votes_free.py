@@ -137,14 +137,6 @@ def test_poses_and_all_gradients_are_those_of_the_plain_form(key, name):
     assert_close(actual, exact(case.rounds, operands, gradient))
 
 
-def test_float64_capsules_are_routed_in_float64(key):
-    case = CASES["blocks do not divide i"]
-    drawn = draw(key, case)
-    actual = exact(case.rounds, *drawn, make=without_votes)
-    assert all(x.dtype == np.float64 for x in actual)
-    assert_close(actual, exact(case.rounds, *drawn), rtol=1e-13)
-
-
 @pytest.mark.parametrize(
     ("platform", "block_bytes"),
     [(votes_free.CPU, 1), (votes_free.OTHER, 2**14), (votes_free.OTHER, 2**30)],
@@ -216,6 +208,13 @@ def test_the_couplings_come_from_a_method_of_their_own(key):
     ).coupling
     actual = value.coupling_from_capsules(capsules, weight, parameters={"bias": bias})
     np.testing.assert_array_equal(actual, expected)
+
+
+def test_float64_is_routed_in_float64(key):
+    drawn = draw(key, PUBLIC)
+    actual = exact(PUBLIC.rounds, *drawn, make=lambda _: by_capsules)
+    assert all(x.dtype == np.float64 for x in actual)
+    assert_close(actual, exact(PUBLIC.rounds, *drawn), rtol=1e-13)
 
 
 def test_bfloat16_is_routed_in_float32(key):
