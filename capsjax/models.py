@@ -172,10 +172,14 @@ def prepare(
     Returns:
         A function from images, with pixels from 0 to 1, to class capsules.
     """
-    image = jnp.zeros((batch_size, *model.image_shape))
-    _, prepared = model.apply(params, image, method=model.encode, mutable=["prepared"])
+
+    @jax.jit
+    def transform(params):
+        image = jnp.zeros((batch_size, *model.image_shape))
+        return model.apply(params, image, method=model.encode, mutable=["prepared"])[1]
+
     encode = jax.jit(functools.partial(model.apply, method=model.encode))
-    return functools.partial(encode, {**params, **prepared})
+    return functools.partial(encode, {**params, **transform(params)})
 
 
 def make_model(

@@ -28,9 +28,7 @@ def test_the_routing_bias_adds_160_parameters():
     assert parameter_count(model) == 8_215_568 + 160
 
 
-@pytest.mark.parametrize(
-    ("shape", "num_classes"), [((28, 28, 1), 10), ((17, 24, 3), 4), ((33, 20, 2), 2)]
-)
+@pytest.mark.parametrize(("shape", "num_classes"), [((17, 24, 3), 4), ((33, 20, 2), 2)])
 def test_any_image_and_class_count_works(key, shape, num_classes):
     model = CapsNet(shape, num_classes, **SMALL)
     image = jax.random.uniform(key, (2, *shape))
@@ -45,7 +43,8 @@ def test_too_small_an_image_is_told_the_smallest(key):
     model = CapsNet((16, 28, 1), 10, **SMALL)
     with pytest.raises(ValueError, match=r"16x28 is too small .* smallest is 17x17"):
         model.init(key, jnp.zeros((1, 16, 28, 1)))
-    CapsNet((17, 17, 1), 10, **SMALL).init(key, jnp.zeros((1, 17, 17, 1)))
+    smallest = CapsNet((17, 17, 1), 10, **SMALL)
+    jax.eval_shape(smallest.init, key, jnp.zeros((1, 17, 17, 1)))
 
 
 def test_an_image_of_another_shape_is_refused(key):
@@ -59,7 +58,7 @@ def test_an_image_of_another_shape_is_refused(key):
 def test_inference_reconstructs_from_the_longest_capsule(key):
     model = CapsNet((17, 17, 1), 4, **SMALL)
     image = jax.random.uniform(key, (5, 17, 17, 1))
-    params = model.init(key, image)
+    params = jax.jit(model.init)(key, image)
     routed, drawn = model.apply(params, image)
     mask = np.eye(4, dtype=np.float32)[np.argmax(routed.activation, axis=-1)]
     np.testing.assert_array_equal(mask_longest(routed.activation), mask)
@@ -93,10 +92,10 @@ def test_bfloat16_changes_products_but_not_parameters_or_results(key):
     image = jax.random.uniform(key, (2, 17, 17, 1))
     single = CapsNet((17, 17, 1), 4, **SMALL)
     mixed = CapsNet((17, 17, 1), 4, compute_dtype="bfloat16", **SMALL)
-    params = mixed.init(key, image)
+    params = jax.jit(mixed.init)(key, image)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    routed, drawn = mixed.apply(params, image)
-    expected, expected_drawn = single.apply(params, image)
+    routed, drawn = jax.jit(mixed.apply)(params, image)
+    expected, expected_drawn = jax.jit(single.apply)(params, image)
     assert routed.pose.dtype == drawn.dtype == jnp.float32
     np.testing.assert_allclose(routed.pose, expected.pose, rtol=0.1, atol=1e-2)
     np.testing.assert_allclose(drawn, expected_drawn, atol=1e-2)
@@ -107,7 +106,7 @@ def test_bfloat16_changes_products_but_not_parameters_or_results(key):
 def test_a_prepared_network_answers_as_an_unprepared_one(key, compute_dtype):
     model = CapsNet((20, 20, 3), 4, compute_dtype=compute_dtype, **SMALL)
     image = jax.random.uniform(key, (50, 20, 20, 3))
-    params = model.init(key, image)
+    params = jax.jit(model.init)(key, image)
     expected = jax.jit(lambda p, x: model.apply(p, x, method=model.encode))(
         params, image
     )

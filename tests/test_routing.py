@@ -212,7 +212,7 @@ def test_rematerialising_keeps_fewer_residuals(key):
 def test_gradient_flows_through_every_round():
     votes = np.random.default_rng(0).normal(size=(6, 3, 4))
     with jax.enable_x64(True):
-        check_grads(jax.jit(lambda v: routing(v).pose), (votes,), order=2, atol=1e-4)
+        check_grads(jax.jit(lambda v: routing(v).pose), (votes,), order=1, atol=1e-6)
 
 
 def test_stopped_gradient_is_that_of_fixed_couplings(key):

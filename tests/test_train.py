@@ -214,6 +214,10 @@ def test_the_step_masks_by_label_and_weighs_as_the_recipe_says():
     config = tiny()
     config.data.max_shift = 0
     config.loss = configs.Loss(margin_weight=0.05, reconstruction_weight=0.3)
+    # Long capsules, so that it matters which of them is drawn.
+    config.model.initializers = configs.Initializers(
+        primary="normal(0.3)", weight="normal(1.0)", decoder="normal(1.0)"
+    )
     model, optimizer, state = made(config)
     step = train.make_train_chunk(train.make_train_step(model, optimizer, config))
     stacked = batches(1, 1, config)
@@ -340,6 +344,7 @@ def test_a_finished_run_prints_its_result_and_can_be_extended(tmp_path, capsys):
     assert "going on after step 10 of 15" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_without_validation_the_last_checkpoint_is_the_result(tmp_path):
     config = tiny()
     config.data.num_validation = 0
