@@ -68,7 +68,8 @@ class Checkpoints(Generic[State]):
         }
         if not losses:
             return None
-        return min(losses.items(), key=lambda item: (item[1], item[0]))
+        # Of equal ones the later, as the preservation policy does.
+        return min(losses.items(), key=lambda item: (item[1], -item[0]))
 
     def save(self, step: int, state: State, *, loss: float | None = None) -> None:
         """Starts to save in the background; ``wait`` waits for it.

@@ -23,14 +23,14 @@ def keep_compiled_programs() -> None:
     is_set = settings.jax_compilation_cache_dir is not None
     if is_set or not settings.jax_enable_compilation_cache:
         return
-    caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path("~/.cache").expanduser()
-    folder = pathlib.Path(caches, "capsjax", "compiled", _machine())
+    folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "capsjax")
     try:
+        folder = folder.expanduser() / "compiled" / _machine()
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(13, "Permission denied")
-    except OSError as error:
-        say(f"compiled programs are not kept: can't write {folder}: {error.strerror}")
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home.
+        say(f"compiled programs are not kept: can't write {folder}: {error}")
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -6,6 +6,7 @@ fields. ``validate`` runs after that, so that every value is checked once, in on
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 
@@ -198,6 +199,8 @@ def validate(config: Config) -> None:
     for field in ("num_epochs", "batch_size", "eval_batch_size", "steps_per_dispatch"):
         _require(config, field, lambda v: v >= 1, "at least 1")
     _require(config, "seed", lambda v: 0 <= v < 2**32, "from 0 to 2^32 - 1")
+    for field in ("experiment", "variant"):
+        _require(config, field, _is_plain, "letters, digits, '-', '_' and '.'")
     data, model, loss, optimizer = (
         config.data,
         config.model,
@@ -212,6 +215,7 @@ def validate(config: Config) -> None:
         *("primary_kernel", "primary_stride", "class_dim", "num_iterations"),
     ):
         _require(model, field, lambda v: v >= 1, "at least 1")
+    _require(model, "num_iterations", lambda v: v <= 100, "at most 100")
     _require(model, "primary_scale", lambda v: v > 0, "above 0")
     _require(
         model, "decoder_features", lambda v: all(n >= 1 for n in v), "integers above 0"
@@ -227,7 +231,7 @@ def validate(config: Config) -> None:
     _require_one_of(loss, "reconstruction_reduction", ("sum", "mean"))
     _require(optimizer, "learning_rate", lambda v: v > 0, "above 0")
     _require_one_of(optimizer, "schedule", ("constant", "exponential", "cosine"))
-    _require(optimizer, "decay_rate", lambda v: 0 < v <= 1, "above 0, at most 1")
+    _require(optimizer, "decay_rate", lambda v: 0 < v < 1, "above 0, below 1")
     _require(optimizer, "decay_steps", lambda v: v >= 1, "at least 1")
     _require(
         optimizer,
@@ -297,6 +301,11 @@ def _is_of_kind(value: Any, kind: Any) -> bool:
     if kind in _KINDS:
         return type(value) is kind
     return type(value) is tuple and all(type(number) is int for number in value)
+
+
+def _is_plain(name: str) -> bool:
+    """Whether it may be part of a folder's name."""
+    return re.fullmatch(r"[\w.-]*", name) is not None
 
 
 def _require(section: Any, field: str, is_allowed: Any, allowed: str) -> None:

@@ -110,7 +110,7 @@ def evaluate(
         advance: Told how many images are done, after each batch.
     """
     devices = jax.local_device_count()
-    batch_size = -(-batch_size // devices) * devices
+    batch_size = -(-min(batch_size, len(dataset)) // devices) * devices
     sums = np.zeros(len(Metrics._fields))
     for start in range(0, len(dataset), batch_size):
         indices = np.arange(start, start + batch_size)

@@ -35,16 +35,16 @@ def parse(argv: Sequence[str], about: str) -> tuple[configs.Config, str | None]:
         UsageError: If a flag, the file, its variant, or a field or value is wrong.
     """
     values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file(
-        "config", help_string="", flag_values=values, sys_argv=list(argv)
-    )
-    workdir = flags.DEFINE_string("workdir", None, "", flag_values=values)
     if not {"-h", "--help", "-help"}.isdisjoint(argv):
         print(about, "\nFlags:", _flags_help(), sep="\n")
         sys.exit(0)
     for argument in argv[1:]:
         _check_field(argument)
     try:
+        holder = config_flags.DEFINE_config_file(
+            "config", help_string="", flag_values=values, sys_argv=list(argv)
+        )
+        workdir = flags.DEFINE_string("workdir", None, "", flag_values=values)
         rest = values(list(argv))
         if len(rest) > 1:
             raise UsageError(f"unexpected arguments: {' '.join(rest[1:])}")

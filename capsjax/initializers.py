@@ -1,5 +1,7 @@
 """How weights start, by names that fit into a config: ``normal(0.1)``, ``zeros``."""
 
+import contextlib
+import math
 import re
 from collections.abc import Callable, Mapping
 
@@ -33,8 +35,10 @@ def initializer(name: str) -> Callable[..., Array]:
     """
     if name in _PLAIN:
         return _PLAIN[name]()
-    match = re.fullmatch(r"(\w+)\((\d+\.?\d*(?:e-?\d+)?)\)", name)
+    match = re.fullmatch(r"(\w+)\(([\d.eE+-]+)\)", name, re.ASCII)
     if match and match[1] in _SCALED:
-        return _SCALED[match[1]](float(match[2]))
+        with contextlib.suppress(ValueError):
+            if math.isfinite(number := float(match[2])):
+                return _SCALED[match[1]](number)
     known = [*_PLAIN, *(f"{name}(NUMBER)" for name in _SCALED)]
     raise ValueError(f"unknown initializer {name!r}; choose from {', '.join(known)}.")

@@ -24,11 +24,12 @@ def noticed() -> Iterator[Interrupt]:
     interrupt = Interrupt()
 
     def note(number, _):
-        if interrupt.signal is not None:
-            # No unwinding: it would wait for a save that the user does not want.
-            os.write(2, b"stopped at once; the last checkpoint is whole\n")
-            os._exit(128 + number)
         interrupt.signal = signal.Signals(number)
+        # The second one is left to the kernel: Python would only see it once the
+        # device program returns.
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)
+        os.write(2, b"\nstopping after these steps; once more to stop at once\n")
 
     before = {
         number: signal.signal(number, note)

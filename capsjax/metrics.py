@@ -1,18 +1,21 @@
 """What a run tells: JSON lines for programs, a bar or plain lines for people."""
 
+import contextlib
 import json
+import math
 import os
 import pathlib
 import sys
+import threading
 import time
-from typing import Any
+from collections.abc import Iterator
 
 import tqdm
 
-from capsjax.workdir import write_text
+from capsjax.workdir import WorkdirError, write_text
 
-# A chunk of steps takes a few seconds on a small machine: so a line comes every ten.
 _SECONDS_BETWEEN_LINES = 4
+_SECONDS_OF_SILENCE = 8
 
 
 class MetricWriter:
@@ -29,28 +32,37 @@ class MetricWriter:
         tensorboard: A folder for TensorBoard's event files, or None.
 
     Raises:
-        ValueError: If TensorBoard is asked for and the extra is not installed.
+        WorkdirError: If the file can't be read or written.
     """
 
     def __init__(
         self, path: pathlib.Path, *, step: int, tensorboard: pathlib.Path | None
     ):
-        self._summary = (
-            None if tensorboard is None else _open_summary(tensorboard, step)
-        )
-        if path.exists():
-            lines = [
-                line for line in path.read_text().splitlines() if _step(line) <= step
-            ]
-            write_text(path, "".join(f"{line}\n" for line in lines))
-        self._file = open(path, "a")  # noqa: SIM115, open as long as the run
+        self._path = path
+        self._summary = None
+        if tensorboard is not None:
+            import tensorboardX
+
+            self._summary = tensorboardX.SummaryWriter(
+                str(tensorboard), purge_step=step + 1
+            )
+        with _told(path):
+            if path.exists():
+                kept = [
+                    line
+                    for line in path.read_text(errors="replace").splitlines()
+                    if _step(line) <= step
+                ]
+                write_text(path, "".join(f"{line}\n" for line in kept))
+            self._file = open(path, "a")  # noqa: SIM115, open as long as the run
 
     def write(self, kind: str, *, step: int, epoch: int, **metrics: float) -> None:
         """Writes one line, on disk when this returns."""
         line = {"kind": kind, "step": step, "epoch": epoch, **metrics}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with _told(self._path):
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
         if self._summary is not None:
             for name, value in metrics.items():
                 self._summary.add_scalar(f"{kind}/{name}", value, step)
@@ -72,10 +84,11 @@ class Progress:
     """
 
     def __init__(self, title: str, *, total: int, initial: int = 0):
-        self._title, self._total, self._done = title, total, initial
+        self._title, self._total, self._initial = title, total, initial
+        self._done, self._text = initial, ""
         self._start = self._last = time.monotonic()
-        self._initial = initial
         self._bar = None
+        self._ended = threading.Event()
         if sys.stderr.isatty():
             self._bar = tqdm.tqdm(
                 desc=title,
@@ -85,27 +98,41 @@ class Progress:
                 dynamic_ncols=True,
                 bar_format="{desc} {percentage:3.0f}%|{bar}| {remaining} left{postfix}",
             )
+        else:
+            threading.Thread(target=self._tick, daemon=True).start()
 
     def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ended.set()
         if self._bar is not None:
             self._bar.close()
 
-    def advance_to(self, done: int, text: str) -> None:
+    def advance_to(self, done: int, text: str = "") -> None:
         """So many steps are done; the text says how it goes."""
-        self._done = done
-        now = time.monotonic()
+        self._done, self._text = done, text
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(done - self._bar.n)
-        elif now - self._last > _SECONDS_BETWEEN_LINES:
-            self._last = now
-            rate = (now - self._start) / (self._done - self._initial)
+        elif time.monotonic() - self._last > _SECONDS_BETWEEN_LINES:
+            self._print()
+
+    def _tick(self) -> None:
+        # A chunk of steps may take longer than a reader is patient.
+        while not self._ended.wait(1):
+            if time.monotonic() - self._last > _SECONDS_OF_SILENCE:
+                self._print()
+
+    def _print(self) -> None:
+        self._last = time.monotonic()
+        parts = [self._text] if self._text else []
+        if steps := self._done - self._initial:
+            rate = (self._last - self._start) / steps
             left = tqdm.tqdm.format_interval(rate * (self._total - self._done))
-            text = f"{text}, {left} left" if text else f"{left} left"
-            say(f"{self._title}, {self._done} of {self._total}: {text}")
+            parts.append(f"{left} left")
+        parts = parts or ["working"]
+        say(f"{self._title}, {self._done} of {self._total}: {', '.join(parts)}")
 
 
 def say(text: str) -> None:
@@ -114,18 +141,18 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+@contextlib.contextmanager
+def _told(path: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WorkdirError(f"can't write {path}: {error.strerror}.") from error
+
+
 def _step(line: str) -> int | float:
+    """The line's step; infinite for one torn by a crash, as its step was not saved."""
     try:
-        return json.loads(line)["step"]
+        step = json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
-        return float("inf")  # A line torn by a crash: of a step that was not saved.
-
-
-def _open_summary(folder: pathlib.Path, step: int) -> Any:
-    try:
-        import tensorboardX
-    except ImportError:
-        raise ValueError(
-            "config.tensorboard needs tensorboardX: pip install 'capsjax[tensorboard]'."
-        ) from None
-    return tensorboardX.SummaryWriter(str(folder), purge_step=step + 1)
+        return math.inf
+    return step if isinstance(step, int) else math.inf

@@ -8,6 +8,8 @@ so that a run that was stopped goes on exactly as if it had not been.
 import contextlib
 import functools
 import importlib.metadata
+import importlib.util
+import json
 import math
 import os
 import pathlib
@@ -44,6 +46,8 @@ from capsjax.metrics import MetricWriter, Progress, say
 from capsjax.models import CapsNet, make_model
 from capsjax.parallel import AXIS, parallel, replicated
 from capsjax.workdir import Workdir, WorkdirError, default_path, write_json
+
+_MOST_PARAMETERS = 2**30
 
 
 class TrainState(NamedTuple):
@@ -186,24 +190,24 @@ def train(
         CheckpointError: If a checkpoint can't be read or written.
         FloatingPointError: If the loss is no longer a number.
     """
-    started = time.monotonic()
     configs.validate(config)
     task = _make_task(config)
     with noticed() as interrupt, contextlib.ExitStack() as stack:
         stack.enter_context(workdir.locked())
-        workdir.adopt(config)
+        workdir.check(config)
         if (result := _finished(config, workdir)) is not None:
             say(f"{workdir.path} is finished; its result stays.")
             return result
         run = _Run(config, task, workdir, stack)
         while run.step < run.num_steps and interrupt.signal is None:
+            before = run.step
             run.train_epoch(interrupt)
-            if run.step % run.steps_per_epoch == 0:
+            if run.step > before and run.step % run.steps_per_epoch == 0:
                 run.validate_and_save()
         if run.step < run.num_steps:
             run.save_interrupted()
             return interrupt
-        return run.finish(command, time.monotonic() - started)
+        return run.finish(command)
 
 
 class _Task(NamedTuple):
@@ -211,6 +215,7 @@ class _Task(NamedTuple):
 
     train_set: Dataset
     validation_set: Dataset | None
+    test_set: Dataset
     model: CapsNet
 
 
@@ -221,9 +226,22 @@ def _make_task(config: configs.Config) -> _Task:
             f"config.batch_size={config.batch_size} can't be shared evenly by "
             f"{devices} devices; choose a multiple of {devices}."
         )
-    train_set, validation_set = split_validation(
-        load(data.name, "train"), data.num_validation
-    )
+    if config.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        raise configs.ConfigError(
+            "config.tensorboard needs tensorboardX: pip install 'capsjax[tensorboard]'."
+        )
+    train_set, test_set = load(data.name, "train"), load(data.name, "test")
+    if test_set.image_shape != train_set.image_shape:
+        raise DatasetError(
+            f"{data.name}: the test images are {test_set.image_shape}, the training "
+            f"images {train_set.image_shape}: they must be of one shape."
+        )
+    if data.num_validation >= len(train_set):
+        raise configs.ConfigError(
+            f"config.data.num_validation={data.num_validation} leaves none of the "
+            f"{len(train_set)} training images."
+        )
+    train_set, validation_set = split_validation(train_set, data.num_validation)
     for field, wanted in (
         ("data.num_train", data.num_train),
         ("batch_size", config.batch_size),
@@ -244,10 +262,16 @@ def _make_task(config: configs.Config) -> _Task:
     try:
         model = make_model(config.model, train_set.image_shape, train_set.num_classes)
         init_key = jax.eval_shape(lambda: jax.random.key(0))
-        jax.eval_shape(model.init, init_key, jnp.zeros((1, *model.image_shape)))
+        image = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
+        params = jax.eval_shape(model.init, init_key, image)
     except ValueError as error:
         raise configs.ConfigError(str(error)) from error
-    return _Task(train_set, validation_set, model)
+    if num_parameters(params) > _MOST_PARAMETERS:
+        raise configs.ConfigError(
+            f"config.model has {num_parameters(params):,} parameters; at most "
+            f"{_MOST_PARAMETERS:,} are allowed."
+        )
+    return _Task(train_set, validation_set, test_set, model)
 
 
 class _Run:
@@ -261,7 +285,7 @@ class _Run:
         stack: contextlib.ExitStack,
     ):
         self.config, self.workdir = config, workdir
-        self.train_set, self.validation_set, self.model = task
+        self.train_set, self.validation_set, self.test_set, self.model = task
         self.steps_per_epoch = len(self.train_set) // config.batch_size
         self.num_steps = config.num_epochs * self.steps_per_epoch
         self.optimizer = make_optimizer(config.optimizer, self.num_steps)
@@ -271,6 +295,13 @@ class _Run:
         stack.callback(self.checkpoints.close)
         self.state = self._restored()
         self.step = int(self.state.step)
+        if self.step > self.num_steps:
+            raise configs.ConfigError(
+                f"config.num_epochs={config.num_epochs} is less than the "
+                f"{self.step / self.steps_per_epoch:g} epochs that are done in "
+                f"{workdir.path}."
+            )
+        write_json(workdir.config, configs.to_dict(config))
         self.writer = MetricWriter(
             workdir.metrics,
             step=self.step,
@@ -344,7 +375,7 @@ class _Run:
     def _compiled(self, steps: range) -> Callable:
         """The program for so many steps: a whole chunk, or a single step."""
         if len(steps) not in self.chunks:
-            say(f"compiling the training step for {len(steps)} steps at once ...")
+            say(f"compiling the training step ({len(steps)} in one call) ...")
             train_step = make_train_step(self.model, self.optimizer, self.config)
             program = parallel(make_train_chunk(train_step), donate=True)
             self.chunks[len(steps)] = program.lower(
@@ -375,15 +406,17 @@ class _Run:
         }
         images = len(steps) * self.config.batch_size
         self.step = steps.stop
-        if not math.isfinite(means["loss"]):
-            raise FloatingPointError(
-                f"the loss is {means['loss']} after step {self.step}; the last "
-                f"checkpoint in {self.workdir.path} is from before that. Try a lower "
-                "learning rate."
-            )
+        self._require_finite("training", means["loss"])
         means["images_per_second"] = images / (time.monotonic() - started)
         self.writer.write("train", step=self.step, epoch=self.epoch, **means)
         return means
+
+    def _require_finite(self, kind: str, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the {kind} loss is {loss} after step {self.step}; nothing of that "
+                f"was saved in {self.workdir.path}. Try a lower learning rate."
+            )
 
     def validate_and_save(self) -> None:
         """Ends an epoch."""
@@ -394,7 +427,7 @@ class _Run:
             "validation", self.validation_set, self.state.evaluated, self.step
         )
         best = self.checkpoints.best
-        is_better = best is None or metrics.loss < best[1]
+        is_better = best is None or metrics.loss <= best[1]
         say(
             f"epoch {self.epoch}/{self.config.num_epochs}: validation loss "
             f"{metrics.loss:.6f}, accuracy {metrics.accuracy:.2%}"
@@ -412,34 +445,31 @@ class _Run:
             f"{self.workdir.path}. The same command goes on from there."
         )
 
-    def finish(self, command: str, seconds: float) -> dict[str, Any]:
+    def finish(self, command: str) -> dict[str, Any]:
         """Evaluates the best and the last state on the test images, once each."""
         self.checkpoints.wait()
-        test_set = load(self.config.data.name, "test")
-        last = self._tested(test_set, self.state, self.step)
+        last = self._tested(self.state, self.step)
         best = None
         if self.checkpoints.best is not None:
             step, _ = self.checkpoints.best
             best = last
             if step != self.step:
                 state = self.checkpoints.restore(step, self.state)
-                best = self._tested(test_set, state, step)
+                best = self._tested(state, step)
         result = {
             "test": best or last,
             "test_of_last": last,
             "num_parameters": num_parameters(self.state.params),
             "num_epochs": self.config.num_epochs,
-            "seconds": round(seconds, 1),
+            "seconds": round(self._seconds(), 1),
             "command": command,
             **_provenance(),
         }
         write_json(self.workdir.result, result)
         return result
 
-    def _tested(
-        self, test_set: Dataset, state: TrainState, step: int
-    ) -> dict[str, Any]:
-        metrics = self._evaluate("test", test_set, state.evaluated, step)
+    def _tested(self, state: TrainState, step: int) -> dict[str, Any]:
+        metrics = self._evaluate("test", self.test_set, state.evaluated, step)
         return {"step": step, **metrics._asdict()}
 
     def _evaluate(self, kind: str, dataset: Dataset, params: Any, step: int) -> Metrics:
@@ -450,14 +480,32 @@ class _Run:
                 params,
                 dataset,
                 batch_size=self.config.eval_batch_size,
-                advance=lambda images: progress.advance_to(images, ""),
+                advance=progress.advance_to,
             )
+        self._require_finite(kind, float(metrics.loss))
         rate = len(dataset) / (time.monotonic() - started)
         epoch = (step - 1) // self.steps_per_epoch + 1
         self.writer.write(
             kind, step=step, epoch=epoch, **metrics._asdict(), images_per_second=rate
         )
         return metrics
+
+    def _seconds(self) -> float:
+        """Spent in steps and evaluations, over all starts of the run."""
+        total, step = 0.0, 0
+        sizes = {
+            "validation": len(self.validation_set or ()),
+            "test": len(self.test_set),
+        }
+        for text in self.workdir.metrics.read_text().splitlines():
+            line = json.loads(text)
+            if line["kind"] == "train":
+                images = (line["step"] - step) * self.config.batch_size
+                step = line["step"]
+            else:
+                images = sizes[line["kind"]]
+            total += images / line["images_per_second"]
+        return total
 
 
 def num_parameters(params: Any) -> int:
@@ -466,24 +514,29 @@ def num_parameters(params: Any) -> int:
 
 
 def _finished(config: configs.Config, workdir: Workdir) -> dict[str, Any] | None:
-    if not workdir.result.exists():
+    """What the run came to, if it has ended and that can still be read."""
+    try:
+        result = workdir.read_json(workdir.result)
+        is_whole = result["num_epochs"] >= config.num_epochs and result["test"]["loss"]
+    except (WorkdirError, KeyError, TypeError):
         return None
-    result = workdir.read_json(workdir.result)
-    return result if result["num_epochs"] >= config.num_epochs else None
+    return result if is_whole else None
 
 
 def _provenance() -> dict[str, Any]:
     """What made a number: versions, device, commit."""
     devices = jax.local_devices()
     folder = pathlib.Path(__file__).parent
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=True,
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
         ).stdout.strip()
+
+    try:
+        # Installed inside some other repository, its commit would be the wrong one.
+        git("ls-files", "--error-unmatch", "train.py")
+        described = git("describe", "--always", "--dirty", "--abbrev=40")
     except (OSError, subprocess.CalledProcessError):
         described = None
     return {
@@ -530,6 +583,8 @@ def main(argv: Sequence[str]) -> int:
         return _fail(error, 2)
     except (DatasetError, WorkdirError, CheckpointError, FloatingPointError) as error:
         return _fail(error, 1)
+    except KeyboardInterrupt:
+        return 130
     if isinstance(outcome, Interrupt):
         return outcome.exit_code
     test = outcome["test"]

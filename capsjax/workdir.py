@@ -71,8 +71,8 @@ class Workdir:
             file.flush()
             yield
 
-    def adopt(self, config: configs.Config) -> None:
-        """Writes the configuration, or compares it with the one that is there.
+    def check(self, config: configs.Config) -> None:
+        """Compares the configuration with that of the run that is there, if any.
 
         Raises:
             WorkdirError: If the folder holds another configuration's run, naming the
@@ -84,18 +84,21 @@ class Workdir:
                     f"{self.path} holds checkpoints or metrics but no config.json: it "
                     "can't be told which run they are of. Choose another --workdir."
                 )
-        else:
-            different = _differences(
-                self.read_json(self.config), configs.to_dict(config)
+            return
+        there = self.read_json(self.config)
+        if not isinstance(there, dict):
+            raise WorkdirError(
+                f"{self.config} is damaged: it can't be told which run is there. "
+                "Choose another --workdir."
             )
-            final = [line for name, line in different if name not in configs.CHANGEABLE]
-            if final:
-                raise WorkdirError(
-                    f"{self.path} holds a run with another configuration: "
-                    f"{'; '.join(final)}. Choose another --workdir. (Only "
-                    f"{', '.join(configs.CHANGEABLE)} may change when a run goes on.)"
-                )
-        write_json(self.config, configs.to_dict(config))
+        different = _differences(there, configs.to_dict(config))
+        final = [line for name, line in different if name not in configs.CHANGEABLE]
+        if final:
+            raise WorkdirError(
+                f"{self.path} holds a run with another configuration: "
+                f"{'; '.join(final)}. Choose another --workdir. (Only "
+                f"{', '.join(configs.CHANGEABLE)} may change when a run goes on.)"
+            )
 
     def read_json(self, path: pathlib.Path) -> Any:
         """Reads a JSON file of the run.
@@ -117,7 +120,7 @@ def default_path(config: configs.Config) -> pathlib.Path:
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes a JSON file whole or not at all: aside first, then renamed."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

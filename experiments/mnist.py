@@ -44,11 +44,22 @@ def get_config(variant: str = "") -> Config:
                 weight="normal(0.1)",
                 decoder=glorot,
                 reconstruction=glorot,
+                bias="zeros",
             ),
         )
         config.loss = Loss(reconstruction_reduction="mean")
         config.optimizer = Optimizer(schedule="constant")
     if variant == "paper":
+        config.model = Model(
+            initializers=Initializers(
+                conv="normal(0.064)",
+                primary="normal(0.0098)",
+                weight="normal(0.02)",
+                decoder="he_normal",
+                reconstruction="lecun_normal",
+                bias="zeros",
+            )
+        )
         config.optimizer = Optimizer(schedule="exponential", floor=0.0)
     if variant == "authors":
         tenth = "truncated_normal(0.1)"

@@ -43,6 +43,14 @@ def test_the_latest_and_the_best_are_kept(checkpoints, tmp_path):
     again.close()
 
 
+def test_of_equally_good_ones_the_later_is_the_best(checkpoints):
+    for step, loss in [(1, 0.5), (2, 0.5), (3, 0.6)]:
+        checkpoints.save(step, state(step), loss=loss)
+    checkpoints.wait()
+    assert checkpoints.steps == [2, 3]
+    assert checkpoints.best == (2, 0.5)
+
+
 def test_an_interrupted_save_has_no_loss_and_does_not_push_out_the_best(checkpoints):
     checkpoints.save(1, state(1), loss=0.5)
     checkpoints.save(2, state(2))

@@ -65,6 +65,9 @@ def test_recipes_differ_as_their_sources_do():
 
 WRONG = [
     ("num_epochs", 0, "config.num_epochs must be at least 1, got 0"),
+    ("experiment", "../x", "config.experiment must be letters, digits"),
+    ("model.num_iterations", 101, "config.model.num_iterations must be at most 100"),
+    ("optimizer.decay_rate", 1.0, "config.optimizer.decay_rate must be above 0, below"),
     ("seed", -1, "config.seed must be from 0"),
     ("batch_size", 2.5, "config.batch_size must be a whole number, got 2.5"),
     ("tensorboard", 1, "config.tensorboard must be true or false, got 1"),
@@ -140,6 +143,7 @@ MISTAKES = [
     (["--config.model.rounds=5"], "config.model has no field rounds.* It has conv_"),
     (["--config.model.class_dims=5"], "no field class_dims; did you mean class_dim?"),
     (["--config.sed.deep=5"], "config has no field sed; did you mean seed?"),
+    (["--flagfile=/nope"], "nope"),
     (["--config.seed=five"], "--config.seed=five: invalid literal"),
     (["--config.num_epochs=2.5"], "--config.num_epochs=2.5: invalid literal"),
     (["--confg.seed=5"], "Unknown command line flag 'confg.seed'"),

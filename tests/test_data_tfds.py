@@ -118,6 +118,7 @@ def test_a_twin_leaves_the_stock_builder_registered():
     assert tfds.builder_cls("mnist").__module__.startswith("tensorflow_datasets.")
 
 
+@pytest.mark.slow
 def test_the_stock_builder_reads_what_the_twin_prepared(prepared):
     source = tfds.data_source("mnist", split="test", data_dir=prepared, download=False)
     assert len(source) == 10_000

@@ -26,13 +26,15 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def tiny(**options):
-    """A run of seconds."""
-    config = configs.Config(
-        num_epochs=2, batch_size=16, steps_per_dispatch=3, **options
-    )
-    config.data = configs.Data(num_train=80, num_validation=50)
+    """A run of seconds: two epochs of five steps, in chunks of three and of one."""
+    config = configs.Config(num_epochs=2, batch_size=8, steps_per_dispatch=3, **options)
+    config.data = configs.Data(num_train=40, num_validation=50)
     config.model = configs.Model(
-        conv_features=8, primary_types=2, class_dim=4, decoder_features=(16,)
+        conv_features=8,
+        primary_types=2,
+        primary_stride=4,
+        class_dim=4,
+        decoder_features=(16,),
     )
     config.optimizer.learning_rate = 3e-3
     return config
@@ -268,30 +270,32 @@ def last_state(path, config):
     return state._replace(augment_key=jax.random.key_data(state.augment_key))
 
 
-def test_resuming_equals_not_stopping_bit_for_bit(tmp_path):
-    run(tiny(), tmp_path / "whole")
+def interrupted_run(config, path, stop_at, monkeypatch):
+    """Starts a run that gets a SIGINT once it has taken so many steps."""
+    train_chunk = train._Run._train_chunk
+
+    def train_and_interrupt(self):
+        metrics = train_chunk(self)
+        if self.step >= stop_at:
+            signal.raise_signal(signal.SIGINT)
+        return metrics
+
+    with monkeypatch.context() as patch:
+        if stop_at == 0:
+            introduce = lambda self: signal.raise_signal(signal.SIGINT)  # noqa: E731
+            patch.setattr(train._Run, "_introduce", introduce)
+        patch.setattr(train._Run, "_train_chunk", train_and_interrupt)
+        return run(config, path)
+
+
+def test_resuming_equals_not_stopping_bit_for_bit(tmp_path, monkeypatch):
     config = tiny()
-    workdir = Workdir(tmp_path / "parts")
-    task = train._make_task(config)
-    for stop_after in (3, 5, 8, None):  # In an epoch, at its end, in the next.
-        if stop_after is None:
-            train.train(config, workdir)
-            continue
-        with train.noticed() as interrupt, train.contextlib.ExitStack() as stack:
-            stack.enter_context(workdir.locked())
-            workdir.adopt(config)
-            part = train._Run(config, task, workdir, stack)
-            while part.step < stop_after:
-                if part.step + 3 >= stop_after:
-                    interrupt.signal = signal.SIGINT
-                    part._train_chunk()
-                    break
-                part.train_epoch(interrupt)
-                part.validate_and_save()
-            if part.step % part.steps_per_epoch == 0:
-                part.validate_and_save()
-            else:
-                part.save_interrupted()
+    run(config, tmp_path / "whole")
+    # Before the first step, in an epoch, at its end, in the next, and twice at once.
+    for stop_at in (0, 3, 4, 4, 5, 8):
+        outcome = interrupted_run(config, tmp_path / "parts", stop_at, monkeypatch)
+        assert outcome.exit_code == 130
+    run(config, tmp_path / "parts")
     for kind in ("train", "validation", "test"):
         expected = without_clock(lines(tmp_path / "whole", kind))
         assert without_clock(lines(tmp_path / "parts", kind)) == expected
@@ -344,12 +348,12 @@ def test_a_finished_run_prints_its_result_and_can_be_extended(tmp_path, capsys):
     assert "going on after step 10 of 15" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_without_validation_the_last_checkpoint_is_the_result(tmp_path):
     config = tiny()
     config.data.num_validation = 0
     result = run(config, tmp_path)
     assert result["test"] == result["test_of_last"]
+    assert result["test"]["step"] == 10
     assert lines(tmp_path, "validation") == []
 
 
@@ -359,7 +363,7 @@ def test_what_does_not_fit_is_told_before_anything_is_written(tmp_path):
         ({"batch_size": 30}, "batch_size=30 can't be shared evenly by 4 devices"),
         (
             {"batch_size": 10_000},
-            "batch_size=10000 is more than the 80 training images",
+            "batch_size=10000 is more than the 40 training images",
         ),
     ]
     for fields, told in wrong:
@@ -368,6 +372,14 @@ def test_what_does_not_fit_is_told_before_anything_is_written(tmp_path):
             setattr(config, name, value)
         with pytest.raises(configs.ConfigError, match=told):
             run(config, folder)
+    config = tiny()
+    config.data.num_validation = 60_000
+    with pytest.raises(configs.ConfigError, match=r"num_validation=60000 leaves none"):
+        run(config, folder)
+    config = tiny()
+    config.model.conv_features = 10**10
+    with pytest.raises(configs.ConfigError, match=r"parameters; at most"):
+        run(config, folder)
     config = tiny()
     config.model.conv_kernel = 25
     with pytest.raises(configs.ConfigError, match="the smallest is 33x33"):
@@ -379,8 +391,36 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path):
     config = tiny()
     config.optimizer.learning_rate = 1e20
     config.loss.reconstruction_weight = 1e30
-    with pytest.raises(FloatingPointError, match=r"the loss is .* after step"):
+    with pytest.raises(FloatingPointError, match=r"the training loss is .* after step"):
         run(config, tmp_path)
+
+
+def test_a_validation_loss_that_is_not_a_number_is_never_the_best(tmp_path):
+    config = tiny()
+    config.steps_per_dispatch = 5
+    config.data.num_train = 8  # One step an epoch: its loss is that before the update.
+    config.optimizer.learning_rate = 1e30
+    with pytest.raises(FloatingPointError, match=r"the validation loss is nan"):
+        run(config, tmp_path)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_fewer_epochs_than_are_done_are_refused(tmp_path, monkeypatch):
+    config = tiny()
+    interrupted_run(config, tmp_path, 8, monkeypatch)
+    config.num_epochs = 1
+    with pytest.raises(
+        configs.ConfigError, match=r"num_epochs=1 is less than the 1\.6"
+    ):
+        run(config, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["num_epochs"] == 2
+
+
+@pytest.mark.parametrize("damaged", ["", "{", "{}", '{"num_epochs": 2}', "[]"])
+def test_a_damaged_result_is_made_again(tmp_path, damaged):
+    workdir = Workdir(tmp_path)
+    workdir.result.write_text(damaged)
+    assert train._finished(tiny(), workdir) is None
 
 
 def command(*arguments, **options):

@@ -20,36 +20,38 @@ def test_the_default_folder_names_experiment_variant_and_seed():
 
 def test_another_configuration_is_refused_with_the_fields_that_differ(tmp_path):
     workdir = Workdir(tmp_path)
-    workdir.adopt(configs.Config())
+    write_json(workdir.config, configs.to_dict(configs.Config()))
     before = workdir.config.read_bytes()
     other = configs.Config(seed=4)
     other.model.num_iterations = 2
     told = "seed is 0 there, 4 here; model.num_iterations is 3 there, 2 here"
     with pytest.raises(WorkdirError, match=told):
-        workdir.adopt(other)
+        workdir.check(other)
     assert workdir.config.read_bytes() == before
 
 
-def test_epochs_and_logging_may_change(tmp_path):
+def test_epochs_and_logging_may_change_and_tuples_are_lists(tmp_path):
     workdir = Workdir(tmp_path)
-    workdir.adopt(configs.Config(num_epochs=2))
-    workdir.adopt(configs.Config(num_epochs=5, tensorboard=True))
-    assert json.loads(workdir.config.read_text())["num_epochs"] == 5
-
-
-def test_the_same_configuration_is_taken_again_whatever_its_tuples(tmp_path):
-    workdir = Workdir(tmp_path)
-    config = configs.Config()
+    config = configs.Config(num_epochs=2)
     config.model.decoder_features = (3, 4)
-    workdir.adopt(config)
-    workdir.adopt(config)
+    write_json(workdir.config, configs.to_dict(config))
+    config.num_epochs, config.tensorboard = 5, True
+    workdir.check(config)
+
+
+@pytest.mark.parametrize("damaged", ["", "[]", "{", "\xff"])
+def test_a_damaged_configuration_is_told(tmp_path, damaged):
+    workdir = Workdir(tmp_path)
+    workdir.config.write_text(damaged)
+    with pytest.raises(WorkdirError, match=r"config\.json"):
+        workdir.check(configs.Config())
 
 
 def test_a_folder_with_checkpoints_of_an_unknown_run_is_refused(tmp_path):
     workdir = Workdir(tmp_path)
     workdir.checkpoints.mkdir()
     with pytest.raises(WorkdirError, match=r"no config\.json"):
-        workdir.adopt(configs.Config())
+        workdir.check(configs.Config())
 
 
 def test_a_second_process_is_refused_with_the_first_ones_number(tmp_path):
@@ -102,7 +104,7 @@ def test_lines_after_the_restored_step_are_dropped(tmp_path):
         writer.write("train", step=step, epoch=1, loss=1 / step)
     writer.close()
     with path.open("a") as file:
-        file.write('{"kind": "train", "st')  # Torn by a crash.
+        file.write('{"step": "x"}\n[]\n{"kind": "train", "st')  # Torn by a crash.
     MetricWriter(path, step=20, tensorboard=None).close()
     assert [line["step"] for line in lines(path)] == [10, 20]
 

@@ -6,11 +6,11 @@ Letters: ``i`` input capsules with ``c`` components, ``j`` output capsules with 
 import dataclasses
 import functools
 import math
-import operator
 from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
@@ -298,11 +298,9 @@ def _rematerialised(body: Callable, remat: str) -> Callable:
 
 
 def _check_count(name: str, value: int) -> None:
-    try:
-        count = 0 if isinstance(value, bool) else operator.index(value)
-    except (TypeError, jax.errors.JAXTypeError):
-        count = 0
-    if count < 1:
+    # Not by operator.index: it takes arrays, which are no static arguments.
+    is_int = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not is_int or value < 1:
         raise ValueError(
             f"{name} must be a Python int of at least 1, known when the function is "
             f"traced; got {value!r}."
