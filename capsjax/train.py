@@ -308,6 +308,8 @@ class _Run:
             tensorboard=workdir.tensorboard if config.tensorboard else None,
         )
         stack.callback(self.writer.close)
+        # Of now: by the end the sources may have changed.
+        self.provenance = _provenance()
         self._introduce()
 
     @property
@@ -463,7 +465,7 @@ class _Run:
             "num_epochs": self.config.num_epochs,
             "seconds": round(self._seconds(), 1),
             "command": command,
-            **_provenance(),
+            **self.provenance,
         }
         write_json(self.workdir.result, result)
         return result

@@ -15,7 +15,16 @@ authors   Their released code: margin loss / 20 (so that the reconstruction weig
           truncated normals.
 smoke     A narrow network and a sixth of the images: about a minute on two cores.
 
-The plain recipe is the paper's with a cosine schedule over the whole run.
+The plain recipe is the paper's with a cosine schedule over the whole run. Its only run so
+far, commit 3a38063, seed 0, on two shared cores of an AMD EPYC, about 25 minutes of them:
+
+    python -m capsjax.train --config experiments/mnist.py --config.num_epochs=5
+
+    {"kind": "validation", "step": 2145, "epoch": 5, "loss": 0.019843, "accuracy": 0.9942}
+    {"kind": "test", "step": 2145, "epoch": 5, "loss": 0.019886, "accuracy": 0.9941}
+
+at about 315 images a second where it had both cores, under three minutes an epoch. (Paper:
+99.75 %, three seeds, many more epochs.)
 """
 
 from capsjax.config import Config, Data, Initializers, Loss, Model, Optimizer
