@@ -3,12 +3,12 @@
 import os
 import pathlib
 
-# Most of the time goes into compiling; without LLVM's optimiser half of it does. With
-# `XLA_FLAGS= python -m pytest` everything is optimised, as .ci/run does for the numerics.
+# Most of the time goes into compiling, less than half of it without LLVM's optimiser.
+# `XLA_FLAGS= python -m pytest` leaves it on, as .ci/run does for the numerics.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import pytest
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
