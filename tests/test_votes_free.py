@@ -379,7 +379,8 @@ def test_temporary_memory_does_not_grow_with_the_rounds():
         for r in (rounds(3), rounds(5))
     ]
     batch_j_d = math.prod(LARGE.batch) * LARGE.j * LARGE.d
-    assert temporaries[1] - temporaries[0] < 4 * 2 * 4 * batch_j_d
+    # A few numbers for each output component, none for each input capsule.
+    assert temporaries[1] - temporaries[0] < 6 * 2 * 4 * batch_j_d
 
 
 def test_temporary_memory_at_the_paper_s_size_is_a_tenth_of_the_plain_form_s():
