@@ -7,7 +7,9 @@ All forms of a row are compiled first and then run in turn, so that whatever els
 machine does meets all of them; compare only within a row. `median` and `spread` (the
 middle half) are wall time, `cpu` is the processor time of all threads, and the ratio
 is that of the median to the chosen form's (of the same type, if there is one). XLA's
-own strided gradient is timed on two images and scaled up (marked ~).
+own strided gradient is timed on two images and scaled up (marked ~). `prepared` is the
+forward pass with a kernel that was transformed before. The last table sums up what the
+rule chose.
 """
 
 import argparse
@@ -62,6 +64,10 @@ def forward(image, kernel, plan):
     return convolution._form_forward(image, kernel, plan)
 
 
+def prepared(image, values, kernel_shape, plan):
+    return convolution._FORMS[plan.form].apply(image, values, kernel_shape, plan)
+
+
 def both(image, kernel, gradient, plan):
     value = convolution._form_forward(image, kernel, plan)
     return value, *convolution._form_backward(image, kernel, gradient, plan)
@@ -80,21 +86,29 @@ def compile_form(row, name, pass_name):
     full = (batch, size, size, channels)
     kernel_shape = (window, window, channels, features)
     plan = convolution._choose_plan(
-        full, kernel_shape, (stride, stride), padding, dtype
+        full,
+        kernel_shape,
+        (stride, stride),
+        padding,
+        dtype,
+        is_prepared=pass_name == "prepared",
     )
-    chosen = plan.form == form
+    chosen, plan = plan.form == form, plan._replace(form=form)
     if pass_name == "forward + backward":
         batch = small_batch(batch, row, name)
     image_key, kernel_key, gradient_key = jax.random.split(jax.random.key(0), 3)
     image = jax.nn.relu(jax.random.normal(image_key, (batch, *full[1:])))
     kernel = jax.random.normal(kernel_key, kernel_shape)
     operands, function = [image, kernel], forward
+    if pass_name == "prepared":
+        operands[1] = convolution._FORMS[form].prepare(kernel, full, plan)
+        function = functools.partial(prepared, kernel_shape=kernel_shape)
     if pass_name == "forward + backward":
         outputs = convolution._output_size(full, kernel_shape, plan)
         shape = (batch, *outputs, features)
         operands.append(jax.random.normal(gradient_key, shape))
         function = both
-    function = functools.partial(function, plan=plan._replace(form=form))
+    function = functools.partial(function, plan=plan)
     start = time.perf_counter()
     compiled = jax.jit(function).lower(*operands).compile()
     seconds = time.perf_counter() - start
@@ -139,10 +153,8 @@ def summary(form):
 
 
 def print_table(row, pass_name, results):
-    batch, size, channels, window, stride, padding, features = row
     print(
-        f"\n**{batch} x {size} x {size} x {channels}, {window} x {window} / {stride} "
-        f"{padding}, {features}: {pass_name}**\n\n"
+        f"\n**{name_of(row)}: {pass_name}**\n\n"
         "| form | median ms | spread | cpu ms | ratio | compile ms | temporary MB |\n"
         "| --- | --: | --: | --: | --: | --: | --: |"
     )
@@ -159,6 +171,32 @@ def print_table(row, pass_name, results):
         )
 
 
+def name_of(row):
+    batch, size, channels, window, stride, padding, features = row
+    return f"{batch} x {size}² x {channels}, {window}² / {stride} {padding}, {features}"
+
+
+def print_choices(measured):
+    """One line a row and pass: what the rule chose, and how much longer others take."""
+    print("\n| convolution | pass | type | chosen | ms | others, times longer |")
+    print("| --- | --- | --- | --- | --: | --- |")
+    for row, pass_name, results in measured:
+        for dtype in ("f32", "bf16"):
+            own = {n: r for n, r in results.items() if n.endswith(dtype)}
+            name, best = next((n, r) for n, r in own.items() if r["chosen"])
+            others = own | {"XLA": results["ordinary"]}
+            others = ", ".join(
+                f"{n.split()[0]} {r['median_ms'] / best['median_ms']:.1f}"
+                for n, r in others.items()
+                if n != name
+            )
+            tile = f" {best['tile'][0]}²" if best["tile"] else ""
+            print(
+                f"| {name_of(row)} | {pass_name} | {dtype} | {name.split()[0]}{tile} "
+                f"| {best['median_ms']:.1f} | {others} |"
+            )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", choices=ROWS, default="paper")
@@ -173,17 +211,20 @@ def main():
         "cores": len(os.sched_getaffinity(0)),
     }
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    measured = []
     for row in ROWS[arguments.rows]:
         if arguments.batch not in (None, row[0]):
             continue
-        for pass_name in ("forward", "forward + backward"):
+        for pass_name in ("prepared", "forward", "forward + backward"):
             results = measure(row, pass_name, arguments.seconds)
+            measured.append((row, pass_name, results))
             print_table(row, pass_name, results)
             if arguments.json:
                 with open(arguments.json, "a") as file:
                     for name, result in results.items():
                         line = {"row": row, "pass": pass_name, "form": name}
                         print(json.dumps(line | result | machine), file=file)
+    print_choices(measured)
 
 
 if __name__ == "__main__":

@@ -307,15 +307,24 @@ def draw_growth(records: list[dict[str, Any]], path: str) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(14, 6), layout="constrained")
-    grid = figure.subplots(2, len(Problem._fields), sharey="row")
-    for row, value in zip(grid, ("median_ms", "temporary_bytes"), strict=True):
-        row[0].set_ylabel(value)
-        for axis, form, sizes, values in curves(records, value):
+    grid = figure.subplots(2, len(Problem._fields), sharey="row", sharex="col")
+    values = {
+        "median_ms": ("forward + backward, ms", 1),
+        "temporary_bytes": ("temporary memory, MB", 1e-6),
+    }
+    for row, (value, (label, unit)) in zip(grid, values.items(), strict=True):
+        row[0].set_ylabel(label)
+        for axis, form, sizes, numbers in curves(records, value):
             plot = row[Problem._fields.index(axis)]
-            plot.loglog(sizes, values, "o-", label=form)
-            plot.set_xlabel(axis)
+            style = "s--" if form == PLAIN else "o-"
+            plot.loglog(sizes, [unit * x for x in numbers], style, label=form)
+            plot.set_xticks(sizes, sizes)
+            plot.set_xticks([], minor=True)
+            plot.grid(visible=True, axis="y", alpha=0.3)
+            if row is grid[-1]:
+                plot.set_xlabel(axis)
     grid[0][0].legend()
-    figure.savefig(path)
+    figure.savefig(path, dpi=100)
 
 
 def main() -> None:

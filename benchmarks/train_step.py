@@ -39,10 +39,19 @@ from typing import NamedTuple
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 BATCHES = {"train": (50, 128, 256), "layers": (128,), "routing": (128,)}
-BATCHES["inference"] = (128, 1)
+BATCHES |= {"inference": (128, 1), "pages": (128,)}
 TYPED_PARTS = ("conv", "primary", "decoder")
 OTHER_PARTS = ("augmentation", "squash", "routing", "adam")
 DTYPES = ("float32", "bfloat16")
+# Large pages, and freed memory kept: what glibc does without privilege.
+PAGES = {"large pages": "glibc.malloc.hugetlb=1"}
+PAGES["large pages, kept"] = ":".join(
+    [
+        PAGES["large pages"],
+        "glibc.malloc.mmap_max=0",
+        f"glibc.malloc.trim_threshold={2**40}",
+    ]
+)
 
 
 class Contender(NamedTuple):
@@ -52,6 +61,7 @@ class Contender(NamedTuple):
     options: dict
     program: str = "capsjax"
     rounds: int = 1000
+    tunables: str = ""
 
     def command(self, torch_python):
         script = [sys.executable, FOLDER / "worker.py", "--program", self.program]
@@ -73,6 +83,7 @@ class Worker:
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             contender.command(torch_python),
+            env=os.environ | {"GLIBC_TUNABLES": contender.tunables},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
@@ -145,6 +156,18 @@ def layers(arguments, batch):
     for part in OTHER_PARTS:
         rows.append(Contender(part, {"batch": batch, "work": part}))
     return rows
+
+
+def pages(arguments, batch):
+    options = {"work": "train", "batch": batch, "steps": arguments.steps}
+    settings = {"usual pages": "", **PAGES}
+    return [
+        Contender(
+            f"capsjax {dtype}, {name}", options | {"dtype": dtype}, tunables=value
+        )
+        for dtype in arguments.dtypes
+        for name, value in settings.items()
+    ]
 
 
 def ours(arguments, work, batch):
@@ -271,6 +294,10 @@ def run(table, batch, arguments):
         rows = layers(arguments, batch)
         columns = [(f"of {d} step", f"capsjax {d}") for d in DTYPES]
         title = f"parts of a step, batch {batch}, forward and backward"
+    elif table == "pages":
+        rows = pages(arguments, batch)
+        columns = [(f"usual {d} by it", f"capsjax {d}, usual pages") for d in DTYPES]
+        title = f"training by memory allocator, batch {batch}"
     else:
         rows = ours(arguments, table, batch)
         if arguments.peers:
@@ -320,7 +347,12 @@ def numbers(answer):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--tables", nargs="+", choices=BATCHES, help="by default train and layers")
+    add(
+        "--tables",
+        nargs="+",
+        choices=BATCHES,
+        help="by default train, layers and pages",
+    )
     add("--batch", nargs="+", type=int, help="instead of the usual ones of each table")
     add("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
     add("--devices", nargs="+", type=int, default=[1], help="simulated devices")
@@ -339,7 +371,7 @@ def main():
         arguments.rounds, arguments.seconds, arguments.steps = 2, 0.1, 2
         arguments.dtypes = arguments.dtypes[:1]
         arguments.batch = arguments.batch or [16]
-    default = BATCHES if arguments.peers else ("train", "layers")
+    default = BATCHES if arguments.peers else ("train", "layers", "pages")
     for table in arguments.tables or default:
         for batch in arguments.batch or BATCHES[table]:
             run(table, batch, arguments)

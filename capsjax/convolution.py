@@ -1,9 +1,9 @@
 """A 2-D convolution that is fast where XLA's own is not: when it trains on a CPU.
 
-XLA:CPU computes the gradient of a strided convolution 45 to 85 times slower than the
-convolution itself. Here the arithmetic is written as matrix products, which every
-processor does well, and as fewer of them. Other platforms get the ordinary
-convolution.
+XLA:CPU computes the gradient of a strided convolution about thirty times slower than
+the convolution itself (``benchmarks/convolution.py``). Here the arithmetic is written
+as matrix products, which every processor does well, and as fewer of them. Other
+platforms get the ordinary convolution.
 
 **Phases.** A convolution of stride ``s`` is one of stride 1 over an image whose
 ``s x s`` blocks of pixels have become channels, with the kernel cut up likewise.
@@ -463,24 +463,33 @@ def _padding_pairs(padding, image_shape, kernel_shape, strides):
     return _both_ends(height), _both_ends(width)
 
 
-def _choose_form(batch, channels, outputs, taps) -> str:
+def _choose_form(batch, channels, outputs, taps, is_prepared) -> str:
     # Measured by benchmarks/convolution.py: below eight channels the transforms cost
-    # more than they save, and below 300 outputs that of the kernel does.
-    if channels < 8 or batch * math.prod(outputs) < 300 or max(taps) == 1:
+    # more than they save, and below 300 outputs that of the kernel does; where it has
+    # been done before, below 100.
+    fewest = 100 if is_prepared else 300
+    if channels < 8 or batch * math.prod(outputs) < fewest or max(taps) == 1:
         return "patches"
     return "tiles"
 
 
-def _choose_tile(batch, outputs) -> tuple[int, int]:
+def _choose_tile(batch, outputs, is_prepared) -> tuple[int, int]:
     # Large tiles save products; but a transformed kernel, which grows with the tile,
-    # must be used for enough tiles to pay for reading it.
-    tiles = _ceil_div(outputs, (8, 8))
-    largest = 8 if batch * math.prod(tiles) >= 32 else 3
+    # must be used for enough tiles to pay for making and reading it.
+    tiles = batch * math.prod(_ceil_div(outputs, (8, 8)))
+    largest = 8 if tiles >= (16 if is_prepared else 32) else 3
     return _ceil_div(outputs, _ceil_div(outputs, (largest, largest)))
 
 
 def _choose_plan(
-    image_shape, kernel_shape, strides, padding, dtype, precision=None
+    image_shape,
+    kernel_shape,
+    strides,
+    padding,
+    dtype,
+    precision=None,
+    *,
+    is_prepared=False,
 ) -> Plan | None:
     """Chooses by shape; None if there is no output."""
     height, width = map(operator.index, strides)
@@ -493,8 +502,8 @@ def _choose_plan(
     batch, *_, channels = image_shape
     taps = _ceil_div(kernel_shape, strides)
     return plan._replace(
-        form=_choose_form(batch, channels, outputs, taps),
-        tile=_choose_tile(batch, outputs),
+        form=_choose_form(batch, channels, outputs, taps, is_prepared),
+        tile=_choose_tile(batch, outputs, is_prepared),
         points="toom" if plan.operand_dtype == np.float32 else "fourier",
     )
 
@@ -613,7 +622,9 @@ def prepare_kernel(
     works elsewhere, but not fast.
     """
     dtype = _operand_dtype(compute_dtype, kernel)
-    plan = _choose_plan(image_shape, kernel.shape, window_strides, padding, dtype, None)
+    plan = _choose_plan(
+        image_shape, kernel.shape, window_strides, padding, dtype, is_prepared=True
+    )
     if plan is None:
         raise ValueError(f"No output: image {image_shape}, kernel {kernel.shape}.")
     if jax.default_backend() != "cpu":

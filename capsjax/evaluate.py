@@ -22,7 +22,8 @@ class Metrics(NamedTuple):
     Attributes:
         loss: The weighted sum of the two that is minimised.
         margin_loss: Margin loss, not weighted.
-        reconstruction_loss: Squared error of the reconstruction, not weighted.
+        reconstruction_loss: Squared error of the reconstruction, not weighted; 0 if its
+            weight is 0, as nothing is drawn then.
         accuracy: The share of images whose longest capsule is their label's.
     """
 
@@ -63,8 +64,12 @@ def image_metrics(
         absent=loss.absent,
         down_weight=loss.down_weight,
     )
-    drawn: Any = model.apply(params, routed.pose, mask, method=model.decode)
-    error = reconstruction_loss(drawn, image, reduction=loss.reconstruction_reduction)
+    error = jnp.zeros_like(margin)
+    if loss.reconstruction_weight:
+        drawn: Any = model.apply(params, routed.pose, mask, method=model.decode)
+        error = reconstruction_loss(
+            drawn, image, reduction=loss.reconstruction_reduction
+        )
     return Metrics(
         loss=loss.margin_weight * margin + loss.reconstruction_weight * error,
         margin_loss=margin,

@@ -166,6 +166,20 @@ def test_the_rule_takes_every_form():
     assert form((128, 28, 28, 1), (9, 9, 1, 256)) == "patches"
 
 
+def test_a_prepared_kernel_pays_for_fewer_images():
+    how = ((2, 2), "VALID")
+    kernel = jnp.zeros((9, 9, 8, 4))
+
+    def forms(batch):
+        shape = (batch, 20, 20, 8)
+        every_time = choose_plan(shape, kernel.shape, *how, np.dtype(np.float32))
+        return every_time.form, prepare_kernel(kernel, shape, *how).plan.form
+
+    assert forms(1) == ("patches", "patches")
+    assert forms(4) == ("patches", "tiles")
+    assert forms(16) == ("tiles", "tiles")
+
+
 def test_eager_equals_jit(key, case):
     image_shape, kernel_shape, *how = case
     operands = draw(key, image_shape, kernel_shape, *how)

@@ -212,6 +212,20 @@ def test_evaluation_counts_every_image_exactly_once():
         np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
+def test_nothing_is_drawn_where_nobody_asked_for_it():
+    config = tiny()
+    config.loss.reconstruction_weight = 0.0
+    model, _, state = made(config)
+    images = jnp.zeros((2, 28, 28, 1))
+    params = jax.tree.map(lambda leaf: leaf, state.params)
+    del params["params"]["decoder"]
+    metrics = evaluate.image_metrics(
+        model, params, images, jnp.zeros(2, int), loss=config.loss, mask=None
+    )
+    assert metrics.reconstruction_loss.tolist() == [0, 0]
+    assert metrics.loss.tolist() == metrics.margin_loss.tolist()
+
+
 def test_the_step_masks_by_label_and_weighs_as_the_recipe_says():
     config = tiny()
     config.data.max_shift = 0

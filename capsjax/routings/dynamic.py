@@ -21,7 +21,7 @@ from capsjax.routings.votes_free import Rounds, route_votes_free
 REMATS = ("none", "body", "full", "offload")
 
 # The batch is the vector axis of the votes-free form: with less it is no faster.
-SMALLEST_VOTES_FREE_BATCH = 16
+SMALLEST_VOTES_FREE_BATCH = 9
 
 
 def routing(
@@ -154,13 +154,13 @@ class DynamicRouting:
     ) -> Routed:
         """Routes the votes ``weight_ij capsule_i`` without ever holding all of them.
 
-        From 16 examples on, they are made again in every round, for a few input
+        From 9 examples on, they are made again in every round, for a few input
         capsules at a time (:mod:`capsjax.routings.votes_free`): several times faster on
         a CPU, and in a fraction of the memory. Smaller batches are routed like
         ``self(cast_votes(capsules, weight))``; ``unroll`` and ``remat`` matter to these
         only.
 
-        Reverse mode only from 16 examples on: there ``jax.jvp``, and so a Hessian,
+        Reverse mode only from 9 examples on: there ``jax.jvp``, and so a Hessian,
         raises a TypeError. Routing the votes themselves has both modes, for any batch.
 
         Args:

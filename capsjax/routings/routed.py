@@ -81,6 +81,7 @@ def cast_votes(
         Sabour, Frosst and Hinton 2017, Eq. 2.
     """
     wide = jnp.promote_types(capsules.dtype, jnp.float32)
+    # The other order of operands takes three times as long on a CPU for one example.
     return jnp.einsum(
-        "ijdc,...ic->...ijd", weight, capsules, preferred_element_type=wide
+        "...ic,ijdc->...ijd", capsules, weight, preferred_element_type=wide
     )
