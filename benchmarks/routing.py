@@ -321,8 +321,8 @@ def draw_growth(records: list[dict[str, Any]], path: str) -> None:
             plot.set_xticks(sizes, sizes)
             plot.set_xticks([], minor=True)
             plot.grid(visible=True, axis="y", alpha=0.3)
-            if row is grid[-1]:
-                plot.set_xlabel(axis)
+    for plot, axis in zip(grid[-1], Problem._fields, strict=True):
+        plot.set_xlabel(axis)
     grid[0][0].legend()
     figure.savefig(path, dpi=100)
 

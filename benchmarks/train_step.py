@@ -146,15 +146,17 @@ def limits(arguments):
 
 
 def layers(arguments, batch):
-    rows = []
+    """The step and its parts, which keep their memory, as within a step."""
+    rows, kept = [], {"tunables": PAGES["large pages, kept"]}
     for dtype in arguments.dtypes:
         options = {"batch": batch, "dtype": dtype}
         step = options | {"work": "train", "steps": arguments.steps}
         rows.append(Contender(f"capsjax {dtype}", step))
         for part in TYPED_PARTS:
-            rows.append(Contender(f"{part} {dtype}", options | {"work": part}))
+            work = options | {"work": part}
+            rows.append(Contender(f"{part} {dtype}", work, **kept))
     for part in OTHER_PARTS:
-        rows.append(Contender(part, {"batch": batch, "work": part}))
+        rows.append(Contender(part, {"batch": batch, "work": part}, **kept))
     return rows
 
 

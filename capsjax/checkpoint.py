@@ -23,9 +23,10 @@ class Checkpoints(Generic[State]):
 
     Args:
         folder: Where they are; made by the first ``save``.
+        read_only: Whether another process may be saving there.
     """
 
-    def __init__(self, folder: pathlib.Path):
+    def __init__(self, folder: pathlib.Path, *, read_only: bool = False):
         # Its notes on every save are for Orbax's developers.
         logging.getLogger("absl").setLevel(logging.ERROR)
         # Orbax's own annotations of its policies contradict each other.
@@ -45,7 +46,7 @@ class Checkpoints(Generic[State]):
             str(folder.absolute()),
             save_decision_policy=always,
             preservation_policy=latest_and_best,
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not read_only,
         )
 
     @property
@@ -90,19 +91,23 @@ class Checkpoints(Generic[State]):
         except Exception as error:
             raise _explained(f"can't save step {step}", error) from error
 
-    def restore(self, step: int, like: State) -> State:
+    def restore(self, step: int, like: State, *, partly: bool = False) -> State:
         """Reads the state of a step.
 
         Args:
             step: One of ``steps``.
             like: A pytree of arrays or ``jax.ShapeDtypeStruct`` of the same form; the
                 result goes to the devices that it names.
+            partly: Whether ``like`` may have fewer leaves than what was saved.
 
         Raises:
             CheckpointError: If the checkpoint is damaged or of another form.
         """
+        context = ocp.Context()
+        context.pytree.loading.partial_load = partly
         try:
-            loaded = self._checkpointer.load_checkpointables(step, {"state": like})
+            with context:
+                loaded = self._checkpointer.load_checkpointables(step, {"state": like})
         except Exception as error:
             raise _explained(
                 f"can't read the checkpoint of step {step}", error

@@ -463,13 +463,17 @@ def _padding_pairs(padding, image_shape, kernel_shape, strides):
     return _both_ends(height), _both_ends(width)
 
 
-def _choose_form(batch, channels, outputs, taps, is_prepared) -> str:
-    # Measured by benchmarks/convolution.py: below eight channels the transforms cost
+def _choose_form(batch, channels, outputs, taps, strides, is_prepared) -> str:
+    # Measured by benchmarks/convolution.py. Below eight channels the transforms cost
     # more than they save, and below 300 outputs that of the kernel does; where it has
     # been done before, below 100.
     fewest = 100 if is_prepared else 300
     if channels < 8 or batch * math.prod(outputs) < fewest or max(taps) == 1:
         return "patches"
+    # XLA's own is slow in the gradient of strides alone.
+    little_to_save = channels < 32 or (is_prepared and max(taps) == 2)
+    if little_to_save and (is_prepared or max(strides) == 1):
+        return "ordinary"
     return "tiles"
 
 
@@ -502,7 +506,7 @@ def _choose_plan(
     batch, *_, channels = image_shape
     taps = _ceil_div(kernel_shape, strides)
     return plan._replace(
-        form=_choose_form(batch, channels, outputs, taps, is_prepared),
+        form=_choose_form(batch, channels, outputs, taps, strides, is_prepared),
         tile=_choose_tile(batch, outputs, is_prepared),
         points="toom" if plan.operand_dtype == np.float32 else "fourier",
     )

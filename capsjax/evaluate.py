@@ -1,6 +1,13 @@
-"""Losses and accuracy over a whole data set, every image counted exactly once."""
+"""Losses and accuracy over a whole data set, every image counted exactly once.
 
-from collections.abc import Callable
+    python -m capsjax.evaluate --workdir runs/mnist-seed0
+
+prints what the run's best network makes of the test images, and draws it.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,11 +16,19 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from capsjax import config as configs
-from capsjax.data import Batch, Dataset
+from capsjax.checkpoint import CheckpointError
+from capsjax.compilation import keep_compiled_programs
+from capsjax.data import Batch, Dataset, DatasetError, load
 from capsjax.data.augment import scale_to_unit
 from capsjax.losses import margin_loss, reconstruction_loss
 from capsjax.models import CapsNet, mask_longest
+from capsjax.ops import safe_norm
 from capsjax.parallel import AXIS, share
+from capsjax.run import Prediction, Run, load_run
+from capsjax.workdir import WorkdirError
+
+# A capsule is dead if it was never longer, saturated if it was never shorter.
+DEAD, SATURATED = 0.05, 0.95
 
 
 class Metrics(NamedTuple):
@@ -54,9 +69,30 @@ def image_metrics(
             longest one, as in inference.
     """
     routed: Any = model.apply(params, image, method=model.encode)
-    length = routed.activation
-    if mask is None:
-        mask = mask_longest(length)
+    drawn = None
+    if loss.reconstruction_weight:
+        mask = mask_longest(routed.activation) if mask is None else mask
+        drawn = model.apply(params, routed.pose, mask, method=model.decode)
+    return measure(routed.activation, label, image, drawn, loss=loss)
+
+
+def measure(
+    length: Float[Array, "batch n"],
+    label: Array,
+    image: Float[Array, "batch h w c"],
+    drawn: Any,
+    *,
+    loss: configs.Loss,
+) -> Metrics:
+    """Losses and correctness of each image, given what the network made of it.
+
+    Args:
+        length: Of the class capsules.
+        label: The class of each image.
+        image: Pixels from 0 to 1.
+        drawn: The image redrawn; None where the loss gives it no weight.
+        loss: Weights and margins.
+    """
     margin = margin_loss(
         length,
         label,
@@ -65,8 +101,7 @@ def image_metrics(
         down_weight=loss.down_weight,
     )
     error = jnp.zeros_like(margin)
-    if loss.reconstruction_weight:
-        drawn: Any = model.apply(params, routed.pose, mask, method=model.decode)
+    if drawn is not None:
         error = reconstruction_loss(
             drawn, image, reduction=loss.reconstruction_reduction
         )
@@ -125,3 +160,162 @@ def evaluate(
         sums += np.asarray(eval_step(params, share((batch, counts))), np.float64)
         advance(min(start + batch_size, len(dataset)))
     return Metrics(*(sums / len(dataset)).tolist())
+
+
+# ---- what a run's network makes of the test images
+
+
+class Lengths(NamedTuple):
+    """The extremes of every capsule's length over a set of images.
+
+    Attributes:
+        longest: The longest that each capsule was.
+        shortest: The shortest.
+    """
+
+    longest: Float[np.ndarray, " capsules"]
+    shortest: Float[np.ndarray, " capsules"]
+
+    @property
+    def num_dead(self) -> int:
+        """Capsules that stand for nothing: never longer than ``DEAD``."""
+        return int((self.longest <= DEAD).sum())
+
+    @property
+    def num_saturated(self) -> int:
+        """Capsules that tell nothing apart: never shorter than ``SATURATED``."""
+        return int((self.shortest >= SATURATED).sum())
+
+
+def primary_lengths(run: Run, dataset: Dataset) -> Lengths:
+    """The extremes of the primary capsules' lengths over a data set."""
+
+    @jax.jit
+    def extremes(params: Any, image: Array) -> tuple[Array, Array]:
+        capsules: Any = run.model.apply(
+            params, scale_to_unit(image), method=run.model.primary
+        )
+        length = safe_norm(capsules)
+        return length.max(0), length.min(0)
+
+    longest, shortest = [], []
+    for start in range(0, len(dataset), run.config.eval_batch_size):
+        stop = min(start + run.config.eval_batch_size, len(dataset))
+        high, low = extremes(run.params, dataset.batch(np.arange(start, stop)).image)
+        longest.append(np.ravel(high))
+        shortest.append(np.ravel(low))
+    return Lengths(np.max(longest, axis=0), np.min(shortest, axis=0))
+
+
+class Evaluation(NamedTuple):
+    """What a run's network makes of a data set.
+
+    Attributes:
+        metrics: Means over the images.
+        prediction: For every image.
+        confusion: How often each class (a row) was taken for which (a column).
+        primary: Lengths of the primary capsules.
+        classes: Lengths of the class capsules.
+    """
+
+    metrics: Metrics
+    prediction: Prediction
+    confusion: Any
+    primary: Lengths
+    classes: Lengths
+
+
+def evaluate_run(run: Run, dataset: Dataset) -> Evaluation:
+    """Everything that is told of a run, but the figures."""
+    prediction = run.predict(dataset.image)
+    sums = np.zeros(len(Metrics._fields))
+    step = run.config.eval_batch_size
+    for start in range(0, len(dataset), step):
+        part = slice(start, start + step)
+        drawn = None
+        if run.config.loss.reconstruction_weight:
+            drawn = run.draw(prediction.pose[part], prediction.label[part])
+            drawn = jnp.asarray(drawn)
+        each = measure(
+            jnp.asarray(prediction.length[part]),
+            jnp.asarray(dataset.label[part]),
+            scale_to_unit(dataset.image[part]),
+            drawn,
+            loss=run.config.loss,
+        )
+        sums += [np.asarray(values).sum(dtype=np.float64) for values in each]
+    confusion = np.zeros((dataset.num_classes,) * 2, int)
+    np.add.at(confusion, (dataset.label, prediction.label), 1)
+    length = prediction.length
+    return Evaluation(
+        Metrics(*(sums / len(dataset)).tolist()),
+        prediction,
+        confusion,
+        primary_lengths(run, dataset),
+        Lengths(length.max(0), length.min(0)),
+    )
+
+
+def _tell(run: Run, dataset: Dataset, evaluation: Evaluation) -> None:
+    metrics, confusion = evaluation.metrics, evaluation.confusion
+    wrong = len(dataset) - int(np.trace(confusion))
+    print(f"{run.workdir.path}, step {run.step}: {len(dataset)} test images")
+    print(f"loss {metrics.loss:.6f}, accuracy {metrics.accuracy:.2%} ({wrong} wrong)\n")
+    wide = max(5, *(len(name) for name in dataset.class_names))
+    head = "".join(f" {name:>{wide}}" for name in dataset.class_names)
+    print(f"{'label':{wide}} images accuracy  taken for")
+    print(" " * (wide + 16) + head)
+    for k, (name, row) in enumerate(zip(dataset.class_names, confusion, strict=True)):
+        total = row.sum()
+        share = f"{row[k] / total:.2%}" if total else ""
+        cells = "".join(f" {count or '.':>{wide}}" for count in row)
+        print(f"{name:{wide}} {total:6} {share:>8} {cells}")
+    print()
+    for kind in ("primary", "classes"):
+        lengths: Lengths = getattr(evaluation, kind)
+        what = "class" if kind == "classes" else kind
+        print(
+            f"{len(lengths.longest)} {what} capsules: {lengths.num_dead} dead (never "
+            f"longer than {DEAD}), {lengths.num_saturated} saturated (never shorter "
+            f"than {SATURATED})"
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line: evaluates, draws, and returns the exit code."""
+    parser = argparse.ArgumentParser(
+        "capsjax.evaluate",
+        description="What a run's best network makes of the test images.",
+    )
+    parser.add_argument("--workdir", required=True, help="the folder of a trained run")
+    parser.add_argument("--no-figures", action="store_true", help="only print")
+    arguments = parser.parse_args(argv)
+    try:
+        keep_compiled_programs()
+        run = load_run(arguments.workdir)
+        dataset = load(run.config.data.name, "test")
+        if (dataset.image_shape, dataset.class_names) != (
+            run.image_shape,
+            run.class_names,
+        ):
+            raise DatasetError(
+                f"{dataset.name} is not what {run.workdir.path} was trained on: its "
+                "images or classes are others now."
+            )
+        evaluation = evaluate_run(run, dataset)
+        _tell(run, dataset, evaluation)
+        if not arguments.no_figures:
+            from capsjax import figures
+
+            written = figures.draw(
+                run, dataset, evaluation.prediction, evaluation.confusion
+            )
+            print(f"{len(written)} figures in {run.workdir.figures}")
+    except (WorkdirError, CheckpointError, DatasetError, OSError) as error:
+        print(f"capsjax.evaluate: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -115,8 +115,10 @@ class CapsNet(nn.Module):
             bias_init=self.bias_init,
         )
 
-    def encode(self, image: Float[Array, "*batch h w c"]) -> Routed:
-        """The class capsules of images with pixels from 0 to 1.
+    def primary(
+        self, image: Float[Array, "*batch h w c"]
+    ) -> Float[Array, "*batch H W t d"]:
+        """The primary capsules of images with pixels from 0 to 1.
 
         Raises:
             ValueError: If an image is not of ``image_shape``, or too small for the
@@ -129,7 +131,15 @@ class CapsNet(nn.Module):
             )
         features = self.conv(image)
         features = nn.relu(features + jnp.broadcast_to(self.conv_bias, features.shape))
-        primary = self.primary_caps(features)
+        return self.primary_caps(features)
+
+    def encode(self, image: Float[Array, "*batch h w c"]) -> Routed:
+        """The class capsules of images with pixels from 0 to 1.
+
+        Raises:
+            ValueError: As of ``primary``.
+        """
+        primary = self.primary(image)
         capsules = primary.reshape(*primary.shape[:-4], -1, primary.shape[-1])
         return self.class_caps(capsules)
 

@@ -1,8 +1,8 @@
-"""The two vector operations of capsule networks: the safe norm and the squash.
+"""Operations on poses: the safe norm, the squash, and the tweak that explains a pose.
 
 A capsule's *pose* is a vector; its *length* is the probability that what the capsule
-stands for is there. Both functions below keep that exact for vectors from 1e-16 to
-1e18 long, and have a gradient of zero, never NaN, at the origin.
+stands for is there. Norm and squash keep that exact for vectors from 1e-16 to 1e18
+long, and have a gradient of zero, never NaN, at the origin.
 """
 
 import jax
@@ -90,3 +90,44 @@ def squash(s: Shaped[ArrayLike, "..."], *, axis: int = -1) -> Float[Array, "..."
     is_short = norm <= 1
     q = jnp.where(is_short, norm, 1 / jnp.where(is_short, 1, norm))
     return (s * (q / (1 + q * q))).astype(dtype)
+
+
+def tweak_pose(
+    pose: Shaped[ArrayLike, "..."],
+    *,
+    low: float = -0.25,
+    high: float = 0.25,
+    num_steps: int = 11,
+) -> Float[Array, "*batch d step d"]:
+    """Moves a pose along each of its dimensions, one at a time.
+
+    Decoded, the results show what each dimension stands for: width, slant, a loop.
+
+    Args:
+        pose: Poses, ``[*batch, d]``.
+        low: What is added to a component at the first step.
+        high: What is added at the last; the steps between are evenly spaced. The paper
+            goes from -0.25 to 0.25 by 0.05.
+        num_steps: How many steps there are, at least 1.
+
+    Returns:
+        ``result[..., k, n, :]`` is the pose with the ``n``-th step added to its
+        component ``k``.
+
+    Raises:
+        ValueError: If ``num_steps`` is less than 1, or a pose has no axis.
+
+    References:
+        Sabour, Frosst and Hinton 2017, section 5.1 and figure 4,
+        https://arxiv.org/abs/1710.09829.
+    """
+    pose, dtype = _at_least_float32(pose, "pose")
+    if pose.ndim < 1:
+        raise ValueError("pose must have its components along the last axis, got none.")
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
+    steps = jnp.linspace(low, high, num_steps, dtype=pose.dtype)
+    directions = jnp.eye(pose.shape[-1], dtype=pose.dtype)
+    moves = directions[:, None, :] * steps[None, :, None]
+    moves = jnp.broadcast_to(moves, (*pose.shape[:-1], *moves.shape))
+    return (pose[..., None, None, :] + moves).astype(dtype)

@@ -302,6 +302,14 @@ class _Run:
                 f"{workdir.path}."
             )
         write_json(workdir.config, configs.to_dict(config))
+        write_json(
+            workdir.dataset,
+            {
+                "name": self.train_set.name,
+                "image_shape": self.train_set.image_shape,
+                "class_names": self.train_set.class_names,
+            },
+        )
         self.writer = MetricWriter(
             workdir.metrics,
             step=self.step,

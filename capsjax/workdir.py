@@ -2,9 +2,11 @@
 
 =====================  =================================================================
 ``config.json``        the configuration, written when the run starts
+``dataset.json``       what it is trained on: name, image shape, class names
 ``metrics.jsonl``      one JSON object a line, see ``capsjax.metrics``
 ``checkpoints/``       the latest state and the best by validation loss
 ``result.json``        what came out, once the run has ended
+``figures/``           what ``capsjax.evaluate`` drew
 ``lock``               held while a process works here
 =====================  =================================================================
 """
@@ -36,9 +38,11 @@ class Workdir:
     def __init__(self, path: str | os.PathLike[str]):
         self.path = pathlib.Path(path)
         self.config = self.path / "config.json"
+        self.dataset = self.path / "dataset.json"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.result = self.path / "result.json"
+        self.figures = self.path / "figures"
         self.tensorboard = self.path / "tensorboard"
 
     @contextlib.contextmanager
@@ -91,7 +95,7 @@ class Workdir:
                 f"{self.config} is damaged: it can't be told which run is there. "
                 "Choose another --workdir."
             )
-        different = _differences(there, configs.to_dict(config))
+        different = differences(there, configs.to_dict(config))
         final = [line for name, line in different if name not in configs.CHANGEABLE]
         if final:
             raise WorkdirError(
@@ -99,6 +103,21 @@ class Workdir:
                 f"{'; '.join(final)}. Choose another --workdir. (Only "
                 f"{', '.join(configs.CHANGEABLE)} may change when a run goes on.)"
             )
+
+    def read_config(self) -> configs.Config:
+        """The configuration of the run that is here.
+
+        Raises:
+            WorkdirError: If there is none, or it can't be read.
+        """
+        if not self.config.exists():
+            raise WorkdirError(
+                f"{self.path} holds no run: there is no {self.config.name} in it."
+            )
+        try:
+            return configs.from_dict(self.read_json(self.config))
+        except configs.ConfigError as error:
+            raise WorkdirError(f"{self.config} does not fit: {error}") from error
 
     def read_json(self, path: pathlib.Path) -> Any:
         """Reads a JSON file of the run.
@@ -144,13 +163,19 @@ def write_text(path: pathlib.Path, text: str) -> None:
         raise WorkdirError(f"can't write {path}: {error.strerror}.") from error
 
 
-def _differences(there: Any, here: Any, path: str = "") -> list[tuple[str, str]]:
-    """Names of the fields that differ, each with a line that says how."""
+def differences(there: Any, here: Any, path: str = "") -> list[tuple[str, str]]:
+    """Names of the fields that differ, each with a line that says how.
+
+    Args:
+        there: One configuration, as ``config.json`` holds it.
+        here: Another.
+        path: The name of what is compared, within a larger whole.
+    """
     if isinstance(there, dict) and isinstance(here, dict):
         return [
             difference
             for name in {**there, **here}
-            for difference in _differences(
+            for difference in differences(
                 there.get(name), here.get(name), f"{path}.{name}" if path else name
             )
         ]

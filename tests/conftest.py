@@ -23,3 +23,29 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 @pytest.fixture
 def key() -> jax.Array:
     return jax.random.key(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory) -> pathlib.Path:
+    """The folder of a run of two epochs of ten steps, not to be changed."""
+    from capsjax import config as configs
+    from capsjax import train
+    from capsjax.workdir import Workdir
+
+    config = configs.Config(num_epochs=2, batch_size=32, steps_per_dispatch=5)
+    config.experiment = "tiny"
+    config.data = configs.Data(num_train=320, num_validation=100)
+    config.model = configs.Model(
+        conv_features=8,
+        primary_types=2,
+        primary_stride=4,
+        class_dim=4,
+        decoder_features=(16,),
+        initializers=configs.Initializers(
+            conv="he_normal", primary="he_normal", weight="normal(0.3)"
+        ),
+    )
+    config.optimizer.learning_rate = 3e-3
+    path = tmp_path_factory.mktemp("run")
+    train.train(config, Workdir(path))
+    return path

@@ -15,11 +15,14 @@ PACKAGE = pathlib.Path(capsjax.__file__).parent
 ORDER = [
     {"ops"},
     {"convolution", "routings", "losses"},
-    {"initializers", "config", "data", "layers", "parallel"},
+    {"initializers", "config", "data", "layers", "parallel", "plots"},
     {"models"},
-    {"workdir", "checkpoint", "metrics", "interrupt", "flags", "evaluate"},
+    {"workdir", "checkpoint"},
+    {"metrics", "interrupt", "flags", "run"},
     {"compilation"},
-    {"train"},
+    {"figures"},
+    {"evaluate"},
+    {"train", "predict", "report"},
 ]
 OWNERS = {
     "flax": {"layers", "models"},

@@ -158,20 +158,23 @@ def case(request, monkeypatch):
 
 
 def test_the_rule_takes_every_form():
-    def form(image_shape, kernel_shape):
-        return choose_plan(image_shape, kernel_shape, (2, 2), "VALID", np.float32).form
+    def form(image_shape, kernel_shape, stride=2):
+        strides = (stride, stride)
+        return choose_plan(image_shape, kernel_shape, strides, "VALID", np.float32).form
 
     assert form((128, 20, 20, 256), (9, 9, 256, 256)) == "tiles"
     assert form((1, 20, 20, 256), (9, 9, 256, 256)) == "patches"
     assert form((128, 28, 28, 1), (9, 9, 1, 256)) == "patches"
+    assert form((64, 24, 24, 16), (3, 3, 16, 32), stride=1) == "ordinary"
+    assert form((64, 24, 24, 16), (3, 3, 16, 32), stride=2) == "tiles"
 
 
 def test_a_prepared_kernel_pays_for_fewer_images():
     how = ((2, 2), "VALID")
-    kernel = jnp.zeros((9, 9, 8, 4))
+    kernel = jnp.zeros((9, 9, 32, 4))
 
     def forms(batch):
-        shape = (batch, 20, 20, 8)
+        shape = (batch, 20, 20, 32)
         every_time = choose_plan(shape, kernel.shape, *how, np.dtype(np.float32))
         return every_time.form, prepare_kernel(kernel, shape, *how).plan.form
 

@@ -5,7 +5,7 @@ import pytest
 import reference
 from jax.test_util import check_grads
 
-from capsjax import safe_norm, squash
+from capsjax import safe_norm, squash, tweak_pose
 
 ULP = 2.0**-23
 LENGTHS = [10.0**k for k in range(-16, 19)]
@@ -122,3 +122,44 @@ def test_narrow_types_are_computed_in_float32_and_returned_as_they_came(function
 def test_complex_vectors_are_refused():
     with pytest.raises(ValueError, match="must be real"):
         safe_norm(jnp.ones(3, jnp.complex64))
+
+
+def test_a_tweak_moves_one_component_by_one_step(key):
+    pose = jax.random.normal(key, (2, 3, 4))
+    tweaked = tweak_pose(pose, low=-0.5, high=0.5, num_steps=11)
+    assert tweaked.shape == (2, 3, 4, 11, 4)
+    for k, n in np.ndindex(4, 11):
+        expected = np.array(pose)
+        expected[..., k] += -0.5 + 0.1 * n
+        np.testing.assert_allclose(tweaked[:, :, k, n], expected, atol=1e-6)
+
+
+def test_a_tweak_by_default_is_the_paper_s():
+    tweaked = tweak_pose(np.zeros(16))
+    steps = np.linspace(-0.25, 0.25, 11)
+    assert tweaked.shape == (16, 11, 16)
+    np.testing.assert_allclose(tweaked[3, :, 3], steps, atol=1e-7)
+    assert tweak_pose(np.zeros(2), low=1.0, high=5.0, num_steps=1).tolist() == [
+        [[1, 0]],
+        [[0, 1]],
+    ]
+
+
+def test_a_tweak_works_under_jit_vmap_and_keeps_the_type(key):
+    pose = jax.random.normal(key, (3, 4), jnp.bfloat16)
+    expected = tweak_pose(pose, num_steps=3)
+    assert expected.dtype == jnp.bfloat16
+    tweak = jax.jit(jax.vmap(lambda p: tweak_pose(p, num_steps=3)))
+    np.testing.assert_array_equal(tweak(pose), expected)
+
+
+@pytest.mark.parametrize(
+    ("pose", "options", "message"),
+    [
+        (np.zeros(4), {"num_steps": 0}, "num_steps must be at least 1, got 0"),
+        (np.zeros(()), {}, "pose must have its components along the last axis"),
+    ],
+)
+def test_a_wrong_tweak_says_what_is_wrong(pose, options, message):
+    with pytest.raises(ValueError, match=message):
+        tweak_pose(pose, **options)

@@ -1,0 +1,171 @@
+"""The figures of one run, in its folder ``figures/``: of which images, and what."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from capsjax import plots
+from capsjax.data import Dataset
+from capsjax.ops import safe_norm, tweak_pose
+from capsjax.routings.routed import cast_votes
+from capsjax.run import Prediction, Run
+
+_NUM_STEPS = 11
+
+
+class Coupling(NamedTuple):
+    """How an image is routed, round by round.
+
+    Attributes:
+        coupling: The couplings of every round.
+        share: What each primary capsule gives to the longest class capsule of the last
+            round: coupling times the vote's component along that round's pose.
+    """
+
+    coupling: Float[Array, "round n i j"]
+    share: Float[Array, "round n i"]
+
+    @property
+    def entropy(self) -> Float[np.ndarray, "round n i"]:
+        """Entropy of each primary capsule's couplings, in bits."""
+        c = np.asarray(self.coupling, np.float64)
+        return -np.sum(c * np.log2(np.where(c > 0, c, 1)), axis=-1)
+
+
+def couplings(run: Run, image: Float[Any, "n h w c"]) -> Coupling:
+    """Routes images and keeps every round's couplings; holds all votes.
+
+    Args:
+        run: Whose network.
+        image: Some images, with pixels from 0 to 1.
+    """
+    weights = dict(run.params["params"]["class_caps"])
+    primary: Any = run.model.apply(
+        run.params, jnp.asarray(image), method=run.model.primary
+    )
+    capsules = primary.reshape(len(image), -1, primary.shape[-1])
+    votes = cast_votes(capsules, weights.pop("weight"))
+    routing: Any = run.model.routing
+    rounds = [
+        dataclasses.replace(routing, num_iterations=r + 1)(votes, parameters=weights)
+        for r in range(routing.num_iterations)
+    ]
+    winner = jnp.argmax(rounds[-1].activation, axis=-1)
+    shares = []
+    for routed in rounds:
+        direction = routed.pose / safe_norm(routed.pose, keepdims=True)
+        along = jnp.einsum("nijd,njd->nij", votes, direction) * routed.coupling
+        shares.append(jnp.take_along_axis(along, winner[:, None, None], -1)[..., 0])
+    return Coupling(jnp.stack([r.coupling for r in rounds]), jnp.stack(shares))
+
+
+def tweaked(
+    run: Run,
+    pose: Float[Any, " d"],
+    label: int | np.integer,
+    *,
+    low: float,
+    high: float,
+) -> Float[np.ndarray, "d step h w c"]:
+    """What is drawn of a class capsule while its pose is moved."""
+    moved = np.asarray(tweak_pose(pose, low=low, high=high, num_steps=_NUM_STEPS))
+    dim = moved.shape[-1]
+    poses = np.zeros((dim * _NUM_STEPS, len(run.class_names), dim), np.float32)
+    poses[:, label] = moved.reshape(-1, dim)
+    drawn = run.draw(poses, np.full(len(poses), label))
+    return drawn.reshape(dim, _NUM_STEPS, *run.image_shape)
+
+
+def draw(
+    run: Run,
+    dataset: Dataset,
+    prediction: Prediction,
+    confusion: Int[np.ndarray, "n n"],
+) -> list[pathlib.Path]:
+    """Draws everything, and tells which files were written.
+
+    Args:
+        run: Whose folder.
+        dataset: The test images.
+        prediction: What the run's network makes of them.
+        confusion: How often each class (a row) was taken for which (a column).
+    """
+    names, folder = dataset.class_names, run.workdir.figures
+    image = dataset.image / np.float32(255)
+    predicted, length, pose = prediction
+    folder.mkdir(exist_ok=True)
+    written = []
+
+    def save(name: str, figure: Any) -> None:
+        written.append(folder / f"{name}.png")
+        plots.save(figure, written[-1])
+
+    def named(labels: Any) -> list[str]:
+        return [names[k] for k in labels]
+
+    save("samples", plots.samples(image[:30], named(dataset.label[:30])))
+    first = slice(0, 10)
+    drawn = run.draw(pose[first], predicted[first])
+    told = named(dataset.label[first]), named(predicted[first])
+    save("reconstructions", plots.reconstructions(image[first], drawn, *told))
+    save("confusion", plots.confusion(confusion, names))
+    lines = map(json.loads, run.workdir.metrics.read_text().splitlines())
+    lines = [line for line in lines if line["kind"] != "test"]
+    save("training", plots.training_curves(lines))
+
+    # The wrong ones, most confident first.
+    wrong = np.flatnonzero(predicted != dataset.label)
+    wrong = wrong[np.argsort(-length[wrong].max(-1), kind="stable")][:20]
+    two = np.argsort(-length[wrong], axis=-1, kind="stable")[:, :2]
+    drawn = [run.draw(pose[wrong], two[:, k]) for k in (0, 1)]
+    figure = plots.mistakes(
+        image[wrong],
+        np.stack(drawn, axis=1),
+        [named(pair) for pair in two],
+        np.take_along_axis(length[wrong], two, axis=-1),
+        named(dataset.label[wrong]),
+    )
+    save("mistakes", figure)
+
+    # The first of each class that was got right.
+    right = np.where(predicted == dataset.label, dataset.label, -1)
+    examples = [np.flatnonzero(right == k)[0] for k in range(len(names)) if k in right]
+    for n in examples:
+        label = int(dataset.label[n])
+        for limit in (0.5, 0.25):
+            limits = {"low": -limit, "high": limit}
+            rows = tweaked(run, pose[n, label], label, **limits)
+            figure = plots.tweaks(rows, **limits, title=f"{names[label]}, tweaked")
+            save(f"tweak-{label}-{limit}", figure)
+
+    some = couplings(run, image[: min(64, len(image))])
+    entropy = some.entropy.reshape(len(some.entropy), -1)
+    save("entropy", plots.coupling_entropy(entropy, num_classes=len(names)))
+    if examples:
+        shown = image[examples]
+        maps, extent = _by_position(run, couplings(run, shown).share)
+        titles = named(dataset.label[examples])
+        save("couplings", plots.coupling_maps(shown, maps, titles, extent=extent))
+    return written
+
+
+def _by_position(
+    run: Run, share: Float[Array, "round n i"]
+) -> tuple[Float[np.ndarray, "round n H W"], tuple[float, float, float, float]]:
+    """Sums over the types of capsules, and where on the image their centres are."""
+    model = run.model
+    window = model.conv_kernel + model.primary_kernel - 1
+    height, width = (
+        (size - window) // model.primary_stride + 1 for size in run.image_shape[:2]
+    )
+    rounds, images, _ = share.shape
+    maps = np.asarray(share).reshape(rounds, images, height, width, -1).sum(-1)
+    start, step = (window - 1) / 2, model.primary_stride
+    left, right = start - step / 2, start + step * (width - 0.5)
+    bottom = start + step * (height - 0.5)
+    return np.clip(maps, 0, None), (left, right, bottom, left)

@@ -1,0 +1,286 @@
+"""Figures from arrays; each function returns one, ``save`` writes it.
+
+Images are ``[h, w, c]`` with pixels from 0 to 1, grey (one channel) or colour (three).
+Colours are those of Okabe and Ito and the map cividis, which colour-blind readers tell
+apart; lines differ in their style too.
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+STYLES = ("-", "--", ":", "-.")
+
+
+def save(figure: Figure, path: str | pathlib.Path) -> None:
+    """Writes a figure, in the format that the name ends with."""
+    figure.savefig(path, dpi=120)
+
+
+def _show(axes: Any, image: Float[Any, "h w c"], **options: Any) -> None:
+    axes.imshow(np.squeeze(image), cmap="gray", vmin=0, vmax=1, **options)
+    axes.set_axis_off()
+
+
+def _name_row(row: Any, text: str) -> None:
+    row[0].set_axis_on()
+    row[0].set(xticks=[], yticks=[], frame_on=False)
+    row[0].set_ylabel(text, fontsize=9)
+
+
+def _mosaic(image: Float[Any, "rows columns h w c"], gap: int = 2) -> np.ndarray:
+    """One large image with white lines between."""
+    _, _, height, width, _ = image.shape
+    padded = np.pad(
+        image, ((0, 0), (0, 0), (gap, 0), (gap, 0), (0, 0)), constant_values=1
+    )
+    rows, columns = image.shape[:2]
+    whole = padded.transpose(0, 2, 1, 3, 4).reshape(
+        rows * (height + gap), columns * (width + gap), -1
+    )
+    return np.pad(whole, ((0, gap), (0, gap), (0, 0)), constant_values=1)
+
+
+def samples(
+    image: Float[Any, "n h w c"], title: Sequence[str], *, columns: int = 10
+) -> Figure:
+    """Images in a grid, each under its title."""
+    rows = -(-len(image) // columns)
+    figure = Figure(figsize=(columns, 1.25 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, one, text in zip(grid.flat, image, title, strict=False):
+        _show(axes, one)
+        axes.set_title(text, fontsize=9)
+    return figure
+
+
+def reconstructions(
+    image: Float[Any, "n h w c"],
+    drawn: Float[Any, "n h w c"],
+    label: Sequence[str],
+    predicted: Sequence[str],
+) -> Figure:
+    """Images above what was drawn of their longest capsule, with the predictions."""
+    figure = Figure(figsize=(1 + len(image), 2.9), layout="constrained")
+    grid = figure.subplots(2, len(image), squeeze=False)
+    for column, one, redrawn, own, told in zip(
+        grid.T, image, drawn, label, predicted, strict=True
+    ):
+        _show(column[0], one)
+        column[0].set_title(own, fontsize=9)
+        _show(column[1], redrawn)
+        right = own == told
+        column[1].set_title(
+            told if right else f"{told} (wrong)",
+            fontsize=9,
+            color="black" if right else COLOURS[1],
+        )
+    _name_row(grid[0], "image\nlabel above")
+    _name_row(grid[1], "redrawn\nprediction above")
+    return figure
+
+
+def tweaks(
+    drawn: Float[Any, "d step h w c"], *, low: float, high: float, title: str
+) -> Figure:
+    """What is drawn when each dimension of a pose (a row) is moved step by step."""
+    rows, columns, height, width, _ = drawn.shape
+    figure = Figure(figsize=(0.55 * columns + 1, 0.55 * rows + 1), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(_mosaic(np.asarray(drawn)).squeeze(), cmap="gray", vmin=0, vmax=1)
+    axes.set_xticks(
+        [2 + (width + 2) * (k + 0.5) - 1 for k in range(columns)],
+        [f"{step:+.2f}" for step in np.linspace(low, high, columns)],
+        fontsize=8,
+    )
+    axes.set_yticks(
+        [2 + (height + 2) * (k + 0.5) - 1 for k in range(rows)],
+        [str(k + 1) for k in range(rows)],
+        fontsize=8,
+    )
+    axes.tick_params(length=0)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    axes.set(xlabel="added to the component", ylabel="dimension of the pose")
+    axes.set_title(title)
+    return figure
+
+
+def training_curves(lines: Sequence[Mapping[str, Any]]) -> Figure:
+    """Loss and error rate over the epochs, of the lines of ``metrics.jsonl``."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    loss_axes, error_axes = figure.subplots(1, 2)
+    last = {line["epoch"]: line["step"] for line in lines}
+    per_epoch = max(step / epoch for epoch, step in last.items())
+    for kind, marker, colour, style in (
+        ("train", "", COLOURS[0], "-"),
+        ("validation", "o", COLOURS[1], "--"),
+    ):
+        own = [line for line in lines if line["kind"] == kind]
+        epochs = [line["step"] / per_epoch for line in own]
+        how: Any = {"marker": marker, "color": colour, "linestyle": style}
+        how |= {"label": kind, "linewidth": 1}
+        loss_axes.semilogy(epochs, [line["loss"] for line in own], **how)
+        wrong = [100 * (1 - line["accuracy"]) for line in own]
+        # A chunk without an error has no place on a logarithmic axis.
+        error_axes.semilogy(epochs, [x or np.nan for x in wrong], **how)
+    loss_axes.set(xlabel="epoch", ylabel="loss")
+    error_axes.set(xlabel="epoch", ylabel="wrong, %")
+    for axes in (loss_axes, error_axes):
+        axes.grid(visible=True, which="both", alpha=0.2)
+    loss_axes.legend()
+    return figure
+
+
+def validation_curves(
+    curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]],
+) -> Figure:
+    """Error rates over the epochs: one colour a recipe, one line a seed."""
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for n, (recipe, runs) in enumerate(curves.items()):
+        for k, curve in enumerate(runs):
+            epochs, accuracy = np.array(curve).reshape(-1, 2).T
+            axes.semilogy(
+                epochs,
+                100 * (1 - accuracy),
+                color=COLOURS[n % len(COLOURS)],
+                linestyle=STYLES[n % len(STYLES)],
+                marker=".",
+                label=recipe if k == 0 else None,
+            )
+    axes.set(xlabel="epoch", ylabel="wrong of the validation images, %")
+    axes.grid(visible=True, which="both", alpha=0.2)
+    axes.legend()
+    return figure
+
+
+def confusion(count: Int[Any, "n n"], class_names: Sequence[str]) -> Figure:
+    """How often each class (a row) was taken for which (a column)."""
+    size = max(4.0, 0.5 * len(class_names) + 1)
+    figure = Figure(figsize=(size, size), layout="constrained")
+    axes = figure.subplots()
+    wrong = count - np.diag(np.diag(count))
+    axes.imshow(wrong, cmap="cividis", vmin=0, vmax=max(1, wrong.max()))
+    for (row, column), number in np.ndenumerate(count):
+        if number:
+            dark = row == column or wrong[row, column] < wrong.max() / 2
+            axes.text(
+                column,
+                row,
+                str(number),
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if dark else "black",
+            )
+    ticks = range(len(class_names))
+    axes.set_xticks(ticks, class_names, rotation=0 if len(class_names) <= 10 else 90)
+    axes.set_yticks(ticks, class_names)
+    axes.set(xlabel="predicted", ylabel="label", title="colour: the errors only")
+    return figure
+
+
+def mistakes(
+    image: Float[Any, "n h w c"],
+    drawn: Float[Any, "n two h w c"],
+    name: Sequence[Sequence[str]],
+    length: Float[Any, "n two"],
+    label: Sequence[str],
+) -> Figure:
+    """Images that were got wrong, and what their two longest capsules draw.
+
+    Args:
+        image: The images.
+        drawn: Reconstructions of the longest and the second longest capsule.
+        name: The classes of the two.
+        length: Their lengths.
+        label: What it should have been.
+    """
+    figure = Figure(figsize=(5, 1 + 1.5 * len(image)), layout="constrained")
+    grid = figure.subplots(max(1, len(image)), 3, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    rows = zip(grid, image, drawn, name, length, label, strict=False)
+    for row, one, two, names, lengths, own in rows:
+        _show(row[0], one)
+        row[0].set_title(f"label {own}", fontsize=9)
+        pairs = zip(row[1:], two, names, lengths, strict=True)
+        for axes, redrawn, told, long in pairs:
+            _show(axes, redrawn)
+            right = told == own
+            axes.set_title(
+                f"as {told}: {long:.2f}" + " (right)" * right,
+                fontsize=9,
+                color=COLOURS[0] if right else COLOURS[1],
+            )
+    if not len(image):
+        grid[0, 1].set_title("no image was got wrong")
+    return figure
+
+
+def coupling_entropy(entropy: Float[Any, "round n"], *, num_classes: int) -> Figure:
+    """How couplings sharpen: their entropy in bits, round by round.
+
+    Args:
+        entropy: Of the couplings of one input capsule, for ``n`` of them.
+        num_classes: Of so many, so that it is at most ``log2(num_classes)``.
+    """
+    figure = Figure(figsize=(5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    rounds = np.arange(1, len(entropy) + 1)
+    low, middle, high = np.quantile(entropy, (0.1, 0.5, 0.9), axis=1)
+    axes.fill_between(
+        rounds, low, high, color=COLOURS[5], alpha=0.4, label="middle 80 %"
+    )
+    axes.plot(rounds, middle, "o--", color=COLOURS[0], label="median")
+    axes.plot(rounds, np.mean(entropy, axis=1), "s-", color=COLOURS[1], label="mean")
+    axes.axhline(np.log2(num_classes), color="black", linestyle=":", label="uniform")
+    axes.set(xlabel="round of routing", ylabel="entropy of couplings, bits", ylim=0)
+    axes.set_xticks(rounds)
+    axes.legend()
+    return figure
+
+
+def coupling_maps(
+    image: Float[Any, "n h w c"],
+    share: Float[Any, "round n H W"],
+    title: Sequence[str],
+    *,
+    extent: tuple[float, float, float, float],
+) -> Figure:
+    """Which primary capsules feed the winning class, drawn over the image.
+
+    Args:
+        image: The images, one a column.
+        share: What the capsules at each position give to the winner, for each round (a
+            row).
+        title: Over each column.
+        extent: Left, right, bottom and top of the positions, in pixels of the image.
+    """
+    num_rounds, num_images = share.shape[:2]
+    figure = Figure(
+        figsize=(1.2 * num_images + 1.4, 1.3 * num_rounds + 0.4), layout="constrained"
+    )
+    grid = figure.subplots(num_rounds, num_images, squeeze=False)
+    shown = None
+    for k, row in enumerate(grid):
+        for axes, one, map_, text in zip(row, image, share[k], title, strict=True):
+            height, width = one.shape[:2]
+            _show(axes, one)
+            shown = axes.imshow(
+                map_, cmap="cividis", alpha=0.7, extent=extent, vmin=0, vmax=share.max()
+            )
+            axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+            if k == 0:
+                axes.set_title(text, fontsize=9)
+        _name_row(row, f"round {k + 1}")
+    figure.colorbar(shown, ax=grid, label="contribution to the pose", shrink=0.8)
+    return figure

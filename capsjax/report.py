@@ -1,0 +1,158 @@
+"""Runs side by side: ``python -m capsjax.report runs/mnist-*``.
+
+Runs of one recipe are gathered over their seeds: mean and sample standard deviation of
+the test accuracy, of the last network and of the best by validation loss. They must
+agree in everything but the seed.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from capsjax.workdir import Workdir, WorkdirError, differences
+
+# What does not change what is learnt.
+_INDIFFERENT = ("seed", "eval_batch_size", "tensorboard")
+
+
+class Finished(NamedTuple):
+    """What is on disk of a run that has ended.
+
+    Attributes:
+        path: Its folder.
+        recipe: Experiment and variant.
+        config: Of ``config.json``.
+        result: Of ``result.json``.
+        curve: Epoch and accuracy of every validation.
+    """
+
+    path: pathlib.Path
+    recipe: str
+    config: dict[str, Any]
+    result: dict[str, Any]
+    curve: list[tuple[int, float]]
+
+
+def read_run(path: str | pathlib.Path) -> Finished:
+    """Reads a run that has ended.
+
+    Raises:
+        WorkdirError: If there is none in the folder, or it has not ended.
+    """
+    workdir = Workdir(path)
+    if not workdir.config.exists():
+        raise WorkdirError(f"{path} holds no run: there is no config.json in it.")
+    if not workdir.result.exists():
+        raise WorkdirError(f"{path} has not ended: there is no result.json in it.")
+    config, result = (workdir.read_json(p) for p in (workdir.config, workdir.result))
+    try:
+        recipe = "-".join(filter(None, (config["experiment"], config["variant"])))
+        lines = map(json.loads, workdir.metrics.read_text().splitlines())
+        curve = [
+            (x["epoch"], x["accuracy"]) for x in lines if x["kind"] == "validation"
+        ]
+        (
+            result["test"]["accuracy"],
+            result["test_of_last"]["accuracy"],
+            result["seconds"],
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WorkdirError(f"{path} is damaged: {error!r}.") from error
+    return Finished(pathlib.Path(path), recipe, config, result, curve)
+
+
+def gather(runs: Sequence[Finished]) -> dict[str, list[Finished]]:
+    """Groups runs by recipe.
+
+    Raises:
+        WorkdirError: If runs of one recipe differ in more than the seed, or have the
+            same seed.
+    """
+    groups: dict[str, list[Finished]] = {}
+    for run in runs:
+        group = groups.setdefault(run.recipe, [])
+        if group:
+            different = [
+                line
+                for name, line in differences(group[0].config, run.config)
+                if name not in _INDIFFERENT
+            ]
+            if different:
+                raise WorkdirError(
+                    f"{group[0].path} and {run.path} are both {run.recipe}, but can't "
+                    f"be averaged: {'; '.join(different)}. Report on them apart."
+                )
+        for other in group:
+            if other.config["seed"] == run.config["seed"]:
+                raise WorkdirError(
+                    f"{other.path} and {run.path} have the same seed, "
+                    f"{run.config['seed']}: they are no two samples."
+                )
+        group.append(run)
+    return groups
+
+
+def _mean_and_deviation(values: Sequence[float]) -> str:
+    mean = f"{100 * statistics.mean(values):.2f}"
+    if len(values) < 2:
+        return mean
+    return f"{mean} ± {100 * statistics.stdev(values):.2f}"
+
+
+def table(groups: dict[str, list[Finished]]) -> str:
+    """A Markdown table with one row a recipe."""
+    heads = ["recipe", "seeds", "epochs", "test accuracy, best by validation, %"]
+    heads += ["test accuracy, last, %", "minutes", "parameters"]
+    lines = [f"| {' | '.join(heads)} |", "| --- " * 3 + "| --: " * 4 + "|"]
+    for recipe, group in groups.items():
+        seeds = sorted(run.config["seed"] for run in group)
+        best, last = (
+            _mean_and_deviation([run.result[kind]["accuracy"] for run in group])
+            for kind in ("test", "test_of_last")
+        )
+        seconds = statistics.mean(run.result["seconds"] for run in group)
+        cells = [
+            recipe,
+            ", ".join(map(str, seeds)),
+            str(group[0].config["num_epochs"]),
+            best,
+            last,
+            f"{seconds / 60:.1f}",
+            f"{group[0].result['num_parameters']:,}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line: prints the table, and returns the exit code."""
+    parser = argparse.ArgumentParser(
+        "capsjax.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("workdirs", nargs="+", metavar="DIR", help="folders of runs")
+    parser.add_argument("--figure", help="file to draw the validation curves into")
+    arguments = parser.parse_args(argv)
+    try:
+        groups = gather([read_run(path) for path in arguments.workdirs])
+        print(table(groups))
+        if any(len(group) > 1 for group in groups.values()):
+            print("\n± is the sample standard deviation over the seeds.")
+        if arguments.figure:
+            from capsjax import plots
+
+            curves = {r: [run.curve for run in g] for r, g in groups.items()}
+            plots.save(plots.validation_curves(curves), arguments.figure)
+    except (WorkdirError, OSError) as error:
+        print(f"capsjax.report: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

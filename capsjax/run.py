@@ -1,0 +1,156 @@
+"""A run that is on disk, opened to use what it learnt.
+
+run = capsjax.load_run("runs/mnist-seed0")
+run.predict(images).label
+"""
+
+import functools
+import os
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+
+from capsjax.checkpoint import Checkpoints
+from capsjax.data.augment import scale_to_unit
+from capsjax.models import make_model, prepare
+from capsjax.workdir import Workdir, WorkdirError
+
+
+class Prediction(NamedTuple):
+    """What a network sees in some images.
+
+    Attributes:
+        label: The longest class capsule of each image, an index into ``class_names``.
+        length: The length of every class capsule, from 0 to 1.
+        pose: The poses of the class capsules.
+    """
+
+    label: Int[np.ndarray, " n"]
+    length: Float[np.ndarray, "n classes"]
+    pose: Float[np.ndarray, "n classes d"]
+
+
+class Run:
+    """The network of a run, ready to be used; made by :func:`load_run`.
+
+    Attributes:
+        workdir: Its folder.
+        config: How it was trained.
+        class_names: What its class capsules stand for.
+        model: The network.
+        params: Its weights, or their moving average where the recipe evaluates that.
+        step: The optimizer steps after which these were the weights.
+    """
+
+    def __init__(self, workdir: Workdir):
+        self.workdir, self.config = workdir, workdir.read_config()
+        about = workdir.read_json(workdir.dataset)
+        try:
+            self.class_names = tuple(about["class_names"])
+            shape = tuple(about["image_shape"])
+        except (KeyError, TypeError) as error:
+            raise WorkdirError(f"{workdir.dataset} is damaged: {error!r}.") from error
+        self.model = make_model(self.config.model, shape, len(self.class_names))
+        self.step, self.params = self._restored()
+        self._encoders: dict[int, Any] = {}  # by batch size
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of the images that it was trained on."""
+        return self.model.image_shape
+
+    def _restored(self) -> tuple[int, Any]:
+        checkpoints: Checkpoints[Any] = Checkpoints(
+            self.workdir.checkpoints, read_only=True
+        )
+        try:
+            step = checkpoints.best[0] if checkpoints.best else checkpoints.latest
+            if step is None:
+                raise WorkdirError(
+                    f"{self.workdir.path} has no checkpoint yet: train it for an epoch "
+                    "first."
+                )
+            device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            image = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
+            params = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(
+                    leaf.shape, leaf.dtype, sharding=device
+                ),
+                jax.eval_shape(self.model.init, jax.random.key(0), image),
+            )
+            name = "average" if self.config.optimizer.average else "params"
+            return step, checkpoints.restore(step, {name: params}, partly=True)[name]
+        finally:
+            checkpoints.close()
+
+    def predict(self, image: Shaped[Any, "..."]) -> Prediction:
+        """Classifies images.
+
+        What can be done once, transforming the weights and compiling, is done at the
+        first call with so many images; then it answers batch after batch.
+
+        Args:
+            image: One image ``[h, w, c]`` or several ``[n, h, w, c]`` of
+                ``image_shape``, uint8 from 0 to 255.
+
+        Raises:
+            ValueError: If the images are of another shape.
+            TypeError: If they are not uint8.
+        """
+        image = np.asarray(image)
+        if image.ndim not in (3, 4) or image.shape[-3:] != self.image_shape:
+            raise ValueError(
+                f"images must be of shape {self.image_shape}, one or [n, ...]; got an "
+                f"array of shape {image.shape}."
+            )
+        if image.dtype != np.uint8:
+            raise TypeError(f"images must be uint8, from 0 to 255; got {image.dtype}.")
+        image = image.reshape(-1, *self.image_shape)
+        # Of few sizes, for each of which something is compiled; the last is filled up.
+        size = min(_next_power_of_two(len(image)), self.config.eval_batch_size)
+        if size not in self._encoders:
+            self._encoders[size] = prepare(self.model, self.params, batch_size=size)
+        num_classes, dim = len(self.class_names), self.model.class_dim
+        pose = np.empty((len(image), num_classes, dim), np.float32)
+        length = np.empty((len(image), num_classes), np.float32)
+        for start in range(0, len(image), size):
+            batch = image[start : start + size]
+            filled = np.zeros((size, *self.image_shape), np.uint8)
+            filled[: len(batch)] = batch
+            routed = self._encoders[size](scale_to_unit(filled))
+            pose[start : start + size] = routed.pose[: len(batch)]
+            length[start : start + size] = routed.activation[: len(batch)]
+        return Prediction(length.argmax(-1), length, pose)
+
+    def draw(
+        self, pose: Float[Any, "n classes d"], label: Int[Any, " n"]
+    ) -> Float[np.ndarray, "n h w c"]:
+        """The images that the labels' capsules stand for, with pixels from 0 to 1."""
+        mask = jax.nn.one_hot(label, len(self.class_names))
+        return np.asarray(self._decode(self.params, pose, mask))
+
+    @functools.cached_property
+    def _decode(self) -> Any:
+        return jax.jit(functools.partial(self.model.apply, method=self.model.decode))
+
+
+def load_run(path: str | os.PathLike[str]) -> Run:
+    """Opens the best network of a run: by validation loss, or else the last.
+
+    A run that is still training can be opened too.
+
+    Args:
+        path: The run's folder, the ``--workdir`` of the training.
+
+    Raises:
+        WorkdirError: If it holds no run, or none that has saved anything.
+        CheckpointError: If the checkpoint can't be read.
+    """
+    return Run(Workdir(path))
+
+
+def _next_power_of_two(n: int) -> int:
+    return 1 << max(0, n - 1).bit_length()

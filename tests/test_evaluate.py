@@ -1,0 +1,108 @@
+"""What is told and drawn of a run."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from capsjax import evaluate, figures, load_run, squash
+from capsjax.data import load
+from capsjax.parallel import parallel
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run):
+    return load_run(tiny_run)
+
+
+@pytest.fixture(scope="module")
+def few():
+    return load("mnist", "test").subset(np.arange(200))
+
+
+def test_it_measures_what_training_measures(run, few):
+    step = parallel(evaluate.make_eval_step(run.model, run.config.loss))
+    expected = evaluate.evaluate(step, run.params, few, batch_size=64)
+    actual = evaluate.evaluate_run(run, few)
+    np.testing.assert_allclose(actual.metrics, expected, rtol=1e-4)
+    assert actual.confusion.sum() == 200
+    assert np.trace(actual.confusion) == round(200 * expected.accuracy)
+    assert (actual.confusion.sum(1) == np.bincount(few.label, minlength=10)).all()
+
+
+def test_a_row_of_the_confusion_is_the_label(run, few):
+    evaluation = evaluate.evaluate_run(run, few)
+    label, predicted = few.label, evaluation.prediction.label
+    row, column = label[0], predicted[0]
+    count = ((label == row) & (predicted == column)).sum()
+    assert evaluation.confusion[row, column] == count
+
+
+def test_primary_capsules_are_watched_over_all_images(run, few):
+    lengths = evaluate.primary_lengths(run, few)
+    capsules = run.model.apply(
+        run.params, jnp.asarray(few.image) / 255, method=run.model.primary
+    )
+    all_lengths = np.linalg.norm(capsules, axis=-1)
+    np.testing.assert_allclose(lengths.longest, all_lengths.max(0).ravel(), rtol=1e-4)
+    np.testing.assert_allclose(lengths.shortest, all_lengths.min(0).ravel(), rtol=1e-4)
+
+
+def test_dead_and_saturated_are_counted():
+    longest = np.array([0.01, 0.5, 0.99])
+    shortest = np.array([0.0, 0.1, 0.98])
+    lengths = evaluate.Lengths(longest, shortest)
+    assert (lengths.num_dead, lengths.num_saturated) == (1, 1)
+
+
+def test_couplings_are_those_of_the_network(run, few):
+    image = few.image[:5] / np.float32(255)
+    told = figures.couplings(run, image)
+    rounds = run.config.model.num_iterations
+    assert told.coupling.shape[0] == rounds
+    np.testing.assert_allclose(told.coupling[0], 0.1, rtol=1e-6)
+    np.testing.assert_allclose(told.coupling.sum(-1), 1, rtol=1e-5)
+    assert (told.entropy <= np.log2(10) + 1e-6).all()
+    np.testing.assert_allclose(told.entropy[0], np.log2(10), rtol=1e-6)
+    # All shares together are the length of the winner before the squash.
+    length = told.share[-1].sum(-1)
+    squashed = jnp.linalg.norm(squash(length[:, None]), axis=-1)
+    expected = run.predict(few.image[:5]).length.max(-1)
+    np.testing.assert_allclose(squashed, expected, rtol=1e-4)
+
+
+def test_the_middle_of_a_tweak_is_the_reconstruction(run, few):
+    label, _, pose = run.predict(few.image[:1])
+    rows = figures.tweaked(run, pose[0, label[0]], label[0], low=-0.5, high=0.5)
+    assert rows.shape == (run.model.class_dim, 11, 28, 28, 1)
+    expected = run.draw(pose, label)[0]
+    for row in rows:
+        np.testing.assert_allclose(row[5], expected, atol=1e-5)
+    assert np.abs(rows[:, 0] - rows[:, -1]).max() > 0
+
+
+def test_the_command_prints_and_draws(tiny_run, capsys, monkeypatch):
+    few = load("mnist", "test").subset(np.arange(300))
+    monkeypatch.setattr(evaluate, "load", lambda name, split: few)
+    assert evaluate.main(["--workdir", str(tiny_run)]) == 0
+    printed = capsys.readouterr().out
+    assert "300 test images" in printed
+    assert "capsules:" in printed
+    folder = tiny_run / "figures"
+    names = {path.stem for path in folder.iterdir()}
+    assert names >= {
+        *("samples", "reconstructions", "training", "confusion"),
+        *("mistakes", "entropy", "couplings"),
+    }
+    assert any(name.startswith("tweak-") for name in names)
+    for path in folder.iterdir():
+        with Image.open(path) as image:
+            assert min(image.size) > 200
+            assert np.ptp(np.asarray(image.convert("L"))) > 100
+
+
+def test_errors_are_told_in_a_line(tmp_path, capsys):
+    assert evaluate.main(["--workdir", str(tmp_path / "none")]) == 1
+    assert "error: " in (error := capsys.readouterr().err)
+    assert "holds no run" in error
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,70 @@
+"""Figures of unusual arrays: what they say is looked at by people."""
+
+import numpy as np
+import pytest
+
+from capsjax import plots
+
+RANDOM = np.random.default_rng(0)
+
+
+def images(*shape):
+    return RANDOM.random(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("number", [1, 13])
+def test_any_number_of_images_of_any_kind(channels, number, tmp_path):
+    image = images(number, 20, 24, channels)
+    names = ["a long name"] * number
+    two = images(number, 2, 20, 24, channels)
+    pairs = [("a long name", "b")] * number
+    for n, figure in enumerate(
+        [
+            plots.samples(image, names),
+            plots.reconstructions(image, image, names, ["b", *names[1:]]),
+            plots.mistakes(image, two, pairs, images(number, 2), names),
+            plots.tweaks(
+                images(4, number, 20, 24, channels), low=-1.0, high=1.0, title="tweak"
+            ),
+            plots.coupling_maps(
+                image, images(2, number, 3, 4), names, extent=(5.0, 15.0, 15.0, 5.0)
+            ),
+        ]
+    ):
+        plots.save(figure, tmp_path / f"{n}.png")
+        assert (tmp_path / f"{n}.png").stat().st_size > 1000
+
+
+def test_nothing_wrong_is_a_figure_too(tmp_path):
+    nothing = plots.mistakes(
+        images(0, 9, 9, 1), images(0, 2, 9, 9, 1), [], images(0, 2), []
+    )
+    plots.save(nothing, tmp_path / "mistakes.png")
+    plots.save(
+        plots.confusion(np.diag([3] * 12), [f"class {k}" for k in range(12)]),
+        tmp_path / "confusion.png",
+    )
+
+
+def test_curves_of_a_run_without_validation_or_errors():
+    line = {"kind": "train", "step": 5, "epoch": 1, "loss": 0.1, "accuracy": 1.0}
+    figure = plots.training_curves([line, line | {"step": 10, "accuracy": 0.5}])
+    loss, wrong = figure.axes
+    np.testing.assert_allclose(loss.lines[0].get_xdata(), [0.5, 1])
+    np.testing.assert_allclose(wrong.lines[0].get_ydata(), [np.nan, 50])
+
+
+def test_entropy_is_drawn_round_by_round():
+    entropy = np.array([[3.0, 3.0], [1.0, 2.0]])
+    figure = plots.coupling_entropy(entropy, num_classes=10)
+    means = {line.get_label(): line for line in figure.axes[0].lines}["mean"]
+    np.testing.assert_allclose(means.get_xydata(), [[1, 3], [2, 1.5]])
+
+
+def test_validation_curves_name_each_recipe_once():
+    curve = [(1, 0.9), (2, 0.95)]
+    figure = plots.validation_curves({"a": [curve, curve], "b": [curve]})
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), [10, 5])

@@ -1,0 +1,83 @@
+"""A run on disk, opened again."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import capsjax
+from capsjax import train
+from capsjax.checkpoint import Checkpoints
+from capsjax.data import load
+from capsjax.parallel import replicated
+from capsjax.workdir import Workdir, WorkdirError
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run):
+    return capsjax.load_run(tiny_run)
+
+
+def test_it_is_the_best_network_of_the_run(run, tiny_run):
+    checkpoints = Checkpoints(Workdir(tiny_run).checkpoints, read_only=True)
+    best, _ = checkpoints.best
+    optimizer = train.make_optimizer(run.config.optimizer, 10)
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated()),
+        jax.eval_shape(lambda: train.init_state(run.model, optimizer, run.config)),
+    )
+    state = checkpoints.restore(best, like)
+    checkpoints.close()
+    assert run.step == best
+    jax.tree.map(np.testing.assert_array_equal, run.params, state.params)
+    assert run.class_names == tuple("0123456789")
+
+
+def test_it_answers_as_the_model_however_many_images_there_are(run):
+    image = load("mnist", "test").image[:70]
+    routed = run.model.apply(
+        run.params, jnp.asarray(image) / 255, method=run.model.encode
+    )
+    for n in (0, 1, 5, 70):
+        label, length, pose = run.predict(image[:n])
+        assert len(label) == n
+        np.testing.assert_allclose(pose, routed.pose[:n], rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(length, routed.activation[:n], rtol=1e-3, atol=1e-6)
+        assert (label == length.argmax(-1)).all()
+    np.testing.assert_array_equal(run.predict(image[0]).label, label[:1])
+
+
+def test_it_draws_from_the_capsule_that_is_asked_for(run):
+    pose = run.predict(load("mnist", "test").image[:3]).pose
+    label = np.array([3, 1, 4])
+    mask = jax.nn.one_hot(label, 10)
+    expected = run.model.apply(
+        run.params, jnp.asarray(pose), mask, method=run.model.decode
+    )
+    np.testing.assert_allclose(run.draw(pose, label), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        (np.zeros((2, 27, 28, 1), np.uint8), ValueError, r"\(28, 28, 1\).*27"),
+        (np.zeros((28, 28), np.uint8), ValueError, r"\(28, 28\)"),
+        (np.zeros((2, 28, 28, 1)), TypeError, "uint8.*float64"),
+    ],
+)
+def test_other_images_are_refused(run, image, error, message):
+    with pytest.raises(error, match=message):
+        run.predict(image)
+
+
+def test_what_is_no_run_is_refused(tmp_path, tiny_run):
+    with pytest.raises(WorkdirError, match="there is no config"):
+        capsjax.load_run(tmp_path / "nothing")
+    for name in ("config.json", "dataset.json"):
+        (tmp_path / name).write_bytes((tiny_run / name).read_bytes())
+    with pytest.raises(WorkdirError, match="no checkpoint yet"):
+        capsjax.load_run(tmp_path)
+    (tmp_path / "dataset.json").write_text("{}")
+    with pytest.raises(WorkdirError, match="is damaged"):
+        capsjax.load_run(tmp_path)
+    assert not (tmp_path / "nothing").exists()
