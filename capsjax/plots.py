@@ -227,24 +227,29 @@ def mistakes(
 
 
 def coupling_entropy(entropy: Float[Any, "round n"], *, num_classes: int) -> Figure:
-    """How couplings sharpen: their entropy in bits, round by round.
+    """How couplings sharpen round by round: by how much their entropy falls.
 
     Args:
-        entropy: Of the couplings of one input capsule, for ``n`` of them.
-        num_classes: Of so many, so that it is at most ``log2(num_classes)``.
+        entropy: Of the couplings of one input capsule, in bits, for ``n`` of them.
+        num_classes: Of so many; uniform couplings have ``log2(num_classes)``.
     """
     figure = Figure(figsize=(5, 3.6), layout="constrained")
     axes = figure.subplots()
     rounds = np.arange(1, len(entropy) + 1)
-    low, middle, high = np.quantile(entropy, (0.1, 0.5, 0.9), axis=1)
+    fall = np.log2(num_classes) - np.asarray(entropy)
+    low, middle, high = np.quantile(fall, (0.1, 0.5, 0.9), axis=1)
     axes.fill_between(
         rounds, low, high, color=COLOURS[5], alpha=0.4, label="middle 80 %"
     )
     axes.plot(rounds, middle, "o--", color=COLOURS[0], label="median")
-    axes.plot(rounds, np.mean(entropy, axis=1), "s-", color=COLOURS[1], label="mean")
-    axes.axhline(np.log2(num_classes), color="black", linestyle=":", label="uniform")
-    axes.set(xlabel="round of routing", ylabel="entropy of couplings, bits", ylim=0)
+    axes.plot(rounds, fall.mean(axis=1), "s-", color=COLOURS[1], label="mean")
+    axes.set(
+        xlabel="round of routing",
+        ylabel="bits below uniform couplings",
+        title=f"log2({num_classes}) less the entropy of the couplings",
+    )
     axes.set_xticks(rounds)
+    axes.grid(visible=True, alpha=0.2)
     axes.legend()
     return figure
 

@@ -245,11 +245,12 @@ def _agree(
         return logit + jnp.einsum("...ijd,...jd->...ij", constant_votes, pose)
 
     # Zeros made from the votes, not from their shape, keep the sharding of the batch.
+    # Behind the barrier, as XLA would spend seconds on a softmax of a constant.
     logit = jax.lax.fori_loop(
         0,
         options.num_iterations - 1,
         _rematerialised(increase_agreement, options.remat),
-        jnp.zeros_like(votes[..., 0]),
+        jax.lax.optimization_barrier(jnp.zeros_like(votes[..., 0])),
         unroll=options.unroll,
     )
     if options.stop_gradient:
