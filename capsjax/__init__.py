@@ -1,11 +1,14 @@
 """Capsule networks with dynamic routing for JAX."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from capsjax.losses import margin_loss, reconstruction_loss
 from capsjax.ops import safe_norm, squash, tweak_pose
 from capsjax.routings import ROUTINGS, DynamicRouting, Routed
 from capsjax.routings.dynamic import routing
+
+if TYPE_CHECKING:
+    from capsjax.run import load_run
 
 __all__ = [
     "ROUTINGS",

@@ -275,7 +275,7 @@ def coupling_maps(
         figsize=(1.2 * num_images + 1.4, 1.3 * num_rounds + 0.4), layout="constrained"
     )
     grid = figure.subplots(num_rounds, num_images, squeeze=False)
-    shown = None
+    shown: Any = None
     for k, row in enumerate(grid):
         for axes, one, map_, text in zip(row, image, share[k], title, strict=True):
             height, width = one.shape[:2]

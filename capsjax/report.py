@@ -26,14 +26,20 @@ class Finished(NamedTuple):
         path: Its folder.
         recipe: Experiment and variant.
         config: Of ``config.json``.
-        result: Of ``result.json``.
+        best: Test accuracy of the best network by validation loss.
+        last: Test accuracy of the last.
+        seconds: Spent in steps and evaluations.
+        num_parameters: How many numbers the weights are.
         curve: Epoch and accuracy of every validation.
     """
 
     path: pathlib.Path
     recipe: str
     config: dict[str, Any]
-    result: dict[str, Any]
+    best: float
+    last: float
+    seconds: float
+    num_parameters: int
     curve: list[tuple[int, float]]
 
 
@@ -50,19 +56,27 @@ def read_run(path: str | pathlib.Path) -> Finished:
         raise WorkdirError(f"{path} has not ended: there is no result.json in it.")
     config, result = (workdir.read_json(p) for p in (workdir.config, workdir.result))
     try:
-        recipe = "-".join(filter(None, (config["experiment"], config["variant"])))
         lines = map(json.loads, workdir.metrics.read_text().splitlines())
-        curve = [
-            (x["epoch"], x["accuracy"]) for x in lines if x["kind"] == "validation"
-        ]
-        (
-            result["test"]["accuracy"],
-            result["test_of_last"]["accuracy"],
-            result["seconds"],
+        run = Finished(
+            path=pathlib.Path(path),
+            recipe="-".join(filter(None, (config["experiment"], config["variant"]))),
+            config=config,
+            best=result["test"]["accuracy"],
+            last=result["test_of_last"]["accuracy"],
+            seconds=result["seconds"],
+            num_parameters=result["num_parameters"],
+            curve=[
+                (line["epoch"], line["accuracy"])
+                for line in lines
+                if line["kind"] == "validation"
+            ],
         )
+        is_extended = result["num_epochs"] < config["num_epochs"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WorkdirError(f"{path} is damaged: {error!r}.") from error
-    return Finished(pathlib.Path(path), recipe, config, result, curve)
+    if is_extended:
+        raise WorkdirError(f"{path} has not ended: it goes on for more epochs.")
+    return run
 
 
 def gather(runs: Sequence[Finished]) -> dict[str, list[Finished]]:
@@ -110,19 +124,15 @@ def table(groups: dict[str, list[Finished]]) -> str:
     lines = [f"| {' | '.join(heads)} |", "| --- " * 3 + "| --: " * 4 + "|"]
     for recipe, group in groups.items():
         seeds = sorted(run.config["seed"] for run in group)
-        best, last = (
-            _mean_and_deviation([run.result[kind]["accuracy"] for run in group])
-            for kind in ("test", "test_of_last")
-        )
-        seconds = statistics.mean(run.result["seconds"] for run in group)
+        seconds = statistics.mean(run.seconds for run in group)
         cells = [
             recipe,
             ", ".join(map(str, seeds)),
             str(group[0].config["num_epochs"]),
-            best,
-            last,
+            _mean_and_deviation([run.best for run in group]),
+            _mean_and_deviation([run.last for run in group]),
             f"{seconds / 60:.1f}",
-            f"{group[0].result['num_parameters']:,}",
+            f"{group[0].num_parameters:,}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
