@@ -10,6 +10,9 @@ from capsjax.data import load
 from capsjax.parallel import parallel
 
 
+pytestmark = pytest.mark.slow  # together a minute
+
+
 @pytest.fixture(scope="module")
 def run(tiny_run):
     return load_run(tiny_run)
