@@ -9,7 +9,6 @@ from capsjax import evaluate, figures, load_run, squash
 from capsjax.data import load
 from capsjax.parallel import parallel
 
-
 pytestmark = pytest.mark.slow  # together a minute
 
 
