@@ -137,7 +137,8 @@ class Worker:
 def limits(arguments):
     """Rows for what the machine can do."""
     rows = [Contender("memory", {"work": "memory"})]
-    for dtype in arguments.dtypes:
+    # What has no type of its own is compared with float32.
+    for dtype in dict.fromkeys(["float32", *arguments.dtypes]):
         options = {"work": "gemm", "dtype": dtype}
         rows.append(Contender(f"product {dtype}, jax", options))
         if arguments.peers:

@@ -463,15 +463,18 @@ def _padding_pairs(padding, image_shape, kernel_shape, strides):
     return _both_ends(height), _both_ends(width)
 
 
-def _choose_form(batch, channels, outputs, taps, strides, is_prepared) -> str:
+def _choose_form(batch, kernel_shape, outputs, strides, is_prepared) -> str:
     # Measured by benchmarks/convolution.py. Below eight channels the transforms cost
     # more than they save, and below 300 outputs that of the kernel does; where it has
     # been done before, below 100.
+    height, width, channels, _ = kernel_shape
+    taps = max(_ceil_div(kernel_shape, strides))
     fewest = 100 if is_prepared else 300
-    if channels < 8 or batch * math.prod(outputs) < fewest or max(taps) == 1:
+    if channels < 8 or batch * math.prod(outputs) < fewest or taps == 1:
         return "patches"
-    # XLA's own is slow in the gradient of strides alone.
-    little_to_save = channels < 32 or (is_prepared and max(taps) == 2)
+    # XLA's own is slow for large windows, and in the gradient of strides.
+    little_to_save = channels < 32 and height * width <= 25
+    little_to_save |= is_prepared and taps == 2
     if little_to_save and (is_prepared or max(strides) == 1):
         return "ordinary"
     return "tiles"
@@ -503,10 +506,9 @@ def _choose_plan(
     outputs = _output_size(image_shape, kernel_shape, plan)
     if min(outputs) < 1:
         return None
-    batch, *_, channels = image_shape
-    taps = _ceil_div(kernel_shape, strides)
+    batch = image_shape[0]
     return plan._replace(
-        form=_choose_form(batch, channels, outputs, taps, strides, is_prepared),
+        form=_choose_form(batch, kernel_shape, outputs, strides, is_prepared),
         tile=_choose_tile(batch, outputs, is_prepared),
         points="toom" if plan.operand_dtype == np.float32 else "fourier",
     )

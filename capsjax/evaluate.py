@@ -311,7 +311,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 run, dataset, evaluation.prediction, evaluation.confusion
             )
             print(f"{len(written)} figures in {run.workdir.figures}")
-    except (WorkdirError, CheckpointError, DatasetError, OSError) as error:
+    except (WorkdirError, CheckpointError, OSError, ValueError) as error:
         print(f"capsjax.evaluate: error: {error}", file=sys.stderr)
         return 1
     return 0

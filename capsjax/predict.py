@@ -39,7 +39,7 @@ def read_image(path: str | pathlib.Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGBA")
+            upright = _eight_bits(ImageOps.exif_transpose(image)).convert("RGBA")
     except UnidentifiedImageError:
         raise ImageError(f"{path} is not an image that can be read.") from None
     except (OSError, ValueError, Image.DecompressionBombError) as error:
@@ -47,6 +47,15 @@ def read_image(path: str | pathlib.Path) -> Image.Image:
         raise ImageError(f"can't read {path}: {reason}.") from error
     white = Image.new("RGBA", upright.size, "white")
     return Image.alpha_composite(white, upright).convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Deeper pixels scaled by their own range, which Pillow would cut off at 255."""
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
+        return image
+    pixels = np.asarray(image, np.float64)
+    low, high = min(0, pixels.min()), max(pixels.max(), 1e-9)
+    return Image.fromarray(np.uint8(np.round(255 * (pixels - low) / (high - low))))
 
 
 def fit_image(
@@ -66,6 +75,8 @@ def fit_image(
         ImageError: If ``invert`` is None and the edge is neither dark nor light.
     """
     height, width, channels = image_shape
+    if channels not in (1, 3):
+        raise ImageError(f"this network is for images of {channels} channels")
     if channels == 1:
         grey = np.asarray(image.convert("L"), np.float32) / 255
         return _like_mnist(grey, (height, width), invert=invert)[..., None]

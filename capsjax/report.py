@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             curves = {r: [run.curve for run in g] for r, g in groups.items()}
             plots.save(plots.validation_curves(curves), arguments.figure)
-    except (WorkdirError, OSError) as error:
+    except (WorkdirError, OSError, ValueError) as error:
         print(f"capsjax.report: error: {error}", file=sys.stderr)
         return 1
     return 0

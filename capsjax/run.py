@@ -50,11 +50,17 @@ class Run:
         about = workdir.read_json(workdir.dataset)
         try:
             self.class_names = tuple(about["class_names"])
-            shape = tuple(about["image_shape"])
-        except (KeyError, TypeError) as error:
+            height, width, channels = about["image_shape"]
+        except (KeyError, TypeError, ValueError) as error:
             raise WorkdirError(f"{workdir.dataset} is damaged: {error!r}.") from error
-        self.model = make_model(self.config.model, shape, len(self.class_names))
-        self.step, self.params = self._restored()
+        shape = (height, width, channels)
+        try:
+            self.model = make_model(self.config.model, shape, len(self.class_names))
+            image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+            params = jax.eval_shape(self.model.init, jax.random.key(0), image)
+        except ValueError as error:
+            raise WorkdirError(f"{workdir.path}: {error}") from error
+        self.step, self.params = self._restored(params)
         self._encoders: dict[int, Any] = {}  # by batch size
 
     @property
@@ -62,24 +68,25 @@ class Run:
         """Height, width and channels of the images that it was trained on."""
         return self.model.image_shape
 
-    def _restored(self) -> tuple[int, Any]:
+    def _restored(self, shapes: Any) -> tuple[int, Any]:
+        nothing = WorkdirError(
+            f"{self.workdir.path} has no checkpoint yet: train it for an epoch first."
+        )
+        if not self.workdir.checkpoints.is_dir():
+            raise nothing
         checkpoints: Checkpoints[Any] = Checkpoints(
             self.workdir.checkpoints, read_only=True
         )
         try:
             step = checkpoints.best[0] if checkpoints.best else checkpoints.latest
             if step is None:
-                raise WorkdirError(
-                    f"{self.workdir.path} has no checkpoint yet: train it for an epoch "
-                    "first."
-                )
+                raise nothing
             device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            image = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
             params = jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(
                     leaf.shape, leaf.dtype, sharding=device
                 ),
-                jax.eval_shape(self.model.init, jax.random.key(0), image),
+                shapes,
             )
             name = "average" if self.config.optimizer.average else "params"
             return step, checkpoints.restore(step, {name: params}, partly=True)[name]
@@ -129,6 +136,8 @@ class Run:
         self, pose: Float[Any, "n classes d"], label: Int[Any, " n"]
     ) -> Float[np.ndarray, "n h w c"]:
         """The images that the labels' capsules stand for, with pixels from 0 to 1."""
+        if not len(pose):
+            return np.zeros((0, *self.image_shape), np.float32)
         mask = jax.nn.one_hot(label, len(self.class_names))
         return np.asarray(self._decode(self.params, pose, mask))
 

@@ -115,7 +115,9 @@ class Workdir:
                 f"{self.path} holds no run: there is no {self.config.name} in it."
             )
         try:
-            return configs.from_dict(self.read_json(self.config))
+            config = configs.from_dict(self.read_json(self.config))
+            configs.validate(config)
+            return config
         except configs.ConfigError as error:
             raise WorkdirError(f"{self.config} does not fit: {error}") from error
 

@@ -167,6 +167,7 @@ def test_the_rule_takes_every_form():
     assert form((128, 28, 28, 1), (9, 9, 1, 256)) == "patches"
     assert form((64, 24, 24, 16), (3, 3, 16, 32), stride=1) == "ordinary"
     assert form((64, 24, 24, 16), (3, 3, 16, 32), stride=2) == "tiles"
+    assert form((64, 20, 20, 16), (9, 9, 16, 128), stride=1) == "tiles"
 
 
 def test_a_prepared_kernel_pays_for_fewer_images():

@@ -94,6 +94,17 @@ def test_transparent_becomes_white(tmp_path):
     assert predict.read_image(path).getpixel((4, 4)) == (255, 255, 255)
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_deep_grey_is_not_cut_off(dtype, tmp_path):
+    grey = np.asarray(drawing().convert("L"), np.float64) / 255
+    scale = 1 if dtype == np.float32 else 60_000
+    deep = (0.08 + 0.9 * grey) * scale
+    Image.fromarray(deep.astype(dtype)).save(tmp_path / "scan.tiff")
+    image = predict.fit_image(predict.read_image(tmp_path / "scan.tiff"), SHAPE)
+    expected = predict.fit_image(drawing(), SHAPE)
+    assert np.abs(image.astype(int) - expected).max() < 12
+
+
 @pytest.mark.parametrize(
     ("lengths", "verdict"),
     [

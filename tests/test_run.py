@@ -1,5 +1,7 @@
 """A run on disk, opened again."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,3 +83,24 @@ def test_what_is_no_run_is_refused(tmp_path, tiny_run):
     with pytest.raises(WorkdirError, match="is damaged"):
         capsjax.load_run(tmp_path)
     assert not (tmp_path / "nothing").exists()
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_an_edited_run_is_told_in_a_line(tmp_path, tiny_run):
+    for name in ("config.json", "dataset.json"):
+        (tmp_path / name).write_bytes((tiny_run / name).read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["eval_batch_size"] = 0
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WorkdirError, match="eval_batch_size must be"):
+        capsjax.load_run(tmp_path)
+    config["eval_batch_size"] = 8
+    config["model"]["routing"] = "x"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WorkdirError, match="routing must be one of"):
+        capsjax.load_run(tmp_path)
+
+
+def test_nothing_is_drawn_of_nothing(run):
+    nothing = run.draw(np.zeros((0, 10, 4), np.float32), np.zeros(0, int))
+    assert nothing.shape == (0, 28, 28, 1)
