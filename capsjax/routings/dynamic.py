@@ -158,7 +158,8 @@ class DynamicRouting:
         capsules at a time (:mod:`capsjax.routings.votes_free`): several times faster on
         a CPU, and in a fraction of the memory. Smaller batches are routed like
         ``self(cast_votes(capsules, weight))``; ``unroll`` and ``remat`` matter to these
-        only.
+        only. ``jax.vmap`` hides the batch from that choice: leave batch axes in the
+        array instead.
 
         Reverse mode only from 9 examples on: there ``jax.jvp``, and so a Hessian,
         raises a TypeError. Routing the votes themselves has both modes, for any batch.
