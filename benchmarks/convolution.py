@@ -6,15 +6,18 @@
 All forms of a row are compiled first and then run in turn, so that whatever else the
 machine does meets all of them; compare only within a row. `median` and `spread` (the
 middle half) are wall time, `cpu` is the processor time of all threads, and the ratio
-is that of the median to the chosen form's of the same type. XLA's
-own strided gradient is timed on two images and scaled up (marked ~). `prepared` is the
-forward pass with a kernel that was transformed before. The last table sums up what the
+is that of the median to the chosen form's of the same type. XLA's own strided gradient
+is timed on two images and scaled up (marked ~). `of limit` compares with the time that
+the formula's multiplications would take at the rate of one large product of that type;
+more than 100 % means that fewer are made. `prepared` is the forward pass with a kernel
+that was transformed before. The last table sums up what the
 rule chose. Set GLIBC_TUNABLES (to anything) to time the usual memory allocator.
 """
 
 import argparse
 import functools
 import json
+import math
 import os
 import resource
 import statistics
@@ -129,7 +132,35 @@ def compile_form(row, name, pass_name):
     }
 
 
-def measure(row, pass_name, seconds):
+def product_rates():
+    """Multiplications a second of a large matrix product in each type."""
+    rates = {}
+    for name, dtype in (("f32", np.float32), ("bf16", jnp.bfloat16)):
+        square = jnp.ones((2048, 2048), dtype)
+        product = functools.partial(jnp.dot, preferred_element_type=np.float32)
+        product = jax.jit(product).lower(square, square).compile()
+        seconds = []
+        for _ in range(10):
+            start = time.perf_counter()
+            jax.block_until_ready(product(square, square))
+            seconds.append(time.perf_counter() - start)
+        rates[name] = 2048**3 / min(seconds)
+    return rates
+
+
+def multiplications(row, pass_name):
+    """As the formula has them; each of the two gradients takes as many again."""
+    batch, size, channels, window, stride, padding, features = row
+    shape, kernel = (batch, size, size, channels), (window, window, channels, features)
+    plan = convolution._choose_plan(
+        shape, kernel, (stride, stride), padding, np.float32
+    )
+    outputs = math.prod(convolution._output_size(shape, kernel, plan))
+    passes = 3 if pass_name == "forward + backward" else 1
+    return passes * batch * outputs * math.prod(kernel)
+
+
+def measure(row, pass_name, seconds, rates):
     forms = {name: compile_form(row, name, pass_name) for name in FORMS}
     for form in forms.values():
         form["run"]()
@@ -143,7 +174,11 @@ def measure(row, pass_name, seconds):
             form["run"]()
             form["wall"].append(time.perf_counter() - wall)
             form["cpu"].append(processor_seconds() - cpu)
-    return {name: summary(form) for name, form in forms.items()}
+    work = multiplications(row, pass_name)
+    results = {name: summary(form) for name, form in forms.items()}
+    for name, result in results.items():
+        result["limit_ms"] = 1e3 * work / rates[name.split()[1]]
+    return results
 
 
 def summary(form):
@@ -161,8 +196,8 @@ def summary(form):
 def print_table(row, pass_name, results):
     print(
         f"\n**{name_of(row)}: {pass_name}**\n\n"
-        "| form | median ms | spread | cpu ms | ratio | compile ms | temporary MB |\n"
-        "| --- | --: | --: | --: | --: | --: | --: |"
+        "| form | median ms | spread | cpu ms | ratio | of limit | compile ms "
+        "| temporary MB |\n| --- | --: | --: | --: | --: | --: | --: | --: |"
     )
     chosen = {n.split()[1]: r for n, r in results.items() if r["chosen"]}
     for name, r in results.items():
@@ -172,7 +207,8 @@ def print_table(row, pass_name, results):
         print(
             f"| {name}{mark} | {scaled}{r['median_ms']:.1f} | {r['spread_ms']:.1f} "
             f"| {r['cpu_ms']:.0f} | {r['median_ms'] / best['median_ms']:.2f} "
-            f"| {r['compile_ms']:.0f} | {r['temporary_mb']:.0f} |",
+            f"| {r['limit_ms'] / r['median_ms']:.0%} | {r['compile_ms']:.0f} "
+            f"| {r['temporary_mb']:.0f} |",
             flush=True,
         )
 
@@ -183,22 +219,23 @@ def name_of(row):
 
 
 def print_choices(measured):
-    """One line a row and pass: what the rule chose, and how much longer others take."""
-    print("\n| convolution | pass | type | chosen | ms | others, times longer |")
-    print("| --- | --- | --- | --- | --: | --- |")
+    """One line a row, pass and type: what the rule chose, and what the others took."""
+    print("\n| convolution | pass | type | chosen | ms | of limit | others, ms |")
+    print("| --- | --- | --- | --- | --: | --: | --- |")
     for row, pass_name, results in measured:
         for dtype in ("f32", "bf16"):
             own = {n: r for n, r in results.items() if n.split()[1] == dtype}
             name, best = next((n, r) for n, r in own.items() if r["chosen"])
             others = ", ".join(
-                f"{n.split()[0]} {r['median_ms'] / best['median_ms']:.1f}"
+                f"{n.split()[0]} {r['median_ms']:.1f}"
                 for n, r in own.items()
                 if n != name
             )
             tile = f" {best['tile'][0]}²" if best["tile"] else ""
             print(
                 f"| {name_of(row)} | {pass_name} | {dtype} | {name.split()[0]}{tile} "
-                f"| {best['median_ms']:.1f} | {others} |"
+                f"| {best['median_ms']:.1f} "
+                f"| {best['limit_ms'] / best['median_ms']:.0%} | {others} |"
             )
 
 
@@ -225,12 +262,15 @@ def main():
         "cores": len(os.sched_getaffinity(0)),
     }
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    rates = product_rates()
+    told = ", ".join(f"{name} {rate / 1e9:.0f} G/s" for name, rate in rates.items())
+    print(f"multiplications in a large product: {told}")
     measured = []
     for row in ROWS[arguments.rows]:
         if arguments.batch not in (None, row[0]):
             continue
         for pass_name in ("prepared", "forward", "forward + backward"):
-            results = measure(row, pass_name, arguments.seconds)
+            results = measure(row, pass_name, arguments.seconds, rates)
             measured.append((row, pass_name, results))
             print_table(row, pass_name, results)
             if arguments.json:

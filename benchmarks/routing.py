@@ -185,7 +185,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "jax": jax.__version__,
         "device": f"{device.platform}: {device.device_kind}",
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)),
     }
 
 
@@ -256,6 +256,7 @@ def print_forms(records: list[dict[str, Any]]) -> None:
 
 def grow(problem: Problem, repeats: int) -> Iterable[dict[str, Any]]:
     """One record for each size, axis and form, of poses and gradients together."""
+    machine = measure_machine(repeats)
     for axis in Problem._fields:
         base = getattr(problem, axis)
         sizes = (2, 3, 5, 9) if axis == "rounds" else [base // 4, base // 2, base]
@@ -267,12 +268,19 @@ def grow(problem: Problem, repeats: int) -> Iterable[dict[str, Any]]:
             for size in sizes
         }
         for (name, size), times in measure(programs, repeats).items():
+            sized = problem._replace(**{axis: size})
+            work = FORMS[name].multiplications(sized, backward=True)
             yield {
                 "axis": axis,
                 "size": size,
                 "form": name,
                 "median_ms": statistics.median(times),
+                "min_ms": min(times),
+                "max_ms": max(times),
+                "limit_ms": 1e3 * work / machine.multiplications_per_second,
                 "temporary_bytes": programs[name, size].temporary_bytes,
+                "compile_seconds": programs[name, size].compile_seconds,
+                "machine": machine._asdict(),
                 "problem": problem._asdict(),
                 "environment": environment(),
             }
@@ -288,18 +296,23 @@ def curves(records: list[dict[str, Any]], value: str):
 
 def print_growth(records: list[dict[str, Any]]) -> None:
     def rows():
-        times, memory = (curves(records, v) for v in ("median_ms", "temporary_bytes"))
-        for (axis, form, sizes, ms), (*_, temporary) in zip(times, memory, strict=True):
-            megabytes = [t / 1e6 for t in temporary]
+        columns = ("median_ms", "temporary_bytes", "limit_ms")
+        for parts in zip(*(curves(records, name) for name in columns), strict=True):
+            axis, form, sizes, ms = parts[0]
+            megabytes = [t / 1e6 for t in parts[1][3]]
+            reached = [100 * x / y for x, y in zip(parts[2][3], ms, strict=True)]
             slopes = [
                 np.polyfit(np.log(sizes), np.log(y), 1)[0] for y in (ms, megabytes)
             ]
-            lists = [", ".join(f"{n:.0f}" for n in x) for x in (sizes, ms, megabytes)]
+            numbers = (sizes, ms, megabytes, reached)
+            lists = [", ".join(f"{n:.0f}" for n in x) for x in numbers]
             yield " | ".join([axis, form, *lists, *(f"{x:.2f}" for x in slopes)])
 
     print("Cost is about size ** slope, forward + backward.\n")
     print_table(
-        "axis | form | sizes | ms | temporary MB | slope, ms | slope, MB", rows()
+        "axis | form | sizes | ms | temporary MB | of the product's rate, % "
+        "| slope, ms | slope, MB",
+        rows(),
     )
 
 

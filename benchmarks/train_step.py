@@ -38,7 +38,7 @@ import time
 from typing import NamedTuple
 
 FOLDER = pathlib.Path(__file__).resolve().parent
-BATCHES = {"train": (50, 128, 256), "layers": (128,), "routing": (128,)}
+BATCHES = {"train": (50, 128, 256), "layers": (50, 128, 256), "routing": (128,)}
 BATCHES |= {"inference": (128, 1), "pages": (128,)}
 TYPED_PARTS = ("conv", "primary", "decoder")
 OTHER_PARTS = ("augmentation", "squash", "routing", "adam")
@@ -322,7 +322,8 @@ def run(table, batch, arguments):
 
 def machine():
     cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
-    return f"{cores} cores of {platform.machine()}, load {load:.1f}"
+    python = platform.python_version()
+    return f"Python {python}, {cores} cores of {platform.machine()}, load {load:.1f}"
 
 
 def check(arguments):
@@ -358,7 +359,7 @@ def main():
     )
     add("--batch", nargs="+", type=int, help="instead of the usual ones of each table")
     add("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
-    add("--devices", nargs="+", type=int, default=[1], help="simulated devices")
+    add("--devices", nargs="+", type=int, default=[1, 2], help="simulated devices")
     add("--steps", type=int, default=11, help="steps in one call, as the config has")
     add("--peers", action="store_true", help="PyTorch and plain JAX too; all tables")
     add("--torch-python", default=os.environ.get("TORCH_PYTHON", "python3"))
