@@ -105,6 +105,7 @@ def test_deep_grey_is_not_cut_off(dtype, tmp_path):
     assert np.abs(image.astype(int) - expected).max() < 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lengths", "verdict"),
     [
@@ -125,6 +126,7 @@ def test_lengths_decide_how_many_digits_there_are(tiny_run, lengths, verdict):
     assert next(iter(told[0]["lengths"])) == told[0]["label"] == "7"
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_or_json(tiny_run, tmp_path, capsys):
     paths = [str(tmp_path / f"{name}.png") for name in "ab"]
     for path in paths:
@@ -139,6 +141,7 @@ def test_the_command_prints_a_table_or_json(tiny_run, tmp_path, capsys):
     assert len(told[0]["lengths"]) == 10
 
 
+@pytest.mark.slow
 def test_errors_name_the_file(tiny_run, tmp_path, capsys):
     (tmp_path / "text.png").write_text("no image")
     Image.new("RGB", (50, 50), (128, 128, 128)).save(tmp_path / "grey.png")

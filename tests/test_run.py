@@ -14,6 +14,8 @@ from capsjax.data import load
 from capsjax.parallel import replicated
 from capsjax.workdir import Workdir, WorkdirError
 
+pytestmark = pytest.mark.slow  # it trains one first
+
 
 @pytest.fixture(scope="module")
 def run(tiny_run):
