@@ -28,6 +28,8 @@ def key() -> jax.Array:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory) -> pathlib.Path:
     """The folder of a run of two epochs of ten steps, not to be changed."""
+    from tiny import tiny_model
+
     from capsjax import config as configs
     from capsjax import train
     from capsjax.workdir import Workdir
@@ -35,15 +37,10 @@ def tiny_run(tmp_path_factory) -> pathlib.Path:
     config = configs.Config(num_epochs=2, batch_size=32, steps_per_dispatch=5)
     config.experiment = "tiny"
     config.data = configs.Data(num_train=320, num_validation=100)
-    config.model = configs.Model(
-        conv_features=8,
-        primary_types=2,
-        primary_stride=4,
-        class_dim=4,
-        decoder_features=(16,),
+    config.model = tiny_model(
         initializers=configs.Initializers(
             conv="he_normal", primary="he_normal", weight="normal(0.3)"
-        ),
+        )
     )
     config.optimizer.learning_rate = 3e-3
     path = tmp_path_factory.mktemp("run")

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny import tiny_model
 
 from capsjax import config as configs
 from capsjax import evaluate, train
@@ -29,13 +30,7 @@ def tiny(**options):
     """A run of seconds: two epochs of five steps, in chunks of three and of one."""
     config = configs.Config(num_epochs=2, batch_size=8, steps_per_dispatch=3, **options)
     config.data = configs.Data(num_train=40, num_validation=50)
-    config.model = configs.Model(
-        conv_features=8,
-        primary_types=2,
-        primary_stride=4,
-        class_dim=4,
-        decoder_features=(16,),
-    )
+    config.model = tiny_model()
     config.optimizer.learning_rate = 3e-3
     return config
 
