@@ -73,7 +73,7 @@ def forward(image, kernel, plan):
 
 
 def prepared(image, values, kernel_shape, plan):
-    return convolution._FORMS[plan.form].apply(image, values, kernel_shape, plan)
+    return convolution.FORMS[plan.form].apply(image, values, kernel_shape, plan)
 
 
 def both(image, kernel, gradient, plan):
@@ -109,10 +109,10 @@ def compile_form(row, name, pass_name):
     kernel = jax.random.normal(kernel_key, kernel_shape)
     operands, function = [image, kernel], forward
     if pass_name == "prepared":
-        operands[1] = convolution._FORMS[form].prepare(kernel, full, plan)
+        operands[1] = convolution.FORMS[form].prepare(kernel, full, plan)
         function = functools.partial(prepared, kernel_shape=kernel_shape)
     if pass_name == "forward + backward":
-        outputs = convolution._output_size(full, kernel_shape, plan)
+        outputs = convolution.output_size(full, kernel_shape, plan)
         shape = (batch, *outputs, features)
         operands.append(jax.random.normal(gradient_key, shape))
         function = both
@@ -155,7 +155,7 @@ def multiplications(row, pass_name):
     plan = convolution._choose_plan(
         shape, kernel, (stride, stride), padding, np.float32
     )
-    outputs = math.prod(convolution._output_size(shape, kernel, plan))
+    outputs = math.prod(convolution.output_size(shape, kernel, plan))
     passes = 3 if pass_name == "forward + backward" else 1
     return passes * batch * outputs * math.prod(kernel)
 

@@ -13,7 +13,7 @@ PACKAGE = pathlib.Path(capsjax.__file__).parent
 
 # Lower layers know nothing of the higher ones.
 ORDER = [
-    {"ops"},
+    {"ops", "convolution_forms"},
     {"convolution", "routings", "losses"},
     {"initializers", "config", "data", "layers", "parallel", "plots"},
     {"models"},
