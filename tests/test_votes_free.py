@@ -389,3 +389,12 @@ def test_temporary_memory_at_the_paper_s_size_is_a_tenth_of_the_plain_form_s():
         for make in (without_votes, plain)
     )
     assert own < other / 10
+
+
+def test_a_few_examples_with_many_votes_do_not_hold_them():
+    case = Case((8,), 8192, 8, 16, 1, rounds(3), has_bias=False)
+    votes_bytes = 4 * math.prod((*case.batch, case.i, case.j, case.d))
+    capsules, weight, _ = shapes(case)[0]
+    route = jax.jit(DynamicRouting().from_capsules)
+    program = route.lower(capsules, weight).compile(UNOPTIMISED)
+    assert program.memory_analysis().temp_size_in_bytes < votes_bytes / 4

@@ -20,8 +20,10 @@ from capsjax.routings.votes_free import Rounds, route_votes_free
 
 REMATS = ("none", "body", "full", "offload")
 
-# The batch is the vector axis of the votes-free form: with less it is no faster.
+# The batch is the vector axis of the votes-free form: with less it is no faster. So
+# fewer examples are routed by their votes, if these are few enough to hold.
 SMALLEST_VOTES_FREE_BATCH = 9
+LARGEST_HELD_VOTES_BYTES = 2**24
 
 
 def routing(
@@ -154,15 +156,15 @@ class DynamicRouting:
     ) -> Routed:
         """Routes the votes ``weight_ij capsule_i`` without ever holding all of them.
 
-        From 9 examples on, they are made again in every round, for a few input
-        capsules at a time (:mod:`capsjax.routings.votes_free`): several times faster on
-        a CPU, and in a fraction of the memory. Smaller batches are routed like
-        ``self(cast_votes(capsules, weight))``; ``unroll`` and ``remat`` matter to these
-        only. ``jax.vmap`` hides the batch from that choice: leave batch axes in the
-        array instead.
+        They are made again in every round, for a few input capsules at a time
+        (:mod:`capsjax.routings.votes_free`): several times faster on a CPU, and in a
+        fraction of the memory. Only up to 8 examples whose votes take at most 16 MiB
+        are routed like ``self(cast_votes(capsules, weight))``; ``unroll`` and ``remat``
+        matter to these only. ``jax.vmap`` hides the batch from that choice: leave batch
+        axes in the array instead.
 
-        Reverse mode only from 9 examples on: there ``jax.jvp``, and so a Hessian,
-        raises a TypeError. Routing the votes themselves has both modes, for any batch.
+        Reverse mode only: ``jax.jvp``, and so a Hessian, raises a TypeError unless the
+        votes are held. Routing the votes themselves has both modes, for any batch.
 
         Args:
             capsules: The input capsules, ``[*batch, i, c]``.
@@ -222,10 +224,12 @@ def _route_capsules(
     bias: Float[Array, "j d"] | None,
     options: DynamicRouting,
 ) -> Routed:
-    if math.prod(capsules.shape[:-2]) < SMALLEST_VOTES_FREE_BATCH:
+    wide = jnp.promote_types(capsules.dtype, jnp.float32)
+    batch = math.prod(capsules.shape[:-2])
+    votes_bytes = batch * math.prod(weight.shape[:3]) * wide.itemsize
+    if batch < SMALLEST_VOTES_FREE_BATCH and votes_bytes <= LARGEST_HELD_VOTES_BYTES:
         routed = _route(cast_votes(capsules, weight), bias, options)
         return routed._replace(coupling=None)
-    wide = jnp.promote_types(capsules.dtype, jnp.float32)
     rounds = Rounds(
         options.num_iterations, options.none_of_the_above, options.stop_gradient
     )
