@@ -397,4 +397,5 @@ def test_a_few_examples_with_many_votes_do_not_hold_them():
     capsules, weight, _ = shapes(case)[0]
     route = jax.jit(DynamicRouting().from_capsules)
     program = route.lower(capsules, weight).compile(UNOPTIMISED)
-    assert program.memory_analysis().temp_size_in_bytes < votes_bytes / 4
+    # Beside the blocks there is a copy of the weights: an eighth of the votes.
+    assert program.memory_analysis().temp_size_in_bytes < votes_bytes / 3
