@@ -14,9 +14,10 @@ authors   Their released code: margin loss / 20 (so that the reconstruction weig
           truncated normals.
 smoke     A narrow network and a fifth of the images: half a minute on two cores.
 
-The plain recipe is the paper's with 12 epochs of a cosine schedule from 0.003 and Adam's
-b2 = 0.99. Both numbers were chosen by validation, test images withheld: seed 0, 4 epochs,
-commit d9ccb05, one core of an AMD EPYC for each run, 20 minutes, two runs at a time:
+The plain recipe is the paper's with 12 epochs of a cosine schedule from 0.003 and
+Adam's b2 = 0.99. Both numbers were chosen by validation, test images withheld: seed 0,
+4 epochs, commit d9ccb05, one core of an AMD EPYC for each run, 20 minutes and more, two
+runs at a time:
 
     learning_rate   b2      validation after epoch 4
     0.001           0.999   loss 0.023183, accuracy 0.9932
@@ -25,12 +26,12 @@ commit d9ccb05, one core of an AMD EPYC for each run, 20 minutes, two runs at a 
     0.002           0.99    loss 0.015894, accuracy 0.9942
     0.003           0.99    loss 0.015587, accuracy 0.9952
 
-It has not been run to its end yet. Every test evaluation so far is of its forerunner, at
-0.001 and 0.999, on the same machine: of 5 epochs (commit 3a38063, seed 0, about 25
+It has not been run to its end yet. Every test evaluation so far is of its forerunner,
+at 0.001 and 0.999, on the same machine: of 5 epochs (commit 3a38063, seed 0, about 25
 minutes of two shared cores) validation 99.42 %, test 99.41 %, loss 0.019886; and of six
-runs of two epochs (commit 6d2aa0f) that compare float32 with bfloat16 by their validation
-(docs/performance.md), 99.13, 98.99, 99.03 % in float32 and 99.14, 99.02, 99.01 % in
-bfloat16 (seeds 0, 1, 2). None of them chose anything.
+runs of two epochs (commit 6d2aa0f) that compare float32 with bfloat16 by their
+validation (docs/performance.md), 99.13, 98.99, 99.03 % in float32 and 99.14, 99.02,
+99.01 % in bfloat16 (seeds 0, 1, 2). None of them chose anything.
 (Paper: 99.75 %, three seeds, many more epochs.)
 """
 
