@@ -33,7 +33,7 @@ from capsjax.layers import Convolution, Decoder
 from capsjax.losses import reconstruction_loss
 from capsjax.models import make_model, prepare
 from capsjax.parallel import parallel, replicated
-from capsjax.train import (
+from capsjax.step import (
     init_state,
     make_optimizer,
     make_train_chunk,
@@ -83,9 +83,9 @@ def train(arguments):
         steps = range(done, done + arguments.steps)
         how = {"seed": 0, "devices": jax.local_device_count()}
         batches = stack_batches(dataset, steps, batch_size=arguments.batch, **how)
-        state, metrics = program(state, batches)
+        state, outcome = program(state, batches)
         done = steps.stop
-        return jax.tree.map(np.asarray, metrics)
+        return jax.tree.map(np.asarray, outcome)
 
     work = {"steps": arguments.steps, "images": arguments.batch}
     # At least the state goes in and out.
@@ -297,7 +297,7 @@ def check(arguments):
         length = routed.activation
         chunk = make_train_chunk(make_train_step(model, optimizer, config))
         batches = jax.tree.map(lambda a: np.stack([a] * 4)[None], batch)
-        losses = parallel(chunk)(state, batches)[1].loss.tolist()
+        losses = parallel(chunk)(state, batches)[1].metrics.loss.tolist()
     print(json.dumps({"length": length.tolist(), "loss": losses}))
 
 

@@ -1,53 +1,80 @@
 """Saving and restoring the state of a run; the only file that knows Orbax.
 
-Kept are the latest checkpoint, from which a run goes on, and the best by validation
-loss, which is its result.
+Kept are the two latest checkpoints, of which a run goes on from the newer, and the best
+by validation loss, which is its result. A checkpoint is used whole or not at all: with
+every step goes a record of its leaves, their types, shapes and checksums, sealed by a
+checksum of its own. Where a step is damaged, the next one takes its place.
 """
 
+import gc
+import json
 import logging
+import math
 import pathlib
+import shutil
+import sys
+import zlib
+from collections.abc import Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from capsjax.metrics import warn
+
 State = TypeVar("State")
-_POLICIES = ocp.training.preservation_policies
+
+_NUM_LATEST = 2
 
 
 class CheckpointError(Exception):
     """A checkpoint can't be read or written; the message says which and why."""
 
 
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint is not what was saved; another step may be."""
+
+
 class Checkpoints(Generic[State]):
     """The checkpoints of one run.
 
     Args:
-        folder: Where they are; made by the first ``save``.
+        folder: Where they are; made if it is not there.
         read_only: Whether another process may be saving there.
+
+    Raises:
+        CheckpointError: If the folder can't be used.
     """
 
     def __init__(self, folder: pathlib.Path, *, read_only: bool = False):
-        # Its notes on every save are for Orbax's developers.
-        logging.getLogger("absl").setLevel(logging.ERROR)
-        # Orbax's own annotations of its policies contradict each other.
+        # Its notes on every save are for Orbax's developers, and what it finds damaged
+        # is told here.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        self._folder, self._read_only = folder, read_only
+        self._losses: dict[int, float] = {}
+        self._unknown: set[int] = set()  # Steps that may have been the best.
+        # Orbax's default leaves out a save while another one is running.
         always: Any = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
-        latest_and_best: Any = _POLICIES.AnyPreservationPolicy(
-            [
-                _POLICIES.LatestN(1),
-                # It keeps the largest metric.
-                _POLICIES.BestN(
-                    get_metric_fn=lambda metrics: -_loss(metrics),
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                ),
-            ]
-        )
-        self._checkpointer = ocp.training.Checkpointer(
-            str(folder.absolute()),
-            save_decision_policy=always,
-            preservation_policy=latest_and_best,
-            cleanup_tmp_directories=not read_only,
-        )
+        latest_and_best: Any = _LatestAndBest(self._losses)
+        try:
+            self._checkpointer = ocp.training.Checkpointer(
+                str(folder.absolute()),
+                save_decision_policy=always,
+                preservation_policy=latest_and_best,
+                cleanup_tmp_directories=not read_only,
+            )
+        except Exception as error:
+            raise _explained(f"can't use {folder}", error) from error
+        for step in self.steps:
+            try:
+                loss = self._record(step)["loss"]
+            except DamagedCheckpointError:
+                self._unknown.add(step)
+                continue
+            if loss is not None:
+                self._losses[step] = loss
 
     @property
     def steps(self) -> list[int]:
@@ -62,15 +89,10 @@ class Checkpoints(Generic[State]):
     @property
     def best(self) -> tuple[int, float] | None:
         """Step and validation loss of the best, if one was validated."""
-        losses = {
-            checkpoint.step: float(_loss(checkpoint.metrics))
-            for checkpoint in self._checkpointer.checkpoints
-            if checkpoint.metrics
-        }
-        if not losses:
-            return None
-        # Of equal ones the later, as the preservation policy does.
-        return min(losses.items(), key=lambda item: (item[1], -item[0]))
+        there = set(self.steps)
+        losses = {k: loss for k, loss in self._losses.items() if k in there}
+        step = _best(losses)
+        return None if step is None else (step, losses[step])
 
     def save(self, step: int, state: State, *, loss: float | None = None) -> None:
         """Starts to save in the background; ``wait`` waits for it.
@@ -83,36 +105,147 @@ class Checkpoints(Generic[State]):
         Raises:
             CheckpointError: If this or the previous checkpoint can't be written.
         """
-        metrics: Any = None if loss is None else {"loss": loss}
+        leaves = _described(state)
+        for name, checksum in _checksums(state).items():
+            leaves[name]["crc32"] = checksum
+        record: Any = {"step": step, "loss": loss, "leaves": leaves}
+        if loss is not None:
+            self._losses[step] = loss
         try:
             self._checkpointer.save_checkpointables_async(
-                step, {"state": state}, metrics=metrics, force=True, overwrite=True
+                step,
+                {"state": state},
+                custom_metadata={**record, "crc32": _seal(record)},
+                force=True,
+                overwrite=True,
             )
         except Exception as error:
             raise _explained(f"can't save step {step}", error) from error
 
-    def restore(self, step: int, like: State, *, partly: bool = False) -> State:
-        """Reads the state of a step.
+    def restore_latest(
+        self, like: State, *, partly: bool = False
+    ) -> tuple[int, State] | None:
+        """The newest whole checkpoint: its step and state; None if there is none yet.
+
+        Damaged ones are told in a line each and, unless ``read_only``, set aside under
+        the name ``damaged-<step>``.
 
         Args:
-            step: One of ``steps``.
             like: A pytree of arrays or ``jax.ShapeDtypeStruct`` of the same form; the
                 result goes to the devices that it names.
             partly: Whether ``like`` may have fewer leaves than what was saved.
 
         Raises:
-            CheckpointError: If the checkpoint is damaged or of another form.
+            CheckpointError: If all are damaged, or one is whole and of another form.
         """
+        return self._first_whole(reversed(self.steps), like, partly=partly)
+
+    def restore_best(
+        self, like: Any, *, partly: bool = False
+    ) -> tuple[int, Any] | None:
+        """The best whole checkpoint by validation loss, else the newest.
+
+        As ``restore_latest`` otherwise. With ``partly``, what is not read need not be
+        whole.
+
+        Raises:
+            CheckpointError: If all are damaged, or one is whole and of another form.
+        """
+
+        def rank(step: int) -> tuple[float, int]:
+            unknown = -math.inf if step in self._unknown else math.inf
+            return self._losses.get(step, unknown), -step
+
+        return self._first_whole(sorted(self.steps, key=rank), like, partly=partly)
+
+    def _first_whole(
+        self, steps: Iterable[int], like: Any, *, partly: bool
+    ) -> tuple[int, Any] | None:
+        damaged: dict[int, DamagedCheckpointError] = {}
+        for step in steps:
+            try:
+                state = self.restore(step, like, partly=partly)
+            except DamagedCheckpointError as error:
+                damaged[step] = error
+                continue
+            for error in damaged.values():
+                warn(f"{error} Step {step} takes its place.")
+            self._set_aside(damaged)
+            return step, state
+        if not damaged:
+            return None
+        raise CheckpointError(
+            f"no whole checkpoint is left in {self._folder}: "
+            f"{' '.join(map(str, damaged.values()))} Nothing was changed there; train "
+            "again in another --workdir."
+        )
+
+    def restore(self, step: int, like: Any, *, partly: bool = False) -> Any:
+        """Reads the state of one step; see ``restore_latest``.
+
+        Raises:
+            DamagedCheckpointError: If it is not what was saved.
+            CheckpointError: If it is whole and of another form.
+        """
+        leaves = self._record(step)["leaves"]
+        wanted = _described(like)
+        different = [
+            name
+            for name in {**wanted, **({} if partly else leaves)}
+            if _form(leaves.get(name)) != _form(wanted.get(name))
+        ]
+        if different:
+            name = different[0]
+            more = f", and {len(different) - 1} more" if len(different) > 1 else ""
+            raise CheckpointError(
+                f"the checkpoint of step {step} in {self._folder} is of another "
+                f"network: {name} is {_form(leaves.get(name))} there, "
+                f"{_form(wanted.get(name))} here{more}."
+            )
         context = ocp.Context()
         context.pytree.loading.partial_load = partly
+        state: Any = None
+        cause = None
         try:
             with context:
                 loaded = self._checkpointer.load_checkpointables(step, {"state": like})
+            state = loaded["state"]
         except Exception as error:
-            raise _explained(
-                f"can't read the checkpoint of step {step}", error
-            ) from error
-        return loaded["state"]
+            cause = _cause(error)
+        if cause is not None:
+            _hush_abandoned_reads()
+            raise _damaged(step, cause)
+        for name, checksum in _checksums(state).items():
+            if checksum != leaves[name]["crc32"]:
+                raise _damaged(step, f"the numbers of {name} are not those saved")
+        return state
+
+    def _record(self, step: int) -> Any:
+        """What was written down about a step: its leaves and its validation loss."""
+        folder = self._folder / str(step)
+        if not (folder / "commit_success.txt").is_file():
+            raise _damaged(step, "commit_success.txt is missing")
+        try:
+            metadata: Any = self._checkpointer.checkpointables_metadata(step)
+            record = dict(metadata.custom_metadata or {})
+        except Exception as error:
+            raise _damaged(step, _cause(error)) from error
+        if record.pop("crc32", None) != _seal(record) or record.get("step") != step:
+            raise _damaged(step, "its checksums are missing or damaged")
+        return record
+
+    def _set_aside(self, steps: Iterable[int]) -> None:
+        """Takes damaged steps out of the way of what is saved next, for inspection."""
+        if self._read_only or not (steps := list(steps)):
+            return
+        for step in steps:
+            aside = self._folder / f"damaged-{step}"
+            try:
+                shutil.rmtree(aside, ignore_errors=True)
+                (self._folder / str(step)).rename(aside)
+            except OSError as error:
+                raise _explained(f"can't set step {step} aside", error) from error
+        self._checkpointer.reload()
 
     def wait(self) -> None:
         """Waits until everything is on disk.
@@ -126,16 +259,108 @@ class Checkpoints(Generic[State]):
             raise _explained("can't save", error) from error
 
     def close(self) -> None:
-        """Waits, then frees what the saving holds."""
-        self._checkpointer.close()
+        """Waits, then frees what the saving holds.
+
+        Raises:
+            CheckpointError: If the last save can't be written.
+        """
+        try:
+            self._checkpointer.close()
+        except Exception as error:
+            raise _explained("can't save", error) from error
 
 
-def _loss(metrics: Any) -> float:
-    return metrics["loss"]
+class _LatestAndBest:
+    """Orbax's own choice of the best reads files that may be damaged."""
+
+    def __init__(self, losses: dict[int, float]):
+        self._losses = losses
+
+    def should_preserve(
+        self, checkpoints: Sequence[Any], *, context: Any
+    ) -> Sequence[bool]:
+        del context
+        steps = sorted(checkpoint.step for checkpoint in checkpoints)
+        best = _best({k: self._losses[k] for k in steps if k in self._losses})
+        kept = {best, *steps[-_NUM_LATEST:]}
+        return [checkpoint.step in kept for checkpoint in checkpoints]
 
 
-def _explained(what: str, error: BaseException) -> CheckpointError:
+def _best(losses: dict[int, float]) -> int | None:
+    """The step of the smallest loss; of equal ones the later."""
+    return min(losses, key=lambda step: (losses[step], -step), default=None)
+
+
+def _leaves(tree: Any) -> Iterable[tuple[str, Any]]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
+
+
+def _described(tree: Any) -> dict[str, Any]:
+    return {
+        name: {"dtype": str(leaf.dtype), "shape": list(leaf.shape)}
+        for name, leaf in _leaves(tree)
+    }
+
+
+def _form(described: dict[str, Any] | None) -> str:
+    if described is None:
+        return "not"
+    return f"{described['dtype']}[{','.join(map(str, described['shape']))}]"
+
+
+def _checksums(tree: Any) -> dict[str, int]:
+    def numbers(leaf: Any) -> bytes:
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        data = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+        return data.tobytes()
+
+    return {name: zlib.crc32(numbers(leaf)) for name, leaf in _leaves(tree)}
+
+
+def _seal(record: Any) -> int:
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
+
+
+def _cause(error: BaseException) -> str:
     """Orbax hides the reason at the end of a chain of causes."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__  # pyright: ignore[reportAssignmentType]
-    return CheckpointError(f"{what}: {type(error).__name__}: {error}")
+    first = (str(error).strip() or "no message").splitlines()[0]
+    return f"{type(error).__name__}: {first[:200]}"
+
+
+def _hush_abandoned_reads() -> None:
+    """When one array can't be read, Orbax abandons the reading of the others.
+
+    What becomes of these would be printed by the interpreter, a traceback for each, at
+    any later time.
+    """
+    logger = logging.getLogger("asyncio")
+    if _is_told not in logger.filters:
+        logger.addFilter(_is_told)
+        before = sys.unraisablehook
+        sys.unraisablehook = lambda told: _is_abandoned(told) or before(told)
+    gc.collect()
+
+
+def _is_told(record: logging.LogRecord) -> bool:
+    return "never retrieved" not in record.getMessage()
+
+
+def _is_abandoned(told: Any) -> bool:
+    code = getattr(told.object, "cr_code", None)
+    return "orbax" in getattr(code, "co_filename", "") or (
+        isinstance(told.exc_value, RuntimeError)
+        and "Event loop is closed" in str(told.exc_value)
+    )
+
+
+def _explained(what: str, error: BaseException) -> CheckpointError:
+    return CheckpointError(f"{what}: {_cause(error)}")
+
+
+def _damaged(step: int, cause: str) -> DamagedCheckpointError:
+    return DamagedCheckpointError(
+        f"The checkpoint of step {step} is damaged ({cause})."
+    )

@@ -159,6 +159,9 @@ class Config:
         batch_size: Images in one step, over all devices.
         eval_batch_size: Images evaluated at once, over all devices.
         steps_per_dispatch: Optimizer steps in one call of the device program.
+        bad_numbers: What happens at a loss, gradient or update that is not finite, and
+            so is not applied: ``stop`` ends the run, ``skip`` goes on with the next
+            batch.
         tensorboard: Whether metrics are also written for TensorBoard.
         data: Where images come from.
         model: The network.
@@ -173,6 +176,7 @@ class Config:
     batch_size: int = 128
     eval_batch_size: int = 200
     steps_per_dispatch: int = 11
+    bad_numbers: str = "stop"
     tensorboard: bool = False
     data: Data = dataclasses.field(default_factory=Data)
     model: Model = dataclasses.field(default_factory=Model)
@@ -182,7 +186,7 @@ class Config:
 
 # A run may go on with other values of these; a change of any other field is another
 # run.
-CHANGEABLE = ("num_epochs", "eval_batch_size", "tensorboard")
+CHANGEABLE = ("num_epochs", "eval_batch_size", "bad_numbers", "tensorboard")
 
 
 class ConfigError(ValueError):
@@ -201,6 +205,7 @@ def validate(config: Config) -> None:
     _require(config, "seed", lambda v: 0 <= v < 2**32, "from 0 to 2^32 - 1")
     for field in ("experiment", "variant"):
         _require(config, field, _is_plain, "letters, digits, '-', '_' and '.'")
+    _require_one_of(config, "bad_numbers", ("stop", "skip"))
     data, model, loss, optimizer = (
         config.data,
         config.model,
@@ -252,21 +257,20 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """The config that ``to_dict`` wrote.
+    """The config that ``to_dict`` wrote, perhaps before some fields were invented.
 
     Raises:
-        ConfigError: If a field is unknown or missing.
+        ConfigError: If a field is unknown.
     """
     return _from_dict(Config, values, "config")
 
 
 def _from_dict(kind: type, values: Any, path: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    if not isinstance(values, dict) or values.keys() != fields.keys():
-        odd = sorted(
-            fields.keys() ^ (values.keys() if isinstance(values, dict) else ())
-        )
-        raise ConfigError(f"{path} has missing or unknown fields: {', '.join(odd)}.")
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must be an object with fields, got {values!r}.")
+    if unknown := sorted(values.keys() - fields.keys()):
+        raise ConfigError(f"{path} has unknown fields: {', '.join(unknown)}.")
     made = {}
     for name, value in values.items():
         if dataclasses.is_dataclass(fields[name].type):

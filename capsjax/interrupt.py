@@ -1,9 +1,12 @@
-"""Stopping when asked: a signal is noted, and the run ends at the next whole step."""
+"""Stopping when asked: a signal is noted, and the run ends at the next whole chunk."""
 
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Iterator
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupt:
@@ -20,23 +23,49 @@ class Interrupt:
 
 @contextlib.contextmanager
 def noticed() -> Iterator[Interrupt]:
-    """Notes SIGINT (Ctrl-C) and SIGTERM; the second one ends the process at once."""
+    """Notes the first SIGINT (Ctrl-C) or SIGTERM; a SIGINT after it ends the process.
+
+    A SIGTERM after it is ignored: schedulers send several, and then SIGKILL. Outside
+    the main thread, where Python allows no signal handlers, nothing is noted.
+    """
     interrupt = Interrupt()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupt
+        return
 
-    def note(number, _):
-        interrupt.signal = signal.Signals(number)
-        # The second one is left to the kernel: Python would only see it once the
-        # device program returns.
-        for each in before:
-            signal.signal(each, signal.SIG_DFL)
-        os.write(2, b"\nstopping after these steps; once more to stop at once\n")
+    def note(number, _=None):
+        interrupt.signal = interrupt.signal or signal.Signals(number)
 
-    before = {
-        number: signal.signal(number, note)
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    # Python's handlers wait until a compilation or a device program returns. The number
+    # of the signal is written to a pipe at once, where a thread reads it.
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = {number: signal.signal(number, note) for number in _SIGNALS}
+    pipe_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    watcher = threading.Thread(target=_watch, args=(reader, note), daemon=True)
+    watcher.start()
     try:
         yield interrupt
     finally:
+        signal.set_wakeup_fd(pipe_before)
         for number, handler in before.items():
             signal.signal(number, handler)
+        os.close(writer)
+        watcher.join()
+        os.close(reader)
+
+
+def _watch(reader: int, note) -> None:
+    is_noted = False
+    while byte := os.read(reader, 1):
+        number = byte[0]
+        if number not in _SIGNALS:
+            continue
+        if not is_noted:
+            note(number)
+            os.write(2, b"\nstopping after these steps; Ctrl-C to stop at once\n")
+        elif number == signal.SIGINT:
+            # What is on disk was written aside and renamed, or is cleared away later.
+            os.write(2, b"\nstopped\n")
+            os._exit(128 + number)
+        is_noted = True

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import os
 import pathlib
 import sys
@@ -28,7 +27,8 @@ class MetricWriter:
 
     Args:
         path: The file.
-        step: Lines of later steps are dropped: the run goes on from here.
+        step: The run goes on from here: lines of later steps are dropped, and those of
+            tests, which are made again at its end.
         tensorboard: A folder for TensorBoard's event files, or None.
 
     Raises:
@@ -51,7 +51,7 @@ class MetricWriter:
                 kept = [
                     line
                     for line in path.read_text(errors="replace").splitlines()
-                    if _step(line) <= step
+                    if _is_kept(line, step)
                 ]
                 write_text(path, "".join(f"{line}\n" for line in kept))
             self._file = open(path, "a")  # noqa: SIM115, open as long as the run
@@ -141,6 +141,12 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+def warn(text: str) -> None:
+    """Prints a warning, beside what a program may read."""
+    tqdm.tqdm.write(f"warning: {text}", file=sys.stderr)
+    sys.stderr.flush()
+
+
 @contextlib.contextmanager
 def _told(path: pathlib.Path) -> Iterator[None]:
     try:
@@ -149,10 +155,10 @@ def _told(path: pathlib.Path) -> Iterator[None]:
         raise WorkdirError(f"can't write {path}: {error.strerror}.") from error
 
 
-def _step(line: str) -> int | float:
-    """The line's step; infinite for one torn by a crash, as its step was not saved."""
+def _is_kept(text: str, step: int) -> bool:
+    """Not so a line torn by a crash, as its step was not saved either."""
     try:
-        step = json.loads(line)["step"]
+        line = json.loads(text)
+        return line["step"] <= step and line["kind"] != "test"
     except (ValueError, KeyError, TypeError):
-        return math.inf
-    return step if isinstance(step, int) else math.inf
+        return False

@@ -46,6 +46,7 @@ class Run:
     """
 
     def __init__(self, workdir: Workdir):
+        workdir.require_no_links()
         self.workdir, self.config = workdir, workdir.read_config()
         about = workdir.read_json(workdir.dataset)
         try:
@@ -78,9 +79,6 @@ class Run:
             self.workdir.checkpoints, read_only=True
         )
         try:
-            step = checkpoints.best[0] if checkpoints.best else checkpoints.latest
-            if step is None:
-                raise nothing
             device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             params = jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(
@@ -89,7 +87,10 @@ class Run:
                 shapes,
             )
             name = "average" if self.config.optimizer.average else "params"
-            return step, checkpoints.restore(step, {name: params}, partly=True)[name]
+            restored = checkpoints.restore_best({name: params}, partly=True)
+            if restored is None:
+                raise nothing
+            return restored[0], restored[1][name]
         finally:
             checkpoints.close()
 

@@ -1,21 +1,15 @@
 """Training: ``python -m capsjax.train --config experiments/mnist.py``.
 
-The step is a pure function of one device's share of a batch. Several steps run in one
-call of the device program; where such a chunk ends depends on the absolute step alone,
-so that a run that was stopped goes on exactly as if it had not been.
+The order of things in a run; the step itself is in ``capsjax.step``.
 """
 
 import contextlib
 import functools
-import importlib.metadata
 import importlib.util
 import json
 import math
-import os
 import pathlib
-import platform
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,8 +18,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, Int, Key
 
 from capsjax import config as configs
 from capsjax.checkpoint import CheckpointError, Checkpoints
@@ -38,136 +30,29 @@ from capsjax.data import (
     load,
     split_validation,
 )
-from capsjax.data.augment import apply_shifts, draw_shifts, scale_to_unit
-from capsjax.evaluate import Metrics, evaluate, image_metrics, make_eval_step
+from capsjax.evaluate import Metrics, evaluate, make_eval_step
 from capsjax.flags import UsageError, parse
 from capsjax.interrupt import Interrupt, noticed
-from capsjax.metrics import MetricWriter, Progress, say
+from capsjax.metrics import MetricWriter, Progress, say, warn
 from capsjax.models import CapsNet, make_model
-from capsjax.parallel import AXIS, parallel, replicated
+from capsjax.parallel import parallel, replicated
+from capsjax.provenance import provenance
+from capsjax.step import (
+    TrainState,
+    chunk_end,
+    init_state,
+    make_optimizer,
+    make_train_chunk,
+    make_train_step,
+    num_parameters,
+    parts,
+    stack_batches,
+)
 from capsjax.workdir import Workdir, WorkdirError, default_path, write_json
 
 _MOST_PARAMETERS = 2**30
-
-
-class TrainState(NamedTuple):
-    """Everything that the next step depends on, besides the data.
-
-    Attributes:
-        step: Optimizer steps done.
-        augment_key: Of which each step folds its own key.
-        params: The network's weights.
-        opt_state: The optimizer's.
-        average: The moving average of the weights, if the recipe wants one.
-    """
-
-    step: Int[Array, ""]
-    augment_key: Key[Array, ""]
-    params: Any
-    opt_state: Any
-    average: Any
-
-    @property
-    def evaluated(self) -> Any:
-        """The weights that are evaluated: the average, if there is one."""
-        return self.params if self.average is None else self.average
-
-
-def make_optimizer(
-    config: configs.Optimizer, num_steps: int
-) -> optax.GradientTransformation:
-    """Adam with the learning rate's schedule over so many steps."""
-    rate = config.learning_rate
-    after = max(1, num_steps - config.warmup_steps)
-    schedule = {
-        "constant": lambda: optax.constant_schedule(rate),
-        "exponential": lambda: optax.exponential_decay(
-            rate, config.decay_steps, config.decay_rate, end_value=config.floor
-        ),
-        "cosine": lambda: optax.cosine_decay_schedule(
-            rate, after, alpha=config.floor / rate
-        ),
-    }[config.schedule]()
-    if config.warmup_steps:
-        rise = optax.linear_schedule(0.0, rate, config.warmup_steps)
-        schedule = optax.join_schedules([rise, schedule], [config.warmup_steps])
-    return optax.adam(schedule, config.b1, config.b2, config.eps)
-
-
-def init_state(
-    model: CapsNet, optimizer: optax.GradientTransformation, config: configs.Config
-) -> TrainState:
-    """The state before the first step: a function of the seed."""
-    init_key, augment_key = jax.random.split(jax.random.key(config.seed))
-    params = model.init(init_key, jnp.zeros((1, *model.image_shape)))
-    average = jax.tree.map(jnp.copy, params) if config.optimizer.average else None
-    step = jnp.zeros((), jnp.int32)
-    return TrainState(step, augment_key, params, optimizer.init(params), average)
-
-
-def make_train_step(
-    model: CapsNet, optimizer: optax.GradientTransformation, config: configs.Config
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """One update, as a function of the state and one device's share of the batch.
-
-    It runs under ``AXIS``, over which gradients and metrics are averaged.
-    """
-
-    def loss_fn(params, image, label):
-        mask = jax.nn.one_hot(label, model.num_classes)
-        each = image_metrics(model, params, image, label, loss=config.loss, mask=mask)
-        means = jax.tree.map(jnp.mean, each)
-        return means.loss, means
-
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(state.augment_key, state.step)
-        image = scale_to_unit(_shifted(key, batch.image, config.data.max_shift))
-        grads, metrics = jax.grad(loss_fn, has_aux=True)(
-            state.params, image, batch.label
-        )
-        grads, metrics = jax.lax.pmean((grads, metrics), AXIS)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        average = state.average
-        if config.optimizer.average:
-            decay = _average_decay(state.step, config.optimizer.average)
-            average = optax.incremental_update(params, average, 1 - decay)
-        return TrainState(
-            state.step + 1, state.augment_key, params, opt_state, average
-        ), metrics
-
-    return train_step
-
-
-def make_train_chunk(train_step: Callable) -> Callable:
-    """Several steps in one: the batches are stacked along a first axis."""
-
-    def train_chunk(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
-        return jax.lax.scan(train_step, state, batches)
-
-    return train_chunk
-
-
-def chunk_end(step: int, *, steps_per_dispatch: int, steps_per_epoch: int) -> int:
-    """The step at which the chunk that ``step`` is in ends.
-
-    Chunks are counted from the start of each epoch and end with it at the latest.
-    """
-    done = step % steps_per_epoch
-    end = (done // steps_per_dispatch + 1) * steps_per_dispatch
-    return step - done + min(end, steps_per_epoch)
-
-
-def stack_batches(
-    dataset: Dataset, steps: range, *, batch_size: int, seed: int, devices: int
-) -> Batch:
-    """The batches of these steps, ``[device, step, image, ...]``."""
-    indices = np.stack(
-        [batch_indices(len(dataset), batch_size, seed, step) for step in steps]
-    )
-    by_device = indices.reshape(len(steps), devices, -1).swapaxes(0, 1)
-    flat = dataset.batch(by_device.ravel())
-    return Batch(*(array.reshape(*by_device.shape, *array.shape[1:]) for array in flat))
+_MOST_SKIPPED = 100  # Steps in a row, with which a run has come to its end.
+_MOST_BAD_BATCHES = 10  # Files; the first ones tell enough.
 
 
 def train(
@@ -188,26 +73,28 @@ def train(
         DatasetError: If the data can't be had.
         WorkdirError: If the folder is in use, holds another run or can't be written.
         CheckpointError: If a checkpoint can't be read or written.
-        FloatingPointError: If the loss is no longer a number.
+        FloatingPointError: If a loss, gradient or update is not finite.
     """
     configs.validate(config)
     task = _make_task(config)
+    workdir.check(config)
+    if (result := _finished(config, workdir)) is not None:
+        say(f"{workdir.path} is finished; its result stays.")
+        return result
     with noticed() as interrupt, contextlib.ExitStack() as stack:
         stack.enter_context(workdir.locked())
-        workdir.check(config)
-        if (result := _finished(config, workdir)) is not None:
-            say(f"{workdir.path} is finished; its result stays.")
-            return result
-        run = _Run(config, task, workdir, stack)
+        workdir.check(config)  # Again: what came first may have been another run.
+        run = _Run(config, task, workdir, stack, interrupt)
         while run.step < run.num_steps and interrupt.signal is None:
             before = run.step
-            run.train_epoch(interrupt)
+            run.train_epoch()
             if run.step > before and run.step % run.steps_per_epoch == 0:
                 run.validate_and_save()
-        if run.step < run.num_steps:
-            run.save_interrupted()
-            return interrupt
-        return run.finish(command)
+        if run.step == run.num_steps:
+            with contextlib.suppress(_InterruptedError):
+                return run.finish(command)
+        run.save_interrupted()
+        return interrupt
 
 
 class _Task(NamedTuple):
@@ -274,6 +161,10 @@ def _make_task(config: configs.Config) -> _Task:
     return _Task(train_set, validation_set, test_set, model)
 
 
+class _InterruptedError(Exception):
+    """The run was asked to stop while it was tested."""
+
+
 class _Run:
     """One run in this process: task, state, and where it writes."""
 
@@ -283,8 +174,10 @@ class _Run:
         task: _Task,
         workdir: Workdir,
         stack: contextlib.ExitStack,
+        interrupt: Interrupt,
     ):
-        self.config, self.workdir = config, workdir
+        self.config, self.workdir, self.interrupt = config, workdir, interrupt
+        self.skipped_in_a_row = 0
         self.train_set, self.validation_set, self.test_set, self.model = task
         self.steps_per_epoch = len(self.train_set) // config.batch_size
         self.num_steps = config.num_epochs * self.steps_per_epoch
@@ -317,7 +210,7 @@ class _Run:
         )
         stack.callback(self.writer.close)
         # Of now: by the end the sources may have changed.
-        self.provenance = _provenance()
+        self.provenance = provenance()
         self._introduce()
 
     @property
@@ -327,15 +220,15 @@ class _Run:
 
     def _restored(self) -> TrainState:
         init = functools.partial(init_state, self.model, self.optimizer, self.config)
-        if (latest := self.checkpoints.latest) is None:
-            return jax.jit(init, out_shardings=replicated())()
         like = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(
                 leaf.shape, leaf.dtype, sharding=replicated()
             ),
             jax.eval_shape(init),
         )
-        return self.checkpoints.restore(latest, like)
+        if (restored := self.checkpoints.restore_latest(like)) is not None:
+            return restored[1]
+        return jax.jit(init, out_shardings=replicated())()
 
     def _introduce(self) -> None:
         devices = jax.local_devices()
@@ -352,7 +245,7 @@ class _Run:
                 f"(epoch {self.epoch} of {self.config.num_epochs})"
             )
 
-    def train_epoch(self, interrupt: Interrupt) -> None:
+    def train_epoch(self) -> None:
         """Trains to the end of the epoch, or of the chunk that is interrupted."""
         epoch = self.step // self.steps_per_epoch + 1
         end = epoch * self.steps_per_epoch
@@ -363,9 +256,10 @@ class _Run:
             total=self.steps_per_epoch,
             initial=self.steps_per_epoch - (end - self.step),
         ) as progress:
-            while self.step < end and interrupt.signal is None:
-                metrics = self._train_chunk()
-                rate = metrics.pop("images_per_second")
+            while self.step < end and self.interrupt.signal is None:
+                if not (metrics := self._train_chunk()):
+                    continue
+                rate = metrics["images_per_second"]
                 text = f"loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.2%}"
                 progress.advance_to(
                     self.step - end + self.steps_per_epoch,
@@ -403,23 +297,70 @@ class _Run:
         )
 
     def _train_chunk(self) -> dict[str, float]:
-        """Takes the next steps and writes down their mean metrics."""
+        """Takes the next steps and writes down the mean metrics of the good ones."""
         steps = self._next_chunk()
-        program = self._compiled(steps)
+        program, batches = self._compiled(steps), self._batches(steps)
         started = time.monotonic()
-        self.state, stacked = program(self.state, self._batches(steps))
+        self.state, outcome = program(self.state, batches)
+        is_finite = np.asarray(outcome.is_finite)
+        self.step = steps.stop
+        is_good = np.all(is_finite, axis=-1)
+        for n in np.flatnonzero(~is_good).tolist():
+            self._bad_numbers(steps[n], is_finite[n], batches, n)
+        if not is_good.any():
+            return {}
+        self.skipped_in_a_row = int(is_good[::-1].argmax())
         means = {
-            name: float(np.mean(values, dtype=np.float64))
-            for name, values in zip(
-                Metrics._fields, map(np.asarray, stacked), strict=True
-            )
+            name: float(np.mean(np.asarray(values)[is_good], dtype=np.float64))
+            for name, values in outcome.metrics._asdict().items()
         }
         images = len(steps) * self.config.batch_size
-        self.step = steps.stop
-        self._require_finite("training", means["loss"])
         means["images_per_second"] = images / (time.monotonic() - started)
         self.writer.write("train", step=self.step, epoch=self.epoch, **means)
         return means
+
+    def _bad_numbers(
+        self, step: int, is_finite: np.ndarray, batches: Batch, n: int
+    ) -> None:
+        """Tells of a step whose update was left out; stops if that is to be."""
+        names = parts(self.state.params)
+        bad = [name for name, good in zip(names, is_finite, strict=True) if not good]
+        path = self._keep_batch(step, batches, n)
+        told = (
+            f"step {step + 1} of {self.num_steps}: not finite: {', '.join(bad[:3])}"
+            + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+            + f". Its update was not applied; its batch is in {path}."
+        )
+        self.skipped_in_a_row += 1
+        if self.config.bad_numbers == "skip" and self.skipped_in_a_row < _MOST_SKIPPED:
+            warn(told)
+            return
+        remedy = (
+            "Try a lower learning rate, or --config.bad_numbers=skip to go on without "
+            "such steps."
+            if self.config.bad_numbers == "stop"
+            else f"These were {_MOST_SKIPPED} in a row: try a lower learning rate."
+        )
+        raise FloatingPointError(
+            f"{told} The checkpoints in {self.workdir.path} are of before. {remedy}"
+        )
+
+    def _keep_batch(self, step: int, batches: Batch, n: int) -> pathlib.Path:
+        folder = self.workdir.bad_batches
+        path = folder / f"step-{step + 1}.npz"
+        folder.mkdir(exist_ok=True)
+        if len(list(folder.iterdir())) < _MOST_BAD_BATCHES:
+            image, label = (np.asarray(array)[:, n] for array in batches)
+            indices = batch_indices(
+                len(self.train_set), self.config.batch_size, self.config.seed, step
+            )
+            np.savez_compressed(
+                path,
+                image=image.reshape(-1, *image.shape[2:]),
+                label=label.reshape(-1, *label.shape[2:]),
+                index=indices,
+            )
+        return path
 
     def _require_finite(self, kind: str, loss: float) -> None:
         if not math.isfinite(loss):
@@ -458,17 +399,16 @@ class _Run:
     def finish(self, command: str) -> dict[str, Any]:
         """Evaluates the best and the last state on the test images, once each."""
         self.checkpoints.wait()
-        last = self._tested(self.state, self.step)
-        best = None
-        if self.checkpoints.best is not None:
-            step, _ = self.checkpoints.best
-            best = last
-            if step != self.step:
-                state = self.checkpoints.restore(step, self.state)
-                best = self._tested(state, step)
+        last = best = self._tested(self.state.evaluated, self.step)
+        weights = {self.state.evaluated_name: self.state.evaluated}
+        restored = self.checkpoints.restore_best(weights, partly=True)
+        if restored is not None and restored[0] != self.step:
+            step, weights = restored
+            best = self._tested(weights[self.state.evaluated_name], step)
         result = {
-            "test": best or last,
+            "test": best,
             "test_of_last": last,
+            "tested_before": _tests_before(self.workdir),
             "num_parameters": num_parameters(self.state.params),
             "num_epochs": self.config.num_epochs,
             "seconds": round(self._seconds(), 1),
@@ -478,19 +418,26 @@ class _Run:
         write_json(self.workdir.result, result)
         return result
 
-    def _tested(self, state: TrainState, step: int) -> dict[str, Any]:
-        metrics = self._evaluate("test", self.test_set, state.evaluated, step)
+    def _tested(self, params: Any, step: int) -> dict[str, Any]:
+        metrics = self._evaluate("test", self.test_set, params, step)
         return {"step": step, **metrics._asdict()}
 
     def _evaluate(self, kind: str, dataset: Dataset, params: Any, step: int) -> Metrics:
         started = time.monotonic()
+
+        def advance(done: int) -> None:
+            progress.advance_to(done)
+            # A test can be made again; a validation belongs to the checkpoint.
+            if kind == "test" and self.interrupt.signal is not None:
+                raise _InterruptedError
+
         with Progress(kind, total=len(dataset)) as progress:
             metrics = evaluate(
                 self.eval_step,
                 params,
                 dataset,
                 batch_size=self.config.eval_batch_size,
-                advance=progress.advance_to,
+                advance=advance,
             )
         self._require_finite(kind, float(metrics.loss))
         rate = len(dataset) / (time.monotonic() - started)
@@ -518,11 +465,6 @@ class _Run:
         return total
 
 
-def num_parameters(params: Any) -> int:
-    """How many numbers the weights are."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
 def _finished(config: configs.Config, workdir: Workdir) -> dict[str, Any] | None:
     """What the run came to, if it has ended and that can still be read."""
     try:
@@ -533,53 +475,16 @@ def _finished(config: configs.Config, workdir: Workdir) -> dict[str, Any] | None
     return result if is_whole else None
 
 
-def _provenance() -> dict[str, Any]:
-    """What made a number: versions, device, commit."""
-    devices = jax.local_devices()
-    folder = pathlib.Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
+def _tests_before(workdir: Workdir) -> list[dict[str, Any]]:
+    """What the tests of a shorter run that this one goes on from came to."""
     try:
-        # Installed inside some other repository, its commit would be the wrong one.
-        git("ls-files", "--error-unmatch", "train.py")
-        described = git("describe", "--always", "--dirty", "--abbrev=40")
-    except (OSError, subprocess.CalledProcessError):
-        described = None
-    return {
-        "versions": {
-            "python": platform.python_version(),
-            **{
-                name: importlib.metadata.version(name)
-                for name in ("capsjax", "jax", "jaxlib", "flax", "optax")
-            },
-        },
-        "device": f"{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} cores",
-        "commit": described,
-    }
-
-
-def _shifted(key: Key[Array, ""], image: Array, max_shift: int) -> Array:
-    """Shifts this device's share, drawn for the batch of all devices.
-
-    So the shifts are a function of seed and step, not of the number of devices.
-    """
-    if max_shift == 0:
-        return image
-    share = len(image)
-    shifts = draw_shifts(key, share * jax.lax.axis_size(AXIS), max_shift)
-    start = jax.lax.axis_index(AXIS) * share
-    return apply_shifts(
-        image, jax.lax.dynamic_slice_in_dim(shifts, start, share), max_shift
-    )
-
-
-def _average_decay(step: Array, decay: float) -> Array:
-    """Short at first, so that the random start is soon forgotten."""
-    return jnp.minimum(decay, (1 + step) / (10 + step))
+        before = workdir.read_json(workdir.result)
+        return [
+            *before["tested_before"],
+            {name: before[name] for name in ("num_epochs", "test", "test_of_last")},
+        ]
+    except (WorkdirError, KeyError, TypeError):
+        return []
 
 
 def main(argv: Sequence[str]) -> int:
@@ -591,7 +496,9 @@ def main(argv: Sequence[str]) -> int:
         outcome = train(config, workdir, command=shlex.join(sys.orig_argv))
     except (UsageError, configs.ConfigError) as error:
         return _fail(error, 2)
-    except (DatasetError, WorkdirError, CheckpointError, FloatingPointError) as error:
+    except (
+        *(DatasetError, WorkdirError, CheckpointError, FloatingPointError, OSError),
+    ) as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
         return 130

@@ -7,6 +7,7 @@
 ``checkpoints/``       the latest state and the best by validation loss
 ``result.json``        what came out, once the run has ended
 ``figures/``           what ``capsjax.evaluate`` drew
+``bad_batches/``       batches whose loss or gradient was not finite
 ``lock``               held while a process works here
 =====================  =================================================================
 """
@@ -43,6 +44,7 @@ class Workdir:
         self.checkpoints = self.path / "checkpoints"
         self.result = self.path / "result.json"
         self.figures = self.path / "figures"
+        self.bad_batches = self.path / "bad_batches"
         self.tensorboard = self.path / "tensorboard"
 
     @contextlib.contextmanager
@@ -50,8 +52,10 @@ class Workdir:
         """Makes the folder and holds it for this process alone.
 
         Raises:
-            WorkdirError: If another process works in it, or it can't be written.
+            WorkdirError: If another process works in it, it can't be written, or
+                something in it leads elsewhere.
         """
+        self.require_no_links()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             file = open(self.path / "lock", "a+")  # noqa: SIM115, closed below
@@ -75,6 +79,23 @@ class Workdir:
             file.flush()
             yield
 
+    def require_no_links(self) -> None:
+        """Refuses symbolic links: writing through one would change what is elsewhere.
+
+        The folder itself may be one.
+
+        Raises:
+            WorkdirError: Naming the link.
+        """
+        for folder, folders, files in os.walk(self.path):
+            for name in folders + files:
+                path = pathlib.Path(folder, name)
+                if path.is_symlink():
+                    raise WorkdirError(
+                        f"{path} is a symbolic link to {os.readlink(path)}; nothing in "
+                        "a run's folder may lead out of it. Remove the link."
+                    )
+
     def check(self, config: configs.Config) -> None:
         """Compares the configuration with that of the run that is there, if any.
 
@@ -95,6 +116,9 @@ class Workdir:
                 f"{self.config} is damaged: it can't be told which run is there. "
                 "Choose another --workdir."
             )
+        with contextlib.suppress(configs.ConfigError):
+            # Fields that it does not have yet have their defaults.
+            there = configs.to_dict(configs.from_dict(there))
         different = differences(there, configs.to_dict(config))
         final = [line for name, line in different if name not in configs.CHANGEABLE]
         if final:
@@ -169,7 +193,7 @@ def differences(there: Any, here: Any, path: str = "") -> list[tuple[str, str]]:
     """Names of the fields that differ, each with a line that says how.
 
     Args:
-        there: One configuration, as ``config.json`` holds it.
+        there: One configuration; a list stands for a tuple, as in ``config.json``.
         here: Another.
         path: The name of what is compared, within a larger whole.
     """
@@ -181,7 +205,7 @@ def differences(there: Any, here: Any, path: str = "") -> list[tuple[str, str]]:
                 there.get(name), here.get(name), f"{path}.{name}" if path else name
             )
         ]
-    here = list(here) if isinstance(here, tuple) else here
+    there, here = (list(v) if isinstance(v, tuple) else v for v in (there, here))
     return (
         [] if there == here else [(path, f"{path} is {there!r} there, {here!r} here")]
     )

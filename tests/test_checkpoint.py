@@ -32,22 +32,22 @@ def test_a_restored_state_is_the_saved_one(checkpoints):
     assert jax.random.uniform(restored["key"]) == jax.random.uniform(jax.random.key(3))
 
 
-def test_the_latest_and_the_best_are_kept(checkpoints, tmp_path):
+def test_the_two_latest_and_the_best_are_kept(checkpoints, tmp_path):
     for step, loss in [(1, 0.5), (2, 0.1), (3, 0.3), (4, 0.2)]:
         checkpoints.save(step, state(step), loss=loss)
     checkpoints.wait()
-    assert checkpoints.steps == [2, 4]
+    assert checkpoints.steps == [2, 3, 4]
     assert checkpoints.best == (2, 0.1)
     again = Checkpoints(tmp_path / "checkpoints")
-    assert (again.steps, again.best, again.latest) == ([2, 4], (2, 0.1), 4)
+    assert (again.steps, again.best, again.latest) == ([2, 3, 4], (2, 0.1), 4)
     again.close()
 
 
 def test_of_equally_good_ones_the_later_is_the_best(checkpoints):
-    for step, loss in [(1, 0.5), (2, 0.5), (3, 0.6)]:
+    for step, loss in [(1, 0.5), (2, 0.5), (3, 0.6), (4, 0.7)]:
         checkpoints.save(step, state(step), loss=loss)
     checkpoints.wait()
-    assert checkpoints.steps == [2, 3]
+    assert checkpoints.steps == [2, 3, 4]
     assert checkpoints.best == (2, 0.5)
 
 
@@ -55,17 +55,18 @@ def test_an_interrupted_save_has_no_loss_and_does_not_push_out_the_best(checkpoi
     checkpoints.save(1, state(1), loss=0.5)
     checkpoints.save(2, state(2))
     checkpoints.save(3, state(3))
+    checkpoints.save(4, state(4))
     checkpoints.wait()
-    assert checkpoints.steps == [1, 3]
+    assert checkpoints.steps == [1, 3, 4]
     assert checkpoints.best == (1, 0.5)
-    assert checkpoints.latest == 3
+    assert checkpoints.latest == 4
 
 
-def test_without_validation_only_the_latest_is_kept(checkpoints):
+def test_without_validation_only_the_latest_two_are_kept(checkpoints):
     for step in (1, 2, 3):
         checkpoints.save(step, state(step))
     checkpoints.wait()
-    assert checkpoints.steps == [3]
+    assert checkpoints.steps == [2, 3]
     assert checkpoints.best is None
 
 
@@ -75,5 +76,5 @@ def test_a_damaged_checkpoint_is_told_with_step_and_cause(checkpoints, tmp_path)
     for path in (tmp_path / "checkpoints" / "3" / "state").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match="can't read the checkpoint of step 3: "):
+    with pytest.raises(CheckpointError, match="The checkpoint of step 3 is damaged"):
         checkpoints.restore(3, like(state(0)))

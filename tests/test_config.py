@@ -103,12 +103,16 @@ def test_a_wrong_value_is_told_with_field_value_and_range(field, value, told):
         configs.validate(config)
 
 
-def test_stored_configs_with_other_fields_are_refused():
-    stored = configs.to_dict(configs.Config())
-    del stored["model"]["class_dim"]
-    with pytest.raises(configs.ConfigError, match=r"config.model .*class_dim"):
-        configs.from_dict(stored)
-    with pytest.raises(configs.ConfigError, match="config has"):
+def test_fields_that_a_stored_config_does_not_have_yet_have_their_defaults():
+    stored = configs.to_dict(configs.Config(seed=3))
+    del stored["bad_numbers"], stored["model"]["class_dim"]
+    assert configs.from_dict(stored) == configs.Config(seed=3)
+
+
+def test_stored_configs_with_unknown_fields_are_refused():
+    with pytest.raises(configs.ConfigError, match="config.model must be an object"):
+        configs.from_dict({**configs.to_dict(configs.Config()), "model": 1})
+    with pytest.raises(configs.ConfigError, match="config has unknown fields: odd"):
         configs.from_dict({**configs.to_dict(configs.Config()), "odd": 1})
 
 

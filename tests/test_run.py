@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import capsjax
-from capsjax import train
 from capsjax.checkpoint import Checkpoints
 from capsjax.data import load
 from capsjax.parallel import replicated
+from capsjax.step import init_state, make_optimizer
 from capsjax.workdir import Workdir, WorkdirError
 
 pytestmark = pytest.mark.slow  # it trains one first
@@ -25,10 +25,10 @@ def run(tiny_run):
 def test_it_is_the_best_network_of_the_run(run, tiny_run):
     checkpoints = Checkpoints(Workdir(tiny_run).checkpoints, read_only=True)
     best, _ = checkpoints.best
-    optimizer = train.make_optimizer(run.config.optimizer, 10)
+    optimizer = make_optimizer(run.config.optimizer, 10)
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated()),
-        jax.eval_shape(lambda: train.init_state(run.model, optimizer, run.config)),
+        jax.eval_shape(lambda: init_state(run.model, optimizer, run.config)),
     )
     state = checkpoints.restore(best, like)
     checkpoints.close()

@@ -1,0 +1,39 @@
+"""What made a number: versions, device, commit."""
+
+import importlib.metadata
+import os
+import pathlib
+import platform
+import subprocess
+from typing import Any
+
+import jax
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, device and commit, as ``result.json`` has them."""
+    devices = jax.local_devices()
+    folder = pathlib.Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        # Installed inside some other repository, its commit would be the wrong one.
+        git("ls-files", "--error-unmatch", "train.py")
+        described = git("describe", "--always", "--dirty", "--abbrev=40")
+    except (OSError, subprocess.CalledProcessError):
+        described = None
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            **{
+                name: importlib.metadata.version(name)
+                for name in ("capsjax", "jax", "jaxlib", "flax", "optax")
+            },
+        },
+        "device": f"{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} cores",
+        "commit": described,
+    }

@@ -1,0 +1,164 @@
+"""A loss, gradient or update that is not finite is never applied, and is told."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import made, tiny
+
+import capsjax.step
+from capsjax import train
+from capsjax.checkpoint import Checkpoints
+from capsjax.data import Batch, batch_indices, load, split_validation
+from capsjax.evaluate import image_metrics
+from capsjax.parallel import parallel
+from capsjax.step import make_train_chunk, make_train_step, parts, stack_batches
+from capsjax.workdir import Workdir
+
+BAD_STEP = 6  # From 0: the second of the second epoch, the second of its chunk.
+
+
+@jax.custom_jvp
+def bomb(x):
+    """Zero, with a slope that is not a number."""
+    return 0 * x
+
+
+bomb.defjvp(lambda x, t: (0 * x[0], jnp.nan * t[0]))
+
+POISONS = {
+    "margin loss": lambda metrics, params: metrics._replace(
+        loss=metrics.loss + jnp.inf, margin_loss=metrics.margin_loss + jnp.inf
+    ),
+    "gradient of params/class_caps/weight": lambda metrics, params: metrics._replace(
+        loss=metrics.loss + bomb(params["params"]["class_caps"]["weight"].sum())
+    ),
+}
+
+
+def poison(monkeypatch, config, change, bad_steps=(BAD_STEP,)):
+    """Spoils the losses of these steps on the first of four devices."""
+    train_set, _ = split_validation(load("mnist", "train"), config.data.num_validation)
+    train_set = train_set.subset(np.arange(config.data.num_train))
+    share = config.batch_size // 4
+    first = [
+        batch_indices(len(train_set), config.batch_size, config.seed, step)[:share]
+        for step in bad_steps
+    ]
+    sums = train_set.image[np.array(first)].sum((1, 2, 3, 4), dtype=np.int32)
+
+    def poisoned(model, params, image, label, **options):
+        metrics = image_metrics(model, params, image, label, **options)
+        total = jnp.round(image * 255).astype(jnp.int32).sum()
+        return jax.lax.cond(
+            (total == sums).any(), lambda: change(metrics, params), lambda: metrics
+        )
+
+    monkeypatch.setattr(capsjax.step, "image_metrics", poisoned)
+    return train_set
+
+
+def recipe(**options):
+    config = tiny(**options)
+    config.data.max_shift = 0
+    return config
+
+
+@pytest.mark.parametrize("part", POISONS)
+def test_a_bad_step_changes_nothing_but_the_count(monkeypatch, part):
+    config = recipe()
+    config.optimizer.average = 0.9
+    train_set = poison(monkeypatch, config, POISONS[part])
+    model, optimizer, state = made(config)
+    program = parallel(make_train_chunk(make_train_step(model, optimizer, config)))
+    steps = range(BAD_STEP - 1, BAD_STEP + 2)
+    batches = stack_batches(train_set, steps, batch_size=8, seed=0, devices=4)
+    together, outcome = program(state, batches)
+    assert np.asarray(outcome.is_finite).all(-1).tolist() == [True, False, True]
+    names = parts(state.params)
+    good = dict(zip(names, outcome.is_finite[1].tolist(), strict=True))
+    assert not good[part]
+    for n in range(3):
+        before = state
+        one = Batch(*(array[:, n : n + 1] for array in batches))
+        state, _ = program(before, one)
+        assert state.step == before.step + 1
+        changed = [
+            not np.array_equal(a, b)
+            for a, b in zip(
+                jax.tree.leaves((before.params, before.opt_state, before.average)),
+                jax.tree.leaves((state.params, state.opt_state, state.average)),
+                strict=True,
+            )
+        ]
+        assert any(changed) == (n != 1)
+    # Within a chunk as in single steps.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        together.params,
+        state.params,
+    )
+
+
+def test_the_run_stops_with_step_part_and_batch(tmp_path, monkeypatch):
+    config = recipe()
+    train_set = poison(monkeypatch, config, POISONS["margin loss"])
+    told = r"step 7 of 10: not finite: margin loss\. Its update was not applied; its "
+    with pytest.raises(FloatingPointError, match=told):
+        train.train(config, Workdir(tmp_path))
+    kept = np.load(tmp_path / "bad_batches" / "step-7.npz")
+    np.testing.assert_array_equal(kept["image"], train_set.image[kept["index"]])
+    np.testing.assert_array_equal(kept["label"], train_set.label[kept["index"]])
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    assert checkpoints.steps == [5]
+    checkpoints.close()
+    # The same run, told to go on without it.
+    config.bad_numbers = "skip"
+    result = train.train(config, Workdir(tmp_path))
+    assert result["test_of_last"]["step"] == 10
+
+
+def test_a_skipped_step_is_told_and_not_in_the_metrics(tmp_path, monkeypatch, capsys):
+    config = recipe(bad_numbers="skip")
+    config.steps_per_dispatch = 1
+    poison(monkeypatch, config, POISONS["gradient of params/class_caps/weight"])
+    train.train(config, Workdir(tmp_path))
+    err = capsys.readouterr().err
+    assert (
+        "warning: step 7 of 10: not finite: gradient of params/class_caps/weight" in err
+    )
+    assert err.count("warning") == 1
+    rows = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    steps = [row["step"] for row in rows if row["kind"] == "train"]
+    assert steps == [1, 2, 3, 4, 5, 6, 8, 9, 10]
+
+
+def test_a_run_that_skips_everything_stops(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "_MOST_SKIPPED", 4)
+    monkeypatch.setattr(train, "_MOST_BAD_BATCHES", 2)
+    config = recipe(bad_numbers="skip")
+    poison(monkeypatch, config, POISONS["margin loss"], bad_steps=(5, 6, 7, 8))
+    with pytest.raises(FloatingPointError, match=r"step 9 .* These were 4 in a row"):
+        train.train(config, Workdir(tmp_path))
+    assert len(list((tmp_path / "bad_batches").iterdir())) == 2
+
+
+def test_an_update_that_overflows_is_bad(tmp_path):
+    config = recipe()
+    config.optimizer.learning_rate = 1e30
+    with pytest.raises(FloatingPointError, match="step 1 of 10: not finite: update"):
+        train.train(config, Workdir(tmp_path))
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_a_validation_loss_that_is_not_a_number_is_never_the_best(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        train, "evaluate", lambda *_, **__: train.Metrics(np.nan, 0.0, 0.0, 0.0)
+    )
+    with pytest.raises(FloatingPointError, match="the validation loss is nan"):
+        train.train(recipe(), Workdir(tmp_path))
+    assert list((tmp_path / "checkpoints").iterdir()) == []

@@ -1,0 +1,269 @@
+"""Every way in which a checkpoint can be damaged, made on a real run's folder."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from capsjax import evaluate, train
+from capsjax.checkpoint import CheckpointError, Checkpoints
+from capsjax.run import load_run
+from capsjax.workdir import Workdir, WorkdirError, write_json
+
+OLD, NEW = 10, 20  # The steps of the run's checkpoints; the newer is the better.
+
+
+@pytest.fixture
+def workdir(tiny_run, tmp_path):
+    """A copy of a run that ended after two epochs, as if it had been stopped."""
+    return copied(tiny_run, tmp_path / "run")
+
+
+def copied(run, path):
+    shutil.copytree(run, path)
+    (path / "result.json").unlink()
+    return Workdir(path)
+
+
+def bits(state):
+    return state._replace(augment_key=jax.random.key_data(state.augment_key))
+
+
+def largest(folder):
+    return max(folder.rglob("d/*"), key=lambda path: path.stat().st_size)
+
+
+def changed(path, change):
+    path.write_bytes(change(path.read_bytes()))
+
+
+def halved(path):
+    changed(path, lambda data: data[: len(data) // 2])
+
+
+def flipped(path, where):
+    def flip(data):
+        at = int(where * (len(data) - 8))
+        return data[:at] + bytes(255 - b for b in data[at : at + 8]) + data[at + 8 :]
+
+    changed(path, flip)
+
+
+def parameters(step):
+    """What a checkpoint of the undamaged run holds."""
+    checkpoints = Checkpoints(step.parent, read_only=True)
+    run = load_run(step.parents[1])
+    restored = checkpoints.restore(int(step.name), {"params": run.params}, partly=True)
+    checkpoints.close()
+    return restored["params"]
+
+
+STOPPING = "\n\nstopping after these steps; Ctrl-C to stop at once"
+DAMAGES = {
+    "data truncated": lambda step: halved(largest(step)),
+    "data emptied": lambda step: largest(step).write_bytes(b""),
+    "data deleted": lambda step: largest(step).unlink(),
+    **{
+        f"data flipped at {where}": lambda step, where=where: flipped(
+            largest(step), where
+        )
+        for where in (0, 0.25, 0.5, 0.75, 0.99, 1)
+    },
+    "manifest truncated": lambda step: halved(step / "state" / "manifest.ocdbt"),
+    "manifest deleted": lambda step: (step / "state" / "manifest.ocdbt").unlink(),
+    "tree truncated": lambda step: halved(step / "state" / "_METADATA"),
+    "tree deleted": lambda step: (step / "state" / "_METADATA").unlink(),
+    "metadata truncated": lambda step: halved(step / "_CHECKPOINT_METADATA"),
+    "metadata emptied": lambda step: (step / "_CHECKPOINT_METADATA").write_bytes(b""),
+    "metadata deleted": lambda step: (step / "_CHECKPOINT_METADATA").unlink(),
+    "loss changed": lambda step: changed(
+        step / "_CHECKPOINT_METADATA",
+        lambda data: data.replace(b'"loss": ', b'"loss": 1'),
+    ),
+    "commit deleted": lambda step: (step / "commit_success.txt").unlink(),
+    "state deleted": lambda step: shutil.rmtree(step / "state"),
+    "emptied": lambda step: [
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in step.iterdir()
+    ],
+}
+
+
+def resumed(workdir, monkeypatch):
+    """The state from which a run goes on: it is stopped before it takes a step."""
+    states = []
+
+    def introduce(self):
+        states.append(self.state)
+        signal.raise_signal(signal.SIGINT)
+
+    config = workdir.read_config()
+    config.num_epochs = 3
+    with monkeypatch.context() as patch:
+        patch.setattr(train._Run, "_introduce", introduce)
+        train.train(config, workdir)
+    return states[0]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_newest_whole_step_is_used_and_one_line_tells(
+    damage, tiny_run, workdir, tmp_path, monkeypatch, capsys
+):
+    whole_state = bits(resumed(copied(tiny_run, tmp_path / "whole"), monkeypatch))
+    capsys.readouterr()
+    params = {
+        step: parameters(tiny_run / "checkpoints" / str(step)) for step in (OLD, NEW)
+    }
+    DAMAGES[damage](workdir.checkpoints / str(NEW))
+    run = load_run(workdir.path)
+    # Evaluation does not read the optimizer's state: the weights may be whole.
+    assert run.step == OLD or "flipped" in damage
+    jax.tree.map(np.testing.assert_array_equal, run.params, params[run.step])
+    seen = capsys.readouterr().err
+    state = resumed(workdir, monkeypatch)
+    if "flipped" in damage and state.step == NEW:
+        # These bytes are of no use: what was saved is there.
+        jax.tree.map(np.testing.assert_array_equal, bits(state), whole_state)
+        assert damage in ("data flipped at 0.99", "data flipped at 1")
+        return
+    assert state.step == OLD
+    for err in (capsys.readouterr().err, *([seen] if run.step == OLD else [])):
+        (told,) = err.strip().removesuffix(STOPPING).splitlines()
+        assert told.startswith(f"warning: The checkpoint of step {NEW} is damaged (")
+        assert told.endswith(f"). Step {OLD} takes its place.")
+    assert {row["step"] for row in lines(workdir)} == {5, OLD}
+    # It is out of the way, and nothing is told twice.
+    assert (workdir.checkpoints / f"damaged-{NEW}").exists()
+    assert resumed(workdir, monkeypatch).step == OLD
+    assert "warning" not in capsys.readouterr().err
+
+
+def lines(workdir):
+    return map(json.loads, workdir.metrics.read_text().splitlines())
+
+
+def test_what_a_killed_save_leaves_is_cleared_away(workdir, monkeypatch, capsys):
+    step = workdir.checkpoints / str(NEW)
+    step.rename(f"{step}.orbax-checkpoint-tmp")
+    assert load_run(workdir.path).step == OLD
+    assert resumed(workdir, monkeypatch).step == OLD
+    assert "warning" not in capsys.readouterr().err
+    assert [path.name for path in workdir.checkpoints.iterdir()] == [str(OLD)]
+
+
+def test_a_deleted_step_is_as_if_it_had_not_been_saved(workdir, monkeypatch):
+    shutil.rmtree(workdir.checkpoints / str(NEW))
+    assert load_run(workdir.path).step == OLD
+    assert resumed(workdir, monkeypatch).step == OLD
+
+
+def test_without_a_whole_step_one_error_tells_and_nothing_is_changed(workdir, capsys):
+    for step in (OLD, NEW):
+        halved(largest(workdir.checkpoints / str(step)))
+    before = sorted(workdir.path.rglob("*"))
+    metrics = workdir.metrics.read_bytes()
+    config = workdir.read_config()
+    config.num_epochs = 3
+    told = rf"no whole checkpoint is left in .*step {NEW} is.*step {OLD} is damaged"
+    with pytest.raises(CheckpointError, match=told):
+        train.train(config, workdir)
+    assert sorted(workdir.path.rglob("*")) == before
+    assert workdir.metrics.read_bytes() == metrics
+    assert evaluate.main([f"--workdir={workdir.path}"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("capsjax.evaluate: error: no whole checkpoint is left in ")
+    assert len(err.splitlines()) == 1
+
+
+def test_the_best_at_the_end_is_the_best_that_is_whole(workdir, capsys):
+    config = workdir.read_config()
+    halved(largest(workdir.checkpoints / str(NEW)))
+    checkpoints = Checkpoints(workdir.checkpoints, read_only=True)
+    assert checkpoints.best[0] == NEW  # Only reading it tells.
+    checkpoints.close()
+    result = train.train(config, workdir)
+    assert "step 20 is damaged" in capsys.readouterr().err
+    assert result["test_of_last"]["step"] == NEW  # Made again, and whole.
+    assert load_run(workdir.path).step == NEW
+
+
+def test_a_network_of_another_form_is_told_and_not_taken_for_damage(workdir):
+    run = load_run(workdir.path)
+    wide = {"params": {"params": {"weight": np.zeros((3, 4), np.float32)}}}
+    checkpoints = Checkpoints(workdir.checkpoints, read_only=True)
+    with pytest.raises(CheckpointError, match=r"another network: .*params/weight is n"):
+        checkpoints.restore_latest(wide, partly=True)
+    with pytest.raises(CheckpointError, match=r"of another network: .* and \d+ more"):
+        checkpoints.restore_latest({"params": run.params})
+    checkpoints.close()
+
+
+def test_another_configuration_is_told_before_any_checkpoint_is_read(workdir):
+    for step in (OLD, NEW):
+        flipped(largest(workdir.checkpoints / str(step)), 0.5)
+    config = workdir.read_config()
+    config.model.num_iterations = 2
+    with pytest.raises(WorkdirError, match="num_iterations is 3 there, 2 here"):
+        train.train(config, workdir)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints", "lock", "x/y"])
+def test_nothing_in_the_folder_may_lead_out_of_it(name, workdir, tmp_path, monkeypatch):
+    outside = tmp_path / "outside"
+    path = workdir.path / name
+    path.parent.mkdir(exist_ok=True)
+    if path.exists():
+        path.rename(outside)
+    else:
+        outside.write_text("theirs")
+    path.symlink_to(outside)
+    with pytest.raises(WorkdirError, match=f"{path.name} is a symbolic link to .*outs"):
+        resumed(workdir, monkeypatch)
+    with pytest.raises(WorkdirError, match="is a symbolic link"):
+        load_run(workdir.path)
+
+
+def test_the_folder_itself_may_be_a_link(workdir, tmp_path, monkeypatch):
+    link = tmp_path / "link"
+    link.symlink_to(workdir.path)
+    assert resumed(Workdir(link), monkeypatch).step == NEW
+    assert load_run(link).step == NEW
+
+
+def test_a_file_that_is_too_large_for_the_disk_leaves_the_last_checkpoint(workdir):
+    """Stands in for a full disk: no file may grow beyond 64 KiB."""
+    import resource
+
+    checkpoints = Checkpoints(workdir.checkpoints)
+    big = {"w": np.random.default_rng(0).random(2**20)}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
+    try:
+        checkpoints.save(30, big)
+        with pytest.raises(CheckpointError, match="can't save"):
+            checkpoints.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    checkpoints.close()
+    again = Checkpoints(workdir.checkpoints)
+    assert again.steps == [OLD, NEW]
+    again.close()
+    assert {path.name for path in workdir.checkpoints.iterdir()} == {"10", "20"}
+
+
+def test_an_unfinished_result_is_never_left(workdir, monkeypatch):
+    def full(descriptor):
+        del descriptor
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(WorkdirError, match=r"result\.json: No space left on device"):
+        write_json(workdir.result, {})
+    assert not workdir.result.exists()
+    assert not list(pathlib.Path(workdir.path).glob(".result*"))

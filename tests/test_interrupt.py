@@ -1,0 +1,93 @@
+"""Signals: the first is noted, a Ctrl-C after it ends the process at once."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from capsjax.interrupt import noticed
+
+# A call that holds no lock and returns to Python after minutes, as XLA's compiler may.
+BUSY = "hashlib.pbkdf2_hmac('sha256', b'', b'salt', 10**9)"
+
+
+def start(work):
+    code = f"""
+import hashlib, sys, time
+from capsjax.interrupt import noticed
+with noticed() as interrupt:
+    print("ready", flush=True)
+    {work}
+sys.exit(interrupt.exit_code)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def ended(process):
+    _, err = process.communicate(timeout=30)
+    return process.returncode, err
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_is_noted_and_becomes_the_exit_code(number, code):
+    process = start("while interrupt.signal is None: time.sleep(0.01)")
+    process.send_signal(getattr(signal, number))
+    returncode, err = ended(process)
+    assert returncode == code
+    assert err.strip() == "stopping after these steps; Ctrl-C to stop at once"
+
+
+@pytest.mark.parametrize(("first", "code"), [("SIGINT", 130), ("SIGTERM", 130)])
+def test_ctrl_c_after_a_signal_stops_at_once_within_a_long_call(first, code):
+    process = start(BUSY)
+    process.send_signal(getattr(signal, first))
+    while "stopping" not in process.stderr.readline():
+        pass
+    process.send_signal(signal.SIGTERM)  # Schedulers may repeat themselves.
+    time.sleep(0.2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert ended(process)[0] == code
+
+
+def test_afterwards_signals_are_python_s_again():
+    before = signal.getsignal(signal.SIGINT)
+    threads = threading.active_count()
+    with noticed() as interrupt:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt.signal == signal.SIGINT
+    assert signal.getsignal(signal.SIGINT) is before
+    assert threading.active_count() == threads
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_other_signals_and_other_threads_are_left_alone():
+    received = []
+    before = signal.signal(signal.SIGUSR1, lambda *_: received.append(1))
+    try:
+        with noticed() as interrupt:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(0.05)
+            assert (interrupt.signal, received) == (None, [1])
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+    def work():
+        with noticed() as interrupt:
+            assert interrupt.signal is None
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
