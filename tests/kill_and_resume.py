@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -113,38 +114,38 @@ def different(one, other):
 def kill_and_resume(num_kills, seed, *, tell=print):
     """Raises SystemExit if a run that was killed comes to something else."""
     random_moment = random.Random(seed)
-    with tempfile.TemporaryDirectory() as folder:
-        folder = pathlib.Path(folder)
-        cache = folder / "cache"
-        finish(folder / "first", cache)
-        seconds = finish(folder / "whole", cache)
-        whole = outcome(folder / "whole")
-        if names := different(outcome(folder / "first"), whole):
-            raise SystemExit(f"two runs that were not killed differ in {names}")
-        tell(f"two whole runs agree; {seconds:.1f} s each")
-        kills = runs = 0
+    folder = pathlib.Path(tempfile.mkdtemp())
+    cache = folder / "cache"
+    finish(folder / "first", cache)
+    seconds = finish(folder / "whole", cache)
+    whole = outcome(folder / "whole")
+    if names := different(outcome(folder / "first"), whole):
+        raise SystemExit(f"two runs that were not killed differ in {names}")
+    tell(f"two whole runs agree; {seconds:.1f} s each")
+    kills = runs = 0
+    while kills < num_kills:
+        runs += 1
+        workdir = folder / f"run{runs}"
         while kills < num_kills:
-            runs += 1
-            workdir = folder / f"run{runs}"
-            while kills < num_kills:
-                after = random_moment.uniform(0, 1.05 * seconds)
-                process = start(workdir, cache)
-                try:
-                    process.wait(after)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                out, _ = process.communicate()
-                if process.returncode != -9:
-                    if process.returncode:
-                        raise SystemExit(f"ended with {process.returncode}:\n{out}")
-                    break
-                kills += 1
-                last = (out.splitlines() or ["(start-up)"])[-1]
-                tell(f"kill {kills:3}, run {runs}, after {after:4.1f} s: {last}")
-            finish(workdir, cache)
-            if names := different(outcome(workdir), whole):
-                raise SystemExit(f"run {runs} differs in {names}; kept in {workdir}")
-            tell(f"run {runs} equals a run that was not killed")
+            after = random_moment.uniform(0, 1.05 * seconds)
+            process = start(workdir, cache)
+            try:
+                process.wait(after)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            out, _ = process.communicate()
+            if process.returncode != -9:
+                if process.returncode:
+                    raise SystemExit(f"ended with {process.returncode}:\n{out}")
+                break
+            kills += 1
+            last = (out.splitlines() or ["(start-up)"])[-1]
+            tell(f"kill {kills:3}, run {runs}, after {after:4.1f} s: {last}")
+        finish(workdir, cache)
+        if names := different(outcome(workdir), whole):
+            raise SystemExit(f"run {runs} differs in {names}; kept in {workdir}")
+        tell(f"run {runs} equals a run that was not killed")
+    shutil.rmtree(folder)
     return kills, runs
 
 

@@ -110,7 +110,7 @@ def test_fields_that_a_stored_config_does_not_have_yet_have_their_defaults():
 
 
 def test_stored_configs_with_unknown_fields_are_refused():
-    with pytest.raises(configs.ConfigError, match="config.model must be an object"):
+    with pytest.raises(configs.ConfigError, match=r"config\.model must be an object"):
         configs.from_dict({**configs.to_dict(configs.Config()), "model": 1})
     with pytest.raises(configs.ConfigError, match="config has unknown fields: odd"):
         configs.from_dict({**configs.to_dict(configs.Config()), "odd": 1})
