@@ -81,8 +81,7 @@ def train(arguments):
     def call():
         nonlocal state, done
         steps = range(done, done + arguments.steps)
-        how = {"seed": 0, "devices": jax.local_device_count()}
-        batches = stack_batches(dataset, steps, batch_size=arguments.batch, **how)
+        batches = stack_batches(dataset, steps, batch_size=arguments.batch, seed=0)
         state, outcome = program(state, batches)
         done = steps.stop
         return jax.tree.map(np.asarray, outcome)

@@ -6,7 +6,6 @@ every step goes a record of its leaves, their types, shapes and checksums, seale
 checksum of its own. Where a step is damaged, the next one takes its place.
 """
 
-import gc
 import json
 import logging
 import math
@@ -52,6 +51,7 @@ class Checkpoints(Generic[State]):
         # Its notes on every save are for Orbax's developers, and what it finds damaged
         # is told here.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+        _hush_abandoned_reads()
         self._folder, self._read_only = folder, read_only
         self._losses: dict[int, float] = {}
         self._unknown: set[int] = set()  # Steps that may have been the best.
@@ -213,7 +213,6 @@ class Checkpoints(Generic[State]):
         except Exception as error:
             cause = _cause(error)
         if cause is not None:
-            _hush_abandoned_reads()
             raise _damaged(step, cause)
         for name, checksum in _checksums(state).items():
             if checksum != leaves[name]["crc32"]:
@@ -341,7 +340,6 @@ def _hush_abandoned_reads() -> None:
         logger.addFilter(_is_told)
         before = sys.unraisablehook
         sys.unraisablehook = lambda told: _is_abandoned(told) or before(told)
-    gc.collect()
 
 
 def _is_told(record: logging.LogRecord) -> bool:

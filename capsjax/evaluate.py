@@ -23,7 +23,7 @@ from capsjax.data.augment import scale_to_unit
 from capsjax.losses import margin_loss, reconstruction_loss
 from capsjax.models import CapsNet, mask_longest
 from capsjax.ops import safe_norm
-from capsjax.parallel import AXIS, share
+from capsjax.parallel import AXIS, my_shares
 from capsjax.run import Prediction, Run, load_run
 from capsjax.workdir import WorkdirError
 
@@ -149,15 +149,16 @@ def evaluate(
             The last batch is filled up with images that do not count.
         advance: Told how many images are done, after each batch.
     """
-    devices = jax.local_device_count()
+    devices = jax.device_count()
     batch_size = -(-min(batch_size, len(dataset)) // devices) * devices
     sums = np.zeros(len(Metrics._fields))
     for start in range(0, len(dataset), batch_size):
         indices = np.arange(start, start + batch_size)
         counts = (indices < len(dataset)).astype(np.float32)
-        batch = dataset.batch(np.minimum(indices, len(dataset) - 1))
+        mine = my_shares(np.minimum(indices, len(dataset) - 1))
+        share = (dataset.batch(mine), my_shares(counts))
         # Summed in float64: each image weighs the same, however many there are.
-        sums += np.asarray(eval_step(params, share((batch, counts))), np.float64)
+        sums += np.asarray(eval_step(params, share), np.float64)
         advance(min(start + batch_size, len(dataset)))
     return Metrics(*(sums / len(dataset)).tolist())
 

@@ -10,20 +10,37 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import config_flags
 
 from capsjax import config as configs
+from capsjax.hosts import Hosts
 
 
 class UsageError(Exception):
     """The command line can't be understood; the message says what is allowed."""
 
 
-def parse(argv: Sequence[str], about: str) -> tuple[configs.Config, str | None]:
-    """The config with its overrides, and the work directory if one is named.
+class Command(NamedTuple):
+    """What a command line asks for.
+
+    Attributes:
+        config: The config with its overrides.
+        workdir: The work directory, if one is named.
+        num_cpu_devices: Into how many devices the processor is divided, if it is.
+        hosts: How other processes are found.
+    """
+
+    config: configs.Config
+    workdir: str | None
+    num_cpu_devices: int | None
+    hosts: Hosts
+
+
+def parse(argv: Sequence[str], about: str) -> Command:
+    """What the command line asks for.
 
     ``--help`` prints and exits.
 
@@ -45,6 +62,10 @@ def parse(argv: Sequence[str], about: str) -> tuple[configs.Config, str | None]:
             "config", help_string="", flag_values=values, sys_argv=list(argv)
         )
         workdir = flags.DEFINE_string("workdir", None, "", flag_values=values)
+        num_cpu_devices = flags.DEFINE_integer(
+            "num_cpu_devices", None, "", lower_bound=1, flag_values=values
+        )
+        hosts = _define_hosts(values)
         rest = values(list(argv))
         if len(rest) > 1:
             raise UsageError(f"unexpected arguments: {' '.join(rest[1:])}")
@@ -75,7 +96,31 @@ def parse(argv: Sequence[str], about: str) -> tuple[configs.Config, str | None]:
             "get_config() of the config file must return a capsjax.config.Config, got "
             f"{type(config).__name__}"
         )
-    return config, os.fspath(workdir.value) if workdir.value else None
+    return Command(
+        config,
+        os.fspath(workdir.value) if workdir.value else None,
+        num_cpu_devices.value,
+        Hosts(**{name: holder.value for name, holder in hosts.items()}),
+    )
+
+
+def _define_hosts(values: flags.FlagValues) -> dict[str, flags.FlagHolder]:
+    def integer(name: str, default: int | None, lowest: int) -> flags.FlagHolder:
+        return flags.DEFINE_integer(
+            name, default, "", lower_bound=lowest, flag_values=values
+        )
+
+    return {
+        "distributed": flags.DEFINE_enum(
+            "distributed", "auto", ["auto", "on", "off"], "", flag_values=values
+        ),
+        "coordinator_address": flags.DEFINE_string(
+            "coordinator_address", None, "", flag_values=values
+        ),
+        "num_processes": integer("num_processes", None, 1),
+        "process_id": integer("process_id", None, 0),
+        "heartbeat_seconds": integer("heartbeat_seconds", 100, 1),
+    }
 
 
 def _flags_help() -> str:
@@ -84,7 +129,12 @@ def _flags_help() -> str:
                                --config.optimizer.learning_rate=1e-4; the fields are
                                those of capsjax/config.py
   --workdir DIR                the run's folder; default
-                               runs/<experiment>-<variant>-seed<seed>"""
+                               runs/<experiment>-<variant>-seed<seed>
+  --num_cpu_devices N          divides the processor into N devices
+  --distributed auto|on|off    several processes, found by SLURM, Open MPI, Kubernetes
+                               or a TPU pod; or by these three, given to each:
+  --coordinator_address HOST:PORT  --num_processes N  --process_id I
+  --heartbeat_seconds S        so long after one process dies the others end; 100"""
 
 
 def _last_line(error: Exception) -> str:

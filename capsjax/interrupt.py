@@ -6,14 +6,20 @@ import signal
 import threading
 from collections.abc import Iterator
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
 
 class Interrupt:
-    """Whether, and by which signal, the run was asked to stop."""
+    """Whether, and by which signal, the run was asked to stop.
+
+    Attributes:
+        noted: The first signal that came.
+        signal: The signal after which the run stops, once it can.
+        is_passed_on: Whether other processes were told.
+    """
 
     def __init__(self):
+        self.noted: signal.Signals | None = None
         self.signal: signal.Signals | None = None
+        self.is_passed_on = False
 
     @property
     def exit_code(self) -> int:
@@ -22,8 +28,10 @@ class Interrupt:
 
 
 @contextlib.contextmanager
-def noticed() -> Iterator[Interrupt]:
-    """Notes the first SIGINT (Ctrl-C) or SIGTERM; a SIGINT after it ends the process.
+def noticed(
+    signals: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM),
+) -> Iterator[Interrupt]:
+    """Notes the first of the signals; a SIGINT (Ctrl-C) after it ends the process.
 
     A SIGTERM after it is ignored: schedulers send several, and then SIGKILL. Outside
     the main thread, where Python allows no signal handlers, nothing is noted.
@@ -34,15 +42,15 @@ def noticed() -> Iterator[Interrupt]:
         return
 
     def note(number, _=None):
-        interrupt.signal = interrupt.signal or signal.Signals(number)
+        interrupt.noted = interrupt.noted or signal.Signals(number)
 
     # Python's handlers wait until a compilation or a device program returns. The number
     # of the signal is written to a pipe at once, where a thread reads it.
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    before = {number: signal.signal(number, note) for number in _SIGNALS}
+    before = {number: signal.signal(number, note) for number in signals}
     pipe_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    watcher = threading.Thread(target=_watch, args=(reader, note), daemon=True)
+    watcher = threading.Thread(target=_watch, args=(reader, signals, note), daemon=True)
     watcher.start()
     try:
         yield interrupt
@@ -55,11 +63,11 @@ def noticed() -> Iterator[Interrupt]:
         os.close(reader)
 
 
-def _watch(reader: int, note) -> None:
+def _watch(reader: int, signals: tuple[signal.Signals, ...], note) -> None:
     is_noted = False
     while byte := os.read(reader, 1):
         number = byte[0]
-        if number not in _SIGNALS:
+        if number not in signals:
             continue
         if not is_noted:
             note(number)

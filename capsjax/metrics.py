@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import tqdm
 
+from capsjax.hosts import is_writer
 from capsjax.workdir import WorkdirError, write_text
 
 _SECONDS_BETWEEN_LINES = 4
@@ -26,7 +27,7 @@ class MetricWriter:
     ``accuracy`` (0 to 1) and ``images_per_second``.
 
     Args:
-        path: The file.
+        path: The file; None to write nothing.
         step: The run goes on from here: lines of later steps are dropped, and those of
             tests, which are made again at its end.
         tensorboard: A folder for TensorBoard's event files, or None.
@@ -36,10 +37,12 @@ class MetricWriter:
     """
 
     def __init__(
-        self, path: pathlib.Path, *, step: int, tensorboard: pathlib.Path | None
+        self, path: pathlib.Path | None, *, step: int, tensorboard: pathlib.Path | None
     ):
         self._path = path
         self._summary = None
+        if path is None:
+            return
         if tensorboard is not None:
             import tensorboardX
 
@@ -58,6 +61,8 @@ class MetricWriter:
 
     def write(self, kind: str, *, step: int, epoch: int, **metrics: float) -> None:
         """Writes one line, on disk when this returns."""
+        if self._path is None:
+            return
         line = {"kind": kind, "step": step, "epoch": epoch, **metrics}
         with _told(self._path):
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
@@ -69,7 +74,8 @@ class MetricWriter:
 
     def close(self) -> None:
         """Closes the files."""
-        self._file.close()
+        if self._path is not None:
+            self._file.close()
         if self._summary is not None:
             self._summary.close()
 
@@ -89,6 +95,8 @@ class Progress:
         self._start = self._last = time.monotonic()
         self._bar = None
         self._ended = threading.Event()
+        if not is_writer():
+            return
         if sys.stderr.isatty():
             self._bar = tqdm.tqdm(
                 desc=title,
@@ -115,7 +123,7 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(done - self._bar.n)
-        elif time.monotonic() - self._last > _SECONDS_BETWEEN_LINES:
+        elif is_writer() and time.monotonic() - self._last > _SECONDS_BETWEEN_LINES:
             self._print()
 
     def _tick(self) -> None:
@@ -136,13 +144,17 @@ class Progress:
 
 
 def say(text: str) -> None:
-    """Prints a line for people, above a progress bar if there is one."""
+    """Prints a line for people, above a progress bar if there is one; one process."""
+    if not is_writer():
+        return
     tqdm.tqdm.write(text, file=sys.stderr if sys.stderr.isatty() else sys.stdout)
     sys.stdout.flush()
 
 
 def warn(text: str) -> None:
-    """Prints a warning, beside what a program may read."""
+    """Prints a warning, beside what a program may read; one process."""
+    if not is_writer():
+        return
     tqdm.tqdm.write(f"warning: {text}", file=sys.stderr)
     sys.stderr.flush()
 

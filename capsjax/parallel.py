@@ -1,4 +1,4 @@
-"""The devices of one process: the one place that maps a step over them."""
+"""The devices of all processes: the one place that maps a step over them."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ Tree = TypeVar("Tree")
 
 
 def parallel(step: Callable[..., Any], *, donate: bool = False) -> Any:
-    """Maps ``step(state, share)`` over all local devices.
+    """Maps ``step(state, share)`` over all devices.
 
     The state is one replicated copy, never stacked; of the shares, each device gets its
     own along the first axis. The step itself must reduce over ``AXIS`` what it returns:
@@ -36,14 +36,35 @@ def parallel(step: Callable[..., Any], *, donate: bool = False) -> Any:
 
 
 def replicated() -> NamedSharding:
-    """Where the state lives: the same on each local device."""
-    mesh = Mesh(np.asarray(jax.local_devices()), (AXIS,))
-    return NamedSharding(mesh, PartitionSpec())
+    """Where the state lives: the same on each device."""
+    return NamedSharding(_mesh(), PartitionSpec())
 
 
-def share(batch: Tree) -> Tree:
-    """Splits the first axis of host arrays evenly over the local devices."""
-    devices = jax.local_device_count()
+def my_shares(array: np.ndarray, *, axis: int = 0) -> np.ndarray:
+    """Splits an axis evenly over all devices; the shares of this process's, first.
+
+    Args:
+        array: The same on all processes.
+        axis: Which one; the axis of the devices comes before all others.
+    """
+    shape = array.shape
+    split = array.reshape(*shape[:axis], jax.device_count(), -1, *shape[axis + 1 :])
+    first = jax.process_index() * jax.local_device_count()
+    return np.moveaxis(split, axis, 0)[first : first + jax.local_device_count()]
+
+
+def spread(shares: Tree) -> Tree:
+    """Puts the shares of this process's devices beside those of the others.
+
+    Only a compiled program needs that: a function mapped by ``parallel`` does it.
+    """
+    if jax.process_count() == 1:
+        return shares
+    sharding = NamedSharding(_mesh(), PartitionSpec(AXIS))
     return jax.tree.map(
-        lambda array: array.reshape(devices, -1, *array.shape[1:]), batch
+        lambda array: jax.make_array_from_process_local_data(sharding, array), shares
     )
+
+
+def _mesh() -> Mesh:
+    return Mesh(np.asarray(jax.devices()), (AXIS,))

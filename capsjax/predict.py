@@ -9,6 +9,7 @@ import argparse
 import json
 import pathlib
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,9 @@ from capsjax.workdir import WorkdirError
 
 # Half way between the lengths that training asks of absent and present capsules.
 PRESENT = 0.5
+# Not those that Pillow hands to other programs, as it does PostScript.
+_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+_MOST_PIXELS = 50_000_000
 # Of the brightness from black to white: less is noise, not something drawn.
 _FAINTEST = 0.1
 
@@ -35,18 +39,35 @@ def read_image(path: str | pathlib.Path) -> Image.Image:
     """Opens an image file, upright, without transparency (which becomes white).
 
     Raises:
-        ImageError: If it can't be read or is no image.
+        ImageError: If it can't be read, is no image or is too large.
     """
     try:
-        with Image.open(path) as image:
-            upright = _eight_bits(ImageOps.exif_transpose(image)).convert("RGBA")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # What is too large is refused below.
+            with Image.open(path, formats=_FORMATS) as image:
+                _require_size(path, image)
+                upright = _eight_bits(ImageOps.exif_transpose(image)).convert("RGBA")
+    except ImageError:
+        raise
     except UnidentifiedImageError:
-        raise ImageError(f"{path} is not an image that can be read.") from None
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or error
+        raise ImageError(
+            f"{path} is not an image that can be read: it must be "
+            f"{', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}."
+        ) from None
+    except Exception as error:  # Of a damaged file a decoder may raise anything.
+        reason = getattr(error, "strerror", None) or error or type(error).__name__
         raise ImageError(f"can't read {path}: {reason}.") from error
     white = Image.new("RGBA", upright.size, "white")
     return Image.alpha_composite(white, upright).convert("RGB")
+
+
+def _require_size(path: str | pathlib.Path, image: Image.Image) -> None:
+    """Before anything is decoded: a small file may claim to be a huge image."""
+    width, height = image.size
+    if width * height > _MOST_PIXELS:
+        raise ImageError(
+            f"{path} has {width} x {height} pixels; at most {_MOST_PIXELS:,} are read."
+        )
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -12,7 +12,7 @@ import jax
 
 def provenance() -> dict[str, Any]:
     """Versions, device and commit, as ``result.json`` has them."""
-    devices = jax.local_devices()
+    devices = jax.devices()
     folder = pathlib.Path(__file__).parent
 
     def git(*arguments: str) -> str:

@@ -20,7 +20,7 @@ from capsjax.data import Batch, Dataset, batch_indices
 from capsjax.data.augment import apply_shifts, draw_shifts, scale_to_unit
 from capsjax.evaluate import Metrics, image_metrics
 from capsjax.models import CapsNet
-from capsjax.parallel import AXIS
+from capsjax.parallel import AXIS, my_shares
 
 
 class TrainState(NamedTuple):
@@ -178,15 +178,13 @@ def chunk_end(step: int, *, steps_per_dispatch: int, steps_per_epoch: int) -> in
 
 
 def stack_batches(
-    dataset: Dataset, steps: range, *, batch_size: int, seed: int, devices: int
+    dataset: Dataset, steps: range, *, batch_size: int, seed: int
 ) -> Batch:
-    """The batches of these steps, ``[device, step, image, ...]``."""
+    """This process's share of these steps' batches, ``[device, step, image, ...]``."""
     indices = np.stack(
         [batch_indices(len(dataset), batch_size, seed, step) for step in steps]
     )
-    by_device = indices.reshape(len(steps), devices, -1).swapaxes(0, 1)
-    flat = dataset.batch(by_device.ravel())
-    return Batch(*(array.reshape(*by_device.shape, *array.shape[1:]) for array in flat))
+    return dataset.batch(my_shares(indices, axis=1))
 
 
 def num_parameters(params: Any) -> int:

@@ -8,8 +8,10 @@ import functools
 import importlib.util
 import json
 import math
+import os
 import pathlib
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -32,10 +34,11 @@ from capsjax.data import (
 )
 from capsjax.evaluate import Metrics, evaluate, make_eval_step
 from capsjax.flags import UsageError, parse
+from capsjax.hosts import HostsError, agree_to_stop, is_writer, join
 from capsjax.interrupt import Interrupt, noticed
 from capsjax.metrics import MetricWriter, Progress, say, warn
 from capsjax.models import CapsNet, make_model
-from capsjax.parallel import parallel, replicated
+from capsjax.parallel import parallel, replicated, spread
 from capsjax.provenance import provenance
 from capsjax.step import (
     TrainState,
@@ -81,10 +84,15 @@ def train(
     if (result := _finished(config, workdir)) is not None:
         say(f"{workdir.path} is finished; its result stays.")
         return result
-    with noticed() as interrupt, contextlib.ExitStack() as stack:
-        stack.enter_context(workdir.locked())
+    # Of several processes JAX itself notices SIGTERM, and tells the others.
+    is_alone = not jax.distributed.is_initialized()
+    signals = (signal.SIGINT, signal.SIGTERM) if is_alone else (signal.SIGINT,)
+    with noticed(signals) as interrupt, contextlib.ExitStack() as stack:
+        if is_writer():
+            stack.enter_context(workdir.locked())
         workdir.check(config)  # Again: what came first may have been another run.
         run = _Run(config, task, workdir, stack, interrupt)
+        agree_to_stop(interrupt, run.num_chunks)
         while run.step < run.num_steps and interrupt.signal is None:
             before = run.step
             run.train_epoch()
@@ -107,7 +115,7 @@ class _Task(NamedTuple):
 
 
 def _make_task(config: configs.Config) -> _Task:
-    data, devices = config.data, jax.local_device_count()
+    data, devices = config.data, jax.device_count()
     if config.batch_size % devices:
         raise configs.ConfigError(
             f"config.batch_size={config.batch_size} can't be shared evenly by "
@@ -177,7 +185,7 @@ class _Run:
         interrupt: Interrupt,
     ):
         self.config, self.workdir, self.interrupt = config, workdir, interrupt
-        self.skipped_in_a_row = 0
+        self.skipped_in_a_row = self.num_chunks = 0
         self.train_set, self.validation_set, self.test_set, self.model = task
         self.steps_per_epoch = len(self.train_set) // config.batch_size
         self.num_steps = config.num_epochs * self.steps_per_epoch
@@ -194,17 +202,18 @@ class _Run:
                 f"{self.step / self.steps_per_epoch:g} epochs that are done in "
                 f"{workdir.path}."
             )
-        write_json(workdir.config, configs.to_dict(config))
-        write_json(
-            workdir.dataset,
-            {
-                "name": self.train_set.name,
-                "image_shape": self.train_set.image_shape,
-                "class_names": self.train_set.class_names,
-            },
-        )
+        if is_writer():
+            write_json(workdir.config, configs.to_dict(config))
+            write_json(
+                workdir.dataset,
+                {
+                    "name": self.train_set.name,
+                    "image_shape": self.train_set.image_shape,
+                    "class_names": self.train_set.class_names,
+                },
+            )
         self.writer = MetricWriter(
-            workdir.metrics,
+            workdir.metrics if is_writer() else None,
             step=self.step,
             tensorboard=workdir.tensorboard if config.tensorboard else None,
         )
@@ -231,7 +240,7 @@ class _Run:
         return jax.jit(init, out_shardings=replicated())()
 
     def _introduce(self) -> None:
-        devices = jax.local_devices()
+        devices = jax.devices()
         validation = 0 if self.validation_set is None else len(self.validation_set)
         say(
             f"{self.train_set.name}: {len(self.train_set)} images to train on, "
@@ -239,6 +248,12 @@ class _Run:
             f"{num_parameters(self.state.params):,} parameters; "
             f"{len(devices)} x {devices[0].device_kind}; {self.workdir.path}"
         )
+        if (num_processes := jax.process_count()) > 1:
+            say(
+                f"{num_processes} processes: when one of them dies, the others end "
+                "soon after (--heartbeat_seconds); start all again to go on from the "
+                "last checkpoint"
+            )
         if self.step:
             say(
                 f"going on after step {self.step} of {self.num_steps} "
@@ -257,7 +272,10 @@ class _Run:
             initial=self.steps_per_epoch - (end - self.step),
         ) as progress:
             while self.step < end and self.interrupt.signal is None:
-                if not (metrics := self._train_chunk()):
+                metrics = self._train_chunk()
+                self.num_chunks += 1
+                agree_to_stop(self.interrupt, self.num_chunks)
+                if not metrics:
                     continue
                 rate = metrics["images_per_second"]
                 text = f"loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.2%}"
@@ -293,7 +311,6 @@ class _Run:
             steps,
             batch_size=self.config.batch_size,
             seed=self.config.seed,
-            devices=jax.local_device_count(),
         )
 
     def _train_chunk(self) -> dict[str, float]:
@@ -301,12 +318,12 @@ class _Run:
         steps = self._next_chunk()
         program, batches = self._compiled(steps), self._batches(steps)
         started = time.monotonic()
-        self.state, outcome = program(self.state, batches)
+        self.state, outcome = program(self.state, spread(batches))
         is_finite = np.asarray(outcome.is_finite)
         self.step = steps.stop
         is_good = np.all(is_finite, axis=-1)
         for n in np.flatnonzero(~is_good).tolist():
-            self._bad_numbers(steps[n], is_finite[n], batches, n)
+            self._bad_numbers(steps[n], is_finite[n])
         if not is_good.any():
             return {}
         self.skipped_in_a_row = int(is_good[::-1].argmax())
@@ -319,13 +336,11 @@ class _Run:
         self.writer.write("train", step=self.step, epoch=self.epoch, **means)
         return means
 
-    def _bad_numbers(
-        self, step: int, is_finite: np.ndarray, batches: Batch, n: int
-    ) -> None:
+    def _bad_numbers(self, step: int, is_finite: np.ndarray) -> None:
         """Tells of a step whose update was left out; stops if that is to be."""
         names = parts(self.state.params)
         bad = [name for name, good in zip(names, is_finite, strict=True) if not good]
-        path = self._keep_batch(step, batches, n)
+        path = self._keep_batch(step)
         told = (
             f"step {step + 1} of {self.num_steps}: not finite: {', '.join(bad[:3])}"
             + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
@@ -345,21 +360,18 @@ class _Run:
             f"{told} The checkpoints in {self.workdir.path} are of before. {remedy}"
         )
 
-    def _keep_batch(self, step: int, batches: Batch, n: int) -> pathlib.Path:
+    def _keep_batch(self, step: int) -> pathlib.Path:
         folder = self.workdir.bad_batches
         path = folder / f"step-{step + 1}.npz"
+        if not is_writer():
+            return path
         folder.mkdir(exist_ok=True)
         if len(list(folder.iterdir())) < _MOST_BAD_BATCHES:
-            image, label = (np.asarray(array)[:, n] for array in batches)
-            indices = batch_indices(
+            index = batch_indices(
                 len(self.train_set), self.config.batch_size, self.config.seed, step
             )
-            np.savez_compressed(
-                path,
-                image=image.reshape(-1, *image.shape[2:]),
-                label=label.reshape(-1, *label.shape[2:]),
-                index=indices,
-            )
+            batch = self.train_set.batch(index)
+            np.savez_compressed(path, index=index, **batch._asdict())
         return path
 
     def _require_finite(self, kind: str, loss: float) -> None:
@@ -411,11 +423,12 @@ class _Run:
             "tested_before": _tests_before(self.workdir),
             "num_parameters": num_parameters(self.state.params),
             "num_epochs": self.config.num_epochs,
-            "seconds": round(self._seconds(), 1),
+            "seconds": round(self._seconds(), 1) if is_writer() else None,
             "command": command,
             **self.provenance,
         }
-        write_json(self.workdir.result, result)
+        if is_writer():
+            write_json(self.workdir.result, result)
         return result
 
     def _tested(self, params: Any, step: int) -> dict[str, Any]:
@@ -428,8 +441,10 @@ class _Run:
         def advance(done: int) -> None:
             progress.advance_to(done)
             # A test can be made again; a validation belongs to the checkpoint.
-            if kind == "test" and self.interrupt.signal is not None:
-                raise _InterruptedError
+            if kind == "test" and not jax.distributed.is_initialized():
+                self.interrupt.signal = self.interrupt.noted
+                if self.interrupt.signal is not None:
+                    raise _InterruptedError
 
         with Progress(kind, total=len(dataset)) as progress:
             metrics = evaluate(
@@ -490,30 +505,47 @@ def _tests_before(workdir: Workdir) -> list[dict[str, Any]]:
 def main(argv: Sequence[str]) -> int:
     """The command line: trains, and returns the exit code."""
     try:
-        config, path = parse(argv, __doc__ or "")
+        asked = parse(argv, __doc__ or "")
+        if asked.num_cpu_devices is not None:
+            jax.config.update("jax_num_cpu_devices", asked.num_cpu_devices)
+        join(asked.hosts)
         keep_compiled_programs()
-        workdir = Workdir(path or default_path(config))
-        outcome = train(config, workdir, command=shlex.join(sys.orig_argv))
-    except (UsageError, configs.ConfigError) as error:
+        workdir = Workdir(asked.workdir or default_path(asked.config))
+        outcome = train(asked.config, workdir, command=shlex.join(sys.orig_argv))
+    except (UsageError, HostsError, configs.ConfigError) as error:
         return _fail(error, 2)
     except (
         *(DatasetError, WorkdirError, CheckpointError, FloatingPointError, OSError),
     ) as error:
         return _fail(error, 1)
+    except jax.errors.JaxRuntimeError as error:
+        if not jax.distributed.is_initialized():
+            raise
+        first = str(error).splitlines()[0]
+        return _fail(
+            "another process of this run has gone, or can't be reached "
+            f"({first[:200]}). Start all of them again: they go on from the last "
+            "checkpoint.",
+            1,
+        )
     except KeyboardInterrupt:
         return 130
     if isinstance(outcome, Interrupt):
         return outcome.exit_code
     test = outcome["test"]
-    print(
+    say(
         f"test accuracy {test['accuracy']:.2%}, loss {test['loss']:.6f} "
         f"(step {test['step']}; {workdir.result})"
     )
     return 0
 
 
-def _fail(error: Exception, code: int) -> int:
+def _fail(error: Exception | str, code: int) -> int:
     print(f"capsjax.train: error: {error}", file=sys.stderr)
+    if jax.distributed.is_initialized():
+        # An orderly exit would wait for the others, which wait for this one.
+        sys.stderr.flush()
+        os._exit(code)
     return code
 
 

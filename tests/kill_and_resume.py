@@ -78,7 +78,8 @@ def outcome(path):
 
     config = workdir.read_config()
     about = workdir.read_json(workdir.dataset)
-    model = make_model(config.model, about["image_shape"], len(about["class_names"]))
+    image_shape, num_classes = tuple(about["image_shape"]), len(about["class_names"])
+    model = make_model(config.model, image_shape, num_classes)
     steps_per_epoch = config.data.num_train // config.batch_size
     optimizer = make_optimizer(config.optimizer, config.num_epochs * steps_per_epoch)
     like = jax.jit(lambda: init_state(model, optimizer, config))()

@@ -74,7 +74,7 @@ def test_a_bad_step_changes_nothing_but_the_count(monkeypatch, part):
     model, optimizer, state = made(config)
     program = parallel(make_train_chunk(make_train_step(model, optimizer, config)))
     steps = range(BAD_STEP - 1, BAD_STEP + 2)
-    batches = stack_batches(train_set, steps, batch_size=8, seed=0, devices=4)
+    batches = stack_batches(train_set, steps, batch_size=8, seed=0)
     together, outcome = program(state, batches)
     assert np.asarray(outcome.is_finite).all(-1).tolist() == [True, False, True]
     names = parts(state.params)

@@ -9,6 +9,7 @@ import pytest
 
 from capsjax import config as configs
 from capsjax import flags
+from capsjax.hosts import Hosts
 
 # Of ml_collections on Python 3.11.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -123,7 +124,7 @@ def test_every_field_is_documented():
 
 
 def test_overrides_reach_their_fields():
-    config, workdir = parse(
+    asked = parse(
         f"--config={EXPERIMENT}:smoke",
         "--config.num_epochs=7",
         "--config.optimizer.learning_rate=1",
@@ -136,8 +137,23 @@ def test_overrides_reach_their_fields():
     expected.optimizer.learning_rate = 1.0
     expected.model.decoder_features = (4, 8)
     expected.model.routing_bias = True
-    assert config == expected
-    assert workdir == "there"
+    assert asked.config == expected
+    assert asked.workdir == "there"
+    assert (asked.num_cpu_devices, asked.hosts) == (None, Hosts())
+
+
+def test_the_flags_of_hosts_and_devices_are_taken():
+    asked = parse(
+        f"--config={EXPERIMENT}:smoke",
+        "--num_cpu_devices=2",
+        "--distributed=on",
+        "--coordinator_address=there:1234",
+        "--num_processes=4",
+        "--process_id=3",
+        "--heartbeat_seconds=20",
+    )
+    assert asked.num_cpu_devices == 2
+    assert asked.hosts == Hosts("on", "there:1234", 4, 3, 20)
 
 
 MISTAKES = [
@@ -152,6 +168,8 @@ MISTAKES = [
     (["--config.num_epochs=2.5"], "--config.num_epochs=2.5: invalid literal"),
     (["--confg.seed=5"], "Unknown command line flag 'confg.seed'"),
     (["more"], "unexpected arguments: more"),
+    (["--distributed=maybe"], "should be one of <auto|on|off>"),
+    (["--num_cpu_devices=0"], "must be at least 1|lower than|integer .*>= ?1|positive"),
 ]
 
 

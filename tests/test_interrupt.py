@@ -18,10 +18,12 @@ BUSY = "hashlib.pbkdf2_hmac('sha256', b'', b'salt', 10**9)"
 def start(work):
     code = f"""
 import hashlib, sys, time
+from capsjax.hosts import agree_to_stop
 from capsjax.interrupt import noticed
 with noticed() as interrupt:
     print("ready", flush=True)
     {work}
+agree_to_stop(interrupt, 0)
 sys.exit(interrupt.exit_code)
 """
     process = subprocess.Popen(
@@ -41,7 +43,7 @@ def ended(process):
 
 @pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_a_signal_is_noted_and_becomes_the_exit_code(number, code):
-    process = start("while interrupt.signal is None: time.sleep(0.01)")
+    process = start("while not interrupt.noted: time.sleep(0.01)")
     process.send_signal(getattr(signal, number))
     returncode, err = ended(process)
     assert returncode == code
@@ -66,7 +68,7 @@ def test_afterwards_signals_are_python_s_again():
     threads = threading.active_count()
     with noticed() as interrupt:
         signal.raise_signal(signal.SIGINT)
-        assert interrupt.signal == signal.SIGINT
+        assert interrupt.noted == signal.SIGINT
     assert signal.getsignal(signal.SIGINT) is before
     assert threading.active_count() == threads
     with pytest.raises(KeyboardInterrupt):
@@ -80,13 +82,13 @@ def test_other_signals_and_other_threads_are_left_alone():
         with noticed() as interrupt:
             os.kill(os.getpid(), signal.SIGUSR1)
             time.sleep(0.05)
-            assert (interrupt.signal, received) == (None, [1])
+            assert (interrupt.noted, received) == (None, [1])
     finally:
         signal.signal(signal.SIGUSR1, before)
 
     def work():
         with noticed() as interrupt:
-            assert interrupt.signal is None
+            assert interrupt.noted is None
 
     thread = threading.Thread(target=work)
     thread.start()

@@ -33,13 +33,19 @@ def mapped(step, devices):
 
 
 def batches(steps, devices, config):
-    return stack_batches(
+    by_four = stack_batches(
         load("mnist", "test"),
         range(steps),
         batch_size=config.batch_size,
         seed=config.seed,
-        devices=devices,
     )
+
+    def split(array):
+        whole = array.swapaxes(0, 1).reshape(steps, -1, *array.shape[3:])
+        shares = whole.reshape(steps, devices, -1, *array.shape[3:])
+        return shares.swapaxes(0, 1)
+
+    return Batch(*map(split, by_four))
 
 
 def test_four_devices_train_like_one():

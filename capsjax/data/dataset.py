@@ -16,11 +16,11 @@ class Batch(NamedTuple):
 
     Attributes:
         image: Pixels from 0 to 255; ``augment.scale_to_unit`` makes them floats.
-        label: The class of each image, or ``[batch n]`` with 1 for each class shown.
+        label: The class of each image, or ``[*batch n]`` with 1 for each class shown.
     """
 
-    image: UInt8[Any, "batch h w c"]
-    label: Int32[Any, " batch"] | Shaped[Any, "batch n"]
+    image: UInt8[Any, "*batch h w c"]
+    label: Int32[Any, "*batch"] | Shaped[Any, "*batch n"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,7 +83,7 @@ class Dataset:
         """How many classes there are."""
         return len(self.class_names)
 
-    def batch(self, indices: Int[np.ndarray, " batch"]) -> Batch:
+    def batch(self, indices: Int[np.ndarray, "*batch"]) -> Batch:
         """Returns the images and labels at ``indices``, in their order."""
         return Batch(self.image[indices], self.label[indices])
 

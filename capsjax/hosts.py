@@ -1,0 +1,99 @@
+"""Several processes, on one host or many, that train one network.
+
+``jax.distributed`` finds the processes under SLURM, Open MPI, Kubernetes and on TPU
+pods, and XLA adds up their gradients. Here is when that is asked for, which process
+writes, and how all agree on the step to stop after.
+"""
+
+import dataclasses
+import os
+import signal
+
+import jax
+from jax.experimental import multihost_utils
+
+from capsjax.interrupt import Interrupt
+
+
+class HostsError(Exception):
+    """The processes can't be brought together; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Hosts:
+    """How this process finds the others.
+
+    Attributes:
+        distributed: ``on``, ``off``, or ``auto``: on if an address is given or a
+            scheduler is found that started several processes.
+        coordinator_address: ``host:port`` of the process 0; the scheduler tells.
+        num_processes: How many there are; the scheduler tells.
+        process_id: Which one this is, from 0; the scheduler tells.
+        heartbeat_seconds: So long after the last sign of life of one process all others
+            are ended.
+    """
+
+    distributed: str = "auto"
+    coordinator_address: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+    heartbeat_seconds: int = 100
+
+
+def join(hosts: Hosts) -> None:
+    """Meets the other processes, if there are any; before any other use of JAX.
+
+    Raises:
+        HostsError: If that is asked for and can't be done.
+    """
+    told = (hosts.coordinator_address, hosts.num_processes, hosts.process_id)
+    if hosts.distributed == "off":
+        if any(value is not None for value in told):
+            raise HostsError(
+                "--distributed=off, but --coordinator_address, --num_processes or "
+                "--process_id is given."
+            )
+        return
+    if 0 < told.count(None) < len(told):
+        raise HostsError(
+            "--coordinator_address, --num_processes and --process_id go together: give "
+            "all of them, or none where a scheduler tells."
+        )
+    try:
+        jax.distributed.initialize(
+            *told, heartbeat_timeout_seconds=hosts.heartbeat_seconds
+        )
+    except (ValueError, RuntimeError) as error:
+        is_alone = "coordinator_address should be defined" in str(error)
+        if is_alone and hosts.distributed == "auto":
+            return
+        raise HostsError(
+            "there is no scheduler here that tells of other processes; give "
+            "--coordinator_address, --num_processes and --process_id."
+            if is_alone
+            else f"can't meet the other processes: {error}"
+        ) from error
+
+
+def is_writer() -> bool:
+    """Whether this process writes metrics, results and figures, and talks: only one."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def agree_to_stop(interrupt: Interrupt, turn: int) -> None:
+    """Lets a signal count only once all processes can stop after the same steps.
+
+    Args:
+        interrupt: What this process was told; ``interrupt.signal`` is set when all
+            stop, and not before.
+        turn: How often this was called, by every process alike.
+    """
+    if not jax.distributed.is_initialized():
+        interrupt.signal = interrupt.noted
+        return
+    if interrupt.noted is not None and not interrupt.is_passed_on:
+        # JAX has a handler of its own for this one, which tells the others.
+        interrupt.is_passed_on = True
+        os.kill(os.getpid(), signal.SIGTERM)
+    if multihost_utils.reached_preemption_sync_point(turn):
+        interrupt.signal = interrupt.noted or signal.SIGTERM
