@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from capsjax.hosts import is_writer, wait_for_all
 from capsjax.metrics import warn
 
 State = TypeVar("State")
@@ -237,13 +238,14 @@ class Checkpoints(Generic[State]):
         """Takes damaged steps out of the way of what is saved next, for inspection."""
         if self._read_only or not (steps := list(steps)):
             return
-        for step in steps:
+        for step in steps if is_writer() else ():
             aside = self._folder / f"damaged-{step}"
             try:
                 shutil.rmtree(aside, ignore_errors=True)
                 (self._folder / str(step)).rename(aside)
             except OSError as error:
                 raise _explained(f"can't set step {step} aside", error) from error
+        wait_for_all("damaged steps are out of the way")
         self._checkpointer.reload()
 
     def wait(self) -> None:

@@ -80,6 +80,12 @@ def is_writer() -> bool:
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
+def wait_for_all(what: str) -> None:
+    """Returns once every process has come to this point."""
+    if jax.distributed.is_initialized():
+        multihost_utils.sync_global_devices(what)
+
+
 def agree_to_stop(interrupt: Interrupt, turn: int) -> None:
     """Lets a signal count only once all processes can stop after the same steps.
 

@@ -34,7 +34,7 @@ from capsjax.data import (
 )
 from capsjax.evaluate import Metrics, evaluate, make_eval_step
 from capsjax.flags import UsageError, parse
-from capsjax.hosts import HostsError, agree_to_stop, is_writer, join
+from capsjax.hosts import HostsError, agree_to_stop, is_writer, join, wait_for_all
 from capsjax.interrupt import Interrupt, noticed
 from capsjax.metrics import MetricWriter, Progress, say, warn
 from capsjax.models import CapsNet, make_model
@@ -88,9 +88,10 @@ def train(
     is_alone = not jax.distributed.is_initialized()
     signals = (signal.SIGINT, signal.SIGTERM) if is_alone else (signal.SIGINT,)
     with noticed(signals) as interrupt, contextlib.ExitStack() as stack:
+        wait_for_all("checked")
         if is_writer():
             stack.enter_context(workdir.locked())
-        workdir.check(config)  # Again: what came first may have been another run.
+            workdir.check(config)  # Again: what came first may be another run.
         run = _Run(config, task, workdir, stack, interrupt)
         agree_to_stop(interrupt, run.num_chunks)
         while run.step < run.num_steps and interrupt.signal is None:

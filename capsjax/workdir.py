@@ -104,7 +104,9 @@ class Workdir:
                 fields that differ, or holds something that is not a run.
         """
         if not self.config.exists():
-            if self.checkpoints.exists() or self.metrics.exists():
+            # An empty folder is left by a process that was killed as it began.
+            has_saved = self.checkpoints.exists() and any(self.checkpoints.iterdir())
+            if has_saved or self.metrics.exists():
                 raise WorkdirError(
                     f"{self.path} holds checkpoints or metrics but no config.json: it "
                     "can't be told which run they are of. Choose another --workdir."

@@ -122,9 +122,8 @@ def whole(tmp_path_factory):
 
 
 def equal_to_rounding(one, other):
-    assert one.keys() == other.keys()
     for name, value in one.items():
-        if name.startswith(("25", "50")):
+        if name.startswith("50"):
             scale = np.abs(value).max() + 1e-30
             error = np.abs(np.asarray(value, float) - np.asarray(other[name], float))
             assert error.max() <= 2e-3 * scale, name
@@ -160,10 +159,10 @@ def test_when_one_is_killed_the_other_ends_and_a_restart_goes_on_exactly(whole):
     after_first_epoch(processes, workdir)
     processes[1].kill()
     killed = time.monotonic()
-    _, err = processes[0].communicate(timeout=HEARTBEAT + 60)
+    out, err = processes[0].communicate(timeout=HEARTBEAT + 60)
+    (workdir.parent / "killed.log").write_text(out + err)
     assert time.monotonic() - killed < HEARTBEAT + 20
     assert processes[0].returncode not in (0, 143)
-    print(err)
     ended(start_pair(workdir), 0)
     one, other = outcome(workdir), whole[1]
     assert one.keys() == other.keys()

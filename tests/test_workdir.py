@@ -50,6 +50,8 @@ def test_a_damaged_configuration_is_told(tmp_path, damaged):
 def test_a_folder_with_checkpoints_of_an_unknown_run_is_refused(tmp_path):
     workdir = Workdir(tmp_path)
     workdir.checkpoints.mkdir()
+    workdir.check(configs.Config())  # Killed as it began: nothing is lost.
+    (workdir.checkpoints / "5").mkdir()
     with pytest.raises(WorkdirError, match=r"no config\.json"):
         workdir.check(configs.Config())
 
