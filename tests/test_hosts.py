@@ -3,18 +3,18 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 from kill_and_resume import outcome
 
-from capsjax.hosts import Hosts, HostsError, is_writer, join
+from capsjax.hosts import Hosts, HostsError, join
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECIPE = (
@@ -37,7 +37,6 @@ HEARTBEAT = 10
     [
         (Hosts("off", num_processes=2), "--distributed=off, but"),
         (Hosts(process_id=1), "go together"),
-        (Hosts("on"), "there is no scheduler here"),
     ],
 )
 def test_what_does_not_go_together_is_told(hosts, told):
@@ -46,32 +45,70 @@ def test_what_does_not_go_together_is_told(hosts, told):
 
 
 def test_without_a_scheduler_a_process_is_alone():
-    join(Hosts())
-    join(Hosts("off"))
-    assert is_writer()
-    assert not jax.distributed.is_initialized()
+    # In processes of their own: this one has used JAX already.
+    code = "from capsjax.hosts import *; join(Hosts()); print(is_writer()); "
+    alone = python("-c", code + "join(Hosts('on'))")
+    out, err = alone.communicate()
+    assert out == "True\n"
+    assert "HostsError: there is no scheduler here" in err
 
 
-def start(workdir, *arguments):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    environment["JAX_COMPILATION_CACHE_DIR"] = str(workdir.parent / "cache")
+@pytest.mark.slow
+@pytest.mark.parametrize("scheduler", ["SLURM", "Open MPI"])
+def test_a_scheduler_tells_of_the_others(scheduler):
+    """Only its variables are simulated here: there is no scheduler to run."""
+    number = free_port() % 4096  # The port is made of the job's number.
+
+    def told(process):
+        if scheduler == "SLURM":
+            return {
+                "SLURM_JOB_ID": str(number),
+                "SLURM_STEP_NODELIST": "localhost",
+                "SLURM_NTASKS": "2",
+                "SLURM_PROCID": str(process),
+                "SLURM_LOCALID": str(process),
+            }
+        return {
+            "OMPI_MCA_orte_hnp_uri": f"{number * 4096}.0;tcp://127.0.0.1:1",
+            "OMPI_COMM_WORLD_SIZE": "2",
+            "OMPI_COMM_WORLD_RANK": str(process),
+            "OMPI_COMM_WORLD_LOCAL_RANK": str(process),
+        }
+
+    code = "import jax; from capsjax.hosts import *; join(Hosts()); "
+    code += "print(jax.process_count(), is_writer())"
+    pair = [python("-c", code, **told(process)) for process in range(2)]
+    printed = ended(pair, 0)
+    assert [out.splitlines()[-1] for out, _ in printed] == ["2 True", "2 False"]
+
+
+def python(*arguments, **environment):
+    own = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     return subprocess.Popen(
-        [
-            *(sys.executable, "-m", "capsjax.train", *RECIPE),
-            *(f"--workdir={workdir}", *arguments),
-        ],
+        [sys.executable, *arguments],
         cwd=ROOT,
-        env=environment,
+        env={**os.environ, **own, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def start_pair(workdir):
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def start(workdir, *arguments):
+    return python(
+        *("-m", "capsjax.train", *RECIPE, f"--workdir={workdir}", *arguments),
+        JAX_COMPILATION_CACHE_DIR=str(workdir.parent / "cache"),
+    )
+
+
+def start_pair(workdir):
+    port = free_port()
     return [
         start(
             workdir,
@@ -85,8 +122,8 @@ def start_pair(workdir):
     ]
 
 
-def start_one(workdir):
-    return [start(workdir, "--num_cpu_devices=4")]
+def start_one(workdir, devices):
+    return [start(workdir, f"--num_cpu_devices={devices}")]
 
 
 def ended(processes, code):
@@ -135,21 +172,28 @@ def equal_to_rounding(one, other):
 @pytest.mark.slow
 def test_two_processes_train_like_one_with_as_many_devices(whole):
     workdir = whole[0].parent / "one"
-    ended(start_one(workdir), 0)
+    ended(start_one(workdir, 4), 0)
     equal_to_rounding(outcome(workdir), whole[1])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("told", [0, 1])
-def test_all_stop_after_the_same_step_and_one_or_two_go_on(whole, told):
-    workdir = whole[0].parent / f"stopped{told}"
-    processes = start_pair(workdir)
-    after_first_epoch(processes, workdir)
+def test_all_stop_after_the_same_step_and_any_number_goes_on(whole, told):
+    stopped = whole[0].parent / f"stopped{told}"
+    processes = start_pair(stopped)
+    after_first_epoch(processes, stopped)
     processes[told].send_signal(signal.SIGTERM)
     printed = ended(processes, 143)
     assert "The same command goes on from there" in printed[0][0]
-    ended((start_one, start_pair)[told](workdir), 0)
-    equal_to_rounding(outcome(workdir), whole[1])
+    if told == 1:
+        ended(start_pair(stopped), 0)
+        equal_to_rounding(outcome(stopped), whole[1])
+        return
+    for devices in (1, 2, 8):
+        workdir = whole[0].parent / f"on{devices}"
+        shutil.copytree(stopped, workdir)
+        ended(start_one(workdir, devices), 0)
+        equal_to_rounding(outcome(workdir), whole[1])
 
 
 @pytest.mark.slow
