@@ -202,6 +202,7 @@ def test_when_one_is_killed_the_other_ends_and_a_restart_goes_on_exactly(whole):
     processes = start_pair(workdir)
     after_first_epoch(processes, workdir)
     processes[1].kill()
+    processes[1].communicate()
     killed = time.monotonic()
     out, err = processes[0].communicate(timeout=HEARTBEAT + 60)
     (workdir.parent / "killed.log").write_text(out + err)
