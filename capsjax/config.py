@@ -15,16 +15,25 @@ class Data:
     """Where images come from and how they vary.
 
     Attributes:
-        name: ``mnist``, a folder of IDX archives, or a name that TFDS knows.
-        num_validation: Training images kept for validation; 0 trains on all.
+        name: ``mnist``, ``multi_mnist``, ``expanded_mnist``, ``image_folder``, a folder
+            of IDX archives, or a name that TFDS knows.
+        path: The folder of an ``image_folder``, with one subfolder for each class.
+        image_size: Images are scaled to this height and width; 0 leaves them.
+        num_validation: Training images kept for validation; 0 trains on all, -1 keeps a
+            tenth.
         num_train: Trains on so many of the others only; 0 for all of them.
         max_shift: Training images are shifted by up to so many pixels per axis.
+        crop: The network sees squares of so many pixels, at a random place in training
+            and in the middle otherwise; 0 for whole images.
     """
 
     name: str = "mnist"
+    path: str = ""
+    image_size: int = 0
     num_validation: int = 5000
     num_train: int = 0
     max_shift: int = 2
+    crop: int = 0
 
 
 @dataclasses.dataclass
@@ -55,6 +64,8 @@ class Model:
     """The network of the paper; image size and class count come from the data.
 
     Attributes:
+        name: ``capsnet``, or ``cnn``, the paper's baseline, to which no other field but
+            ``dropout``, ``compute_dtype`` and ``initializers.bias`` applies.
         conv_features: Channels of the first convolution.
         conv_kernel: Its height and width, stride 1.
         primary_types: Kinds of primary capsules at each position.
@@ -71,9 +82,12 @@ class Model:
         stop_gradient: Whether the couplings are constants in the backward pass.
         decoder_features: Widths of the decoder's hidden layers.
         compute_dtype: ``float32``, or ``bfloat16`` for the operands of large products.
+        dropout: The share of the baseline's last hidden units that a training step
+            leaves out.
         initializers: How each weight starts.
     """
 
+    name: str = "capsnet"
     conv_features: int = 256
     conv_kernel: int = 9
     primary_types: int = 32
@@ -90,6 +104,7 @@ class Model:
     stop_gradient: bool = False
     decoder_features: tuple[int, ...] = (512, 1024)
     compute_dtype: str = "float32"
+    dropout: float = 0.5
     initializers: Initializers = dataclasses.field(default_factory=Initializers)
 
 
@@ -162,6 +177,9 @@ class Config:
         bad_numbers: What happens at a loss, gradient or update that is not finite, and
             so is not applied: ``stop`` ends the run, ``skip`` goes on with the next
             batch.
+        stop_at: The run ends with the first epoch whose validation accuracy is at least
+            this; 0 to train for all epochs.
+        max_gigabytes: A run that would need more memory is refused.
         tensorboard: Whether metrics are also written for TensorBoard.
         data: Where images come from.
         model: The network.
@@ -177,6 +195,8 @@ class Config:
     eval_batch_size: int = 200
     steps_per_dispatch: int = 11
     bad_numbers: str = "stop"
+    stop_at: float = 0.0
+    max_gigabytes: float = 16.0
     tensorboard: bool = False
     data: Data = dataclasses.field(default_factory=Data)
     model: Model = dataclasses.field(default_factory=Model)
@@ -186,7 +206,9 @@ class Config:
 
 # A run may go on with other values of these; a change of any other field is another
 # run.
-CHANGEABLE = ("num_epochs", "eval_batch_size", "bad_numbers", "tensorboard")
+CHANGEABLE = (
+    *("num_epochs", "eval_batch_size", "bad_numbers", "max_gigabytes", "tensorboard"),
+)
 
 
 class ConfigError(ValueError):
@@ -206,6 +228,8 @@ def validate(config: Config) -> None:
     for field in ("experiment", "variant"):
         _require(config, field, _is_plain, "letters, digits, '-', '_' and '.'")
     _require_one_of(config, "bad_numbers", ("stop", "skip"))
+    _require(config, "stop_at", lambda v: 0 <= v <= 1, "from 0 to 1")
+    _require(config, "max_gigabytes", lambda v: v > 0, "above 0")
     data, model, loss, optimizer = (
         config.data,
         config.model,
@@ -213,7 +237,8 @@ def validate(config: Config) -> None:
         config.optimizer,
     )
     _require(data, "name", bool, "the name of a data set or a folder")
-    for field in ("num_validation", "num_train", "max_shift"):
+    _require(data, "num_validation", lambda v: v >= -1, "at least 0, or -1")
+    for field in ("image_size", "num_train", "max_shift", "crop"):
         _require(data, field, lambda v: v >= 0, "at least 0")
     for field in (
         *("conv_features", "conv_kernel", "primary_types", "primary_dim"),
@@ -225,7 +250,9 @@ def validate(config: Config) -> None:
     _require(
         model, "decoder_features", lambda v: all(n >= 1 for n in v), "integers above 0"
     )
+    _require_one_of(model, "name", ("capsnet", "cnn"))
     _require_one_of(model, "compute_dtype", ("float32", "bfloat16"))
+    _require(model, "dropout", lambda v: 0 <= v < 1, "at least 0, below 1")
     for field in ("present", "absent"):
         _require(loss, field, lambda v: 0 <= v <= 1, "from 0 to 1")
     _require(

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, Int32, Shaped, UInt8
+from jaxtyping import Bool, Int, Int32, UInt8
 
 
 class DatasetError(ValueError):
@@ -16,11 +16,14 @@ class Batch(NamedTuple):
 
     Attributes:
         image: Pixels from 0 to 255; ``augment.scale_to_unit`` makes them floats.
-        label: The class of each image, or ``[*batch n]`` with 1 for each class shown.
+        label: The class of each image, or ``[*batch n]``, true for each class shown.
+        source: Where several classes overlap, what each looks like alone, in the order
+            of the classes.
     """
 
     image: UInt8[Any, "*batch h w c"]
-    label: Int32[Any, "*batch"] | Shaped[Any, "*batch n"]
+    label: Int32[Any, "*batch"] | Bool[Any, "*batch n"]
+    source: UInt8[Any, "*batch s h w c"] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,8 +33,11 @@ class Dataset:
     Attributes:
         name: What the data set is called in messages.
         image: Pixels from 0 to 255, uint8 ``[n h w c]``.
-        label: Index into ``class_names`` of what each image shows, int32 ``[n]``.
+        label: Index into ``class_names`` of what each image shows, int32 ``[n]``; or,
+            where it shows several, bool ``[n classes]``.
         class_names: One name for each class.
+        source: Where each image shows the same number of classes, what each looks like
+            alone, in the order of the classes: uint8 ``[n s h w c]``.
 
     Raises:
         DatasetError: There is no image, the arrays have another type or rank, their
@@ -43,10 +49,16 @@ class Dataset:
     image: np.ndarray = dataclasses.field(repr=False)
     label: np.ndarray = dataclasses.field(repr=False)
     class_names: tuple[str, ...]
+    source: np.ndarray | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self):
         _check_array(self.name, "image", self.image, np.uint8, "n h w c")
-        _check_array(self.name, "label", self.label, np.int32, "n")
+        if self.is_multi_label:
+            _check_array(self.name, "label", self.label, np.bool_, "n classes")
+        else:
+            _check_array(self.name, "label", self.label, np.int32, "n")
+        if self.source is not None:
+            _check_array(self.name, "source", self.source, np.uint8, "n s h w c")
         if len(self.image) != len(self.label):
             raise DatasetError(
                 f"data set {self.name!r} has {len(self.image)} images and "
@@ -58,8 +70,16 @@ class Dataset:
                 f"{self.image.shape}, and every axis must be at least 1"
             )
         self._check_labels()
+        self._check_source()
 
     def _check_labels(self):
+        if self.is_multi_label:
+            if self.label.shape[1] != self.num_classes:
+                raise DatasetError(
+                    f"data set {self.name!r} has labels of {self.label.shape[1]} "
+                    f"classes and {self.num_classes} class names"
+                )
+            return
         is_wrong = (self.label < 0) | (self.label >= self.num_classes)
         if is_wrong.any():
             index = int(is_wrong.argmax())
@@ -69,8 +89,30 @@ class Dataset:
                 f"to {self.num_classes - 1}"
             )
 
+    def _check_source(self):
+        if self.source is None:
+            return
+        n, s, *shape = self.source.shape
+        expected = (len(self), self.image_shape)
+        if (n, tuple(shape)) != expected or not self.is_multi_label:
+            raise DatasetError(
+                f"data set {self.name!r}: source is of the shape {self.source.shape}, "
+                f"which does not fit images of {self.image.shape} and labels of "
+                f"{self.label.shape}"
+            )
+        if (self.label.sum(axis=1) != s).any():
+            raise DatasetError(
+                f"data set {self.name!r}: there are {s} sources for each image, so "
+                f"each must show {s} classes"
+            )
+
     def __len__(self) -> int:
         return len(self.image)
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image may show several classes."""
+        return self.label.dtype == np.bool_
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -85,12 +127,12 @@ class Dataset:
 
     def batch(self, indices: Int[np.ndarray, "*batch"]) -> Batch:
         """Returns the images and labels at ``indices``, in their order."""
-        return Batch(self.image[indices], self.label[indices])
+        source = None if self.source is None else self.source[indices]
+        return Batch(self.image[indices], self.label[indices], source)
 
     def subset(self, indices: Int[np.ndarray, " m"]) -> "Dataset":
         """Returns a data set of the images at ``indices``, in their order."""
-        image, label = self.batch(indices)
-        return dataclasses.replace(self, image=image, label=label)
+        return dataclasses.replace(self, **self.batch(indices)._asdict())
 
 
 def _check_array(
