@@ -6,9 +6,9 @@
     python benchmarks/routing.py --grow --figure growth.png --json growth.jsonl
 
 Tables in Markdown go to stdout. All programs are compiled first; then each repeat runs
-every program once, so that other work on the machine disturbs all alike. Compare rows
-of one run only, by "times faster": the median over the repeats of the plain loop's time
-divided by the form's own.
+every program, so that other work on the machine disturbs all alike: twice, of which the
+second is timed, when its memory is at hand. Compare rows of one run only, by "times
+faster": the median over the repeats of the plain loop's time divided by the form's own.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 
 from capsjax.routings import DynamicRouting
@@ -143,13 +144,12 @@ def compile_program(form: Form, problem: Problem, *, backward: bool) -> Program:
 
 
 def measure(programs: dict[Any, Program], repeats: int) -> dict[Any, list[float]]:
-    """Milliseconds of every program, interleaved, after one run that is not counted."""
+    """Milliseconds of every program, interleaved."""
     times: dict[Any, list[float]] = {name: [] for name in programs}
-    for repeat in range(repeats + 1):
+    for _ in range(repeats):
         for name, program in programs.items():
-            elapsed = program.milliseconds()
-            if repeat:
-                times[name].append(elapsed)
+            program.milliseconds()
+            times[name].append(program.milliseconds())
     return times
 
 
@@ -184,6 +184,7 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
         "device": f"{device.platform}: {device.device_kind}",
         "cores": len(os.sched_getaffinity(0)),
     }
@@ -203,6 +204,7 @@ def compare_forms(problem: Problem, repeats: int) -> Iterable[dict[str, Any]]:
         work = FORMS[name].multiplications(problem, backward=backward)
         yield {
             "form": name,
+            "dtype": FORMS[name].dtype,
             "backward": backward,
             "problem": problem._asdict(),
             "median_ms": statistics.median(own),
@@ -259,7 +261,8 @@ def grow(problem: Problem, repeats: int) -> Iterable[dict[str, Any]]:
     machine = measure_machine(repeats)
     for axis in Problem._fields:
         base = getattr(problem, axis)
-        sizes = (2, 3, 5, 9) if axis == "rounds" else [base // 4, base // 2, base]
+        sizes = [base // 4, base // 2, base, 2 * base]
+        sizes = (2, 3, 5, 9) if axis == "rounds" else sizes
         programs = {
             (name, size): compile_program(
                 FORMS[name], problem._replace(**{axis: size}), backward=True
@@ -296,7 +299,7 @@ def curves(records: list[dict[str, Any]], value: str):
 
 def print_growth(records: list[dict[str, Any]]) -> None:
     def rows():
-        columns = ("median_ms", "temporary_bytes", "limit_ms")
+        columns = ("median_ms", "temporary_bytes", "limit_ms", "compile_seconds")
         for parts in zip(*(curves(records, name) for name in columns), strict=True):
             axis, form, sizes, ms = parts[0]
             megabytes = [t / 1e6 for t in parts[1][3]]
@@ -306,12 +309,13 @@ def print_growth(records: list[dict[str, Any]]) -> None:
             ]
             numbers = (sizes, ms, megabytes, reached)
             lists = [", ".join(f"{n:.0f}" for n in x) for x in numbers]
+            lists.append(", ".join(f"{n:.1f}" for n in parts[3][3]))
             yield " | ".join([axis, form, *lists, *(f"{x:.2f}" for x in slopes)])
 
     print("Cost is about size ** slope, forward + backward.\n")
     print_table(
         "axis | form | sizes | ms | temporary MB | of the product's rate, % "
-        "| slope, ms | slope, MB",
+        "| compile s | slope, ms | slope, MB",
         rows(),
     )
 

@@ -250,7 +250,9 @@ def add_limits(results):
     # A peer does not say how much its work is: it is that of ours.
     for result in results:
         same = {"work": result["options"]["work"]}
-        known = next(r for r in results if same.items() <= r["options"].items())
+        known = next(
+            (r for r in results if same.items() <= r["options"].items()), result
+        )
         scale = result.get("images", 1) / known.get("images", 1)
         result["multiplications"] = scale * known.get("multiplications", 0)
         result["bytes"] = scale * known.get("bytes", 0)
@@ -322,8 +324,12 @@ def run(table, batch, arguments):
 
 def machine():
     cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
-    python = platform.python_version()
-    return f"Python {python}, {cores} cores of {platform.machine()}, load {load:.1f}"
+    python, processor = platform.python_version(), platform.machine()
+    about = pathlib.Path("/proc/cpuinfo")
+    for line in about.read_text().splitlines() if about.exists() else ():
+        if line.startswith("model name"):
+            processor = line.split(": ")[1]
+    return f"Python {python}, {cores} cores of {processor}, load {load:.1f}"
 
 
 def check(arguments):

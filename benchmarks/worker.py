@@ -189,7 +189,7 @@ def decoder(arguments):
 
 
 def adam(arguments):
-    """Updates in place, as the step does."""
+    """Updates in place if all is finite, as the step does."""
     _, optimizer, state = make_state(make_config(arguments))
     grads = jax.tree.map(jnp.ones_like, state.params)
 
@@ -197,7 +197,10 @@ def adam(arguments):
     def update(held, grads):
         params, opt_state = held
         updates, opt_state = optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
+        new = optax.apply_updates(params, updates), opt_state
+        squares = [jnp.sum(x**2) for x in jax.tree.leaves((grads, updates))]
+        is_finite = jnp.isfinite(jnp.stack(squares)).all()
+        return jax.tree.map(functools.partial(jnp.where, is_finite), new, held)
 
     held = state.params, state.opt_state
     _, work = call_of(update, (held, grads), arguments)

@@ -11,6 +11,8 @@ import jax
 
 from capsjax.metrics import say
 
+_MOST_BYTES = 2**30  # The programs used least recently make room.
+
 
 def keep_compiled_programs() -> None:
     """Turns on JAX's compilation cache in ``~/.cache/capsjax``; for a ``main`` only.
@@ -33,7 +35,10 @@ def keep_compiled_programs() -> None:
         say(f"compiled programs are not kept: can't write {folder}: {error}")
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    if "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ:
+        jax.config.update("jax_compilation_cache_max_size", _MOST_BYTES)
 
 
 def _machine() -> str:

@@ -114,10 +114,10 @@ def _choose_form(batch, kernel_shape, outputs, strides, is_prepared) -> str:
     fewest = 100 if is_prepared else 300
     if channels < 8 or batch * math.prod(outputs) < fewest or taps == 1:
         return "patches"
-    # XLA's own is slow for large windows, and in the gradient of strides.
-    little_to_save = channels < 32 and height * width <= 25
-    little_to_save |= is_prepared and taps == 2
-    if little_to_save and (is_prepared or max(strides) == 1):
+    # XLA's own is slow in the gradient of strides, and for large windows.
+    has_fast_gradient = is_prepared or max(strides) == 1
+    is_small = channels < 32 and height * width <= 25
+    if has_fast_gradient and (is_small or (is_prepared and taps == 2)):
         return "ordinary"
     return "tiles"
 
@@ -193,7 +193,8 @@ def conv_general_dilated(
         preferred_element_type: Left to JAX.
         compute_dtype: Type of the numbers that are multiplied, ``float32`` or
             ``bfloat16``; by default that of ``lhs``. Sums are float32, and so are the
-            result and the gradients of float32 images.
+            result and the gradients of float32 images; only where XLA's own convolution
+            is taken are bfloat16's gradients rounded to bfloat16 once they are summed.
 
     Returns:
         What JAX returns, to within rounding.

@@ -1,7 +1,6 @@
 """The figures of one run, in its folder ``figures/``: of which images, and what."""
 
 import dataclasses
-import json
 import pathlib
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from capsjax.routings.routed import cast_votes
 from capsjax.run import Prediction, Run
 
 _NUM_STEPS = 11
+_MOST_MISTAKES = 20
 
 
 class Coupling(NamedTuple):
@@ -32,8 +32,13 @@ class Coupling(NamedTuple):
 
     @property
     def entropy(self) -> Float[np.ndarray, "round n i"]:
-        """Entropy of each primary capsule's couplings, in bits."""
+        """Entropy of each primary capsule's couplings, in bits.
+
+        What the routing gives to none of the classes is one coupling more.
+        """
         c = np.asarray(self.coupling, np.float64)
+        none = np.clip(1 - c.sum(-1, keepdims=True), 0, 1)
+        c = np.concatenate([c, none], axis=-1)
         return -np.sum(c * np.log2(np.where(c > 0, c, 1)), axis=-1)
 
 
@@ -99,6 +104,9 @@ def draw(
     image = dataset.image / np.float32(255)
     predicted, length, pose = prediction
     folder.mkdir(exist_ok=True)
+    for old in folder.glob("*.png"):  # Of another network, perhaps of other classes.
+        old.unlink()
+    can_draw = run.config.loss.reconstruction_weight > 0
     written = []
 
     def save(name: str, figure: Any) -> None:
@@ -109,33 +117,33 @@ def draw(
         return [names[k] for k in labels]
 
     save("samples", plots.samples(image[:30], named(dataset.label[:30])))
-    first = slice(0, 10)
-    drawn = run.draw(pose[first], predicted[first])
-    told = named(dataset.label[first]), named(predicted[first])
-    save("reconstructions", plots.reconstructions(image[first], drawn, *told))
+    if can_draw:
+        first = slice(0, 10)
+        drawn = run.draw(pose[first], predicted[first])
+        told = named(dataset.label[first]), named(predicted[first])
+        save("reconstructions", plots.reconstructions(image[first], drawn, *told))
     save("confusion", plots.confusion(confusion, names))
-    lines = map(json.loads, run.workdir.metrics.read_text().splitlines())
-    lines = [line for line in lines if line["kind"] != "test"]
-    save("training", plots.training_curves(lines))
+    save("training", plots.training_curves(*_curves(run.workdir.read_metrics())))
 
-    # The wrong ones, most confident first.
-    wrong = np.flatnonzero(predicted != dataset.label)
-    wrong = wrong[np.argsort(-length[wrong].max(-1), kind="stable")][:20]
+    all_wrong = np.flatnonzero(predicted != dataset.label)
+    most_confident = np.argsort(-length[all_wrong].max(-1), kind="stable")
+    wrong = all_wrong[most_confident][:_MOST_MISTAKES]
     two = np.argsort(-length[wrong], axis=-1, kind="stable")[:, :2]
-    drawn = [run.draw(pose[wrong], two[:, k]) for k in (0, 1)]
+    drawn = [run.draw(pose[wrong], two[:, k]) for k in (0, 1)] if can_draw else None
     figure = plots.mistakes(
         image[wrong],
-        np.stack(drawn, axis=1),
+        None if drawn is None else np.stack(drawn, axis=1),
         [named(pair) for pair in two],
         np.take_along_axis(length[wrong], two, axis=-1),
         named(dataset.label[wrong]),
+        title=f"{len(wrong)} of {len(all_wrong)} mistakes, most confident first",
     )
     save("mistakes", figure)
 
     # The first of each class that was got right.
     right = np.where(predicted == dataset.label, dataset.label, -1)
     examples = [np.flatnonzero(right == k)[0] for k in range(len(names)) if k in right]
-    for n in examples:
+    for n in examples if can_draw else ():
         label = int(dataset.label[n])
         for limit in (0.5, 0.25):
             limits = {"low": -limit, "high": limit}
@@ -145,13 +153,30 @@ def draw(
 
     some = couplings(run, image[: min(64, len(image))])
     entropy = some.entropy.reshape(len(some.entropy), -1)
-    save("entropy", plots.coupling_entropy(entropy, num_classes=len(names)))
+    choices = len(names) + run.config.model.none_of_the_above
+    save("entropy", plots.coupling_entropy(entropy, num_classes=choices))
     if examples:
         shown = image[examples]
         maps, extent = _by_position(run, couplings(run, shown).share)
         titles = named(dataset.label[examples])
         save("couplings", plots.coupling_maps(shown, maps, titles, extent=extent))
     return written
+
+
+def _curves(lines: list[dict[str, Any]]) -> list[np.ndarray]:
+    """Epoch, loss and accuracy of the lines of training, and of validation."""
+    last = {line["epoch"]: line["step"] for line in lines}
+    per_epoch = max(step / epoch for epoch, step in last.items())
+    return [
+        np.array(
+            [
+                (line["step"] / per_epoch, line["loss"], line["accuracy"])
+                for line in lines
+                if line["kind"] == kind
+            ]
+        ).reshape(-1, 3)
+        for kind in ("train", "validation")
+    ]
 
 
 def _by_position(

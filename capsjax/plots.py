@@ -113,24 +113,28 @@ def tweaks(
     return figure
 
 
-def training_curves(lines: Sequence[Mapping[str, Any]]) -> Figure:
-    """Loss and error rate over the epochs, of the lines of ``metrics.jsonl``."""
+def training_curves(
+    train: Float[Any, "n three"], validation: Float[Any, "m three"]
+) -> Figure:
+    """Loss and error rate over the epochs.
+
+    Args:
+        train: Epoch, loss and accuracy (0 to 1) of some training images, a row each.
+        validation: The same of the validation images.
+    """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     loss_axes, error_axes = figure.subplots(1, 2)
-    last = {line["epoch"]: line["step"] for line in lines}
-    per_epoch = max(step / epoch for epoch, step in last.items())
-    for kind, marker, colour, style in (
-        ("train", "", COLOURS[0], "-"),
-        ("validation", "o", COLOURS[1], "--"),
+    for label, rows, marker, colour, style in (
+        ("train", train, "", COLOURS[0], "-"),
+        ("validation", validation, "o", COLOURS[1], "--"),
     ):
-        own = [line for line in lines if line["kind"] == kind]
-        epochs = [line["step"] / per_epoch for line in own]
+        epoch, loss, accuracy = np.asarray(rows, np.float64).reshape(-1, 3).T
         how: Any = {"marker": marker, "color": colour, "linestyle": style}
-        how |= {"label": kind, "linewidth": 1}
-        loss_axes.semilogy(epochs, [line["loss"] for line in own], **how)
-        wrong = [100 * (1 - line["accuracy"]) for line in own]
-        # A chunk without an error has no place on a logarithmic axis.
-        error_axes.semilogy(epochs, [x or np.nan for x in wrong], **how)
+        how |= {"label": label, "linewidth": 1}
+        loss_axes.semilogy(epoch, loss, **how)
+        # Images without an error have no place on a logarithmic axis.
+        wrong = np.where(accuracy < 1, 100 * (1 - accuracy), np.nan)
+        error_axes.semilogy(epoch, wrong, **how)
     loss_axes.set(xlabel="epoch", ylabel="loss")
     error_axes.set(xlabel="epoch", ylabel="wrong, %")
     for axes in (loss_axes, error_axes):
@@ -190,31 +194,38 @@ def confusion(count: Int[Any, "n n"], class_names: Sequence[str]) -> Figure:
 
 def mistakes(
     image: Float[Any, "n h w c"],
-    drawn: Float[Any, "n two h w c"],
+    drawn: Float[Any, "n two h w c"] | None,
     name: Sequence[Sequence[str]],
     length: Float[Any, "n two"],
     label: Sequence[str],
+    *,
+    title: str = "",
 ) -> Figure:
     """Images that were got wrong, and what their two longest capsules draw.
 
     Args:
         image: The images.
-        drawn: Reconstructions of the longest and the second longest capsule.
+        drawn: Reconstructions of the longest and the second longest capsule; None if
+            there is no decoder that has learnt to.
         name: The classes of the two.
         length: Their lengths.
         label: What it should have been.
+        title: Over all of them.
     """
     figure = Figure(figsize=(5, 1 + 1.5 * len(image)), layout="constrained")
+    figure.suptitle(title, fontsize=10)
     grid = figure.subplots(max(1, len(image)), 3, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    rows = zip(grid, image, drawn, name, length, label, strict=False)
-    for row, one, two, names, lengths, own in rows:
+    rows = zip(grid, image, name, length, label, strict=False)
+    for n, (row, one, names, lengths, own) in enumerate(rows):
         _show(row[0], one)
         row[0].set_title(f"label {own}", fontsize=9)
-        pairs = zip(row[1:], two, names, lengths, strict=True)
-        for axes, redrawn, told, long in pairs:
-            _show(axes, redrawn)
+        for k, (axes, told, long) in enumerate(
+            zip(row[1:], names, lengths, strict=True)
+        ):
+            if drawn is not None:
+                _show(axes, drawn[n, k])
             right = told == own
             axes.set_title(
                 f"as {told}: {long:.2f}" + " (right)" * right,
@@ -266,7 +277,7 @@ def coupling_maps(
     Args:
         image: The images, one a column.
         share: What the capsules at each position give to the winner, for each round (a
-            row).
+            row), at least 0.
         title: Over each column.
         extent: Left, right, bottom and top of the positions, in pixels of the image.
     """

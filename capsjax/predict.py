@@ -1,8 +1,9 @@
 """What a trained network sees: ``python -m capsjax.predict --workdir DIR image.png``.
 
 A grey network gets the image as MNIST's were made: light strokes on a dark ground, the
-longer side of what is drawn 20 of 28 pixels, the centre of mass in the middle. A colour
-network gets the middle of the image, scaled.
+longer side of what is drawn 20 of 28 pixels, the centre of mass in the middle. Where it
+is not plain whether it is dark on light, both are tried, and the longer capsule counts.
+A colour network gets the middle of the image, scaled.
 """
 
 import argparse
@@ -32,7 +33,11 @@ _FAINTEST = 0.1
 
 
 class ImageError(ValueError):
-    """An image can't be read, or not be told apart from its ground."""
+    """An image can't be read."""
+
+
+class UnclearGroundError(ImageError):
+    """It is not plain what is drawn, and what is the ground."""
 
 
 def read_image(path: str | pathlib.Path) -> Image.Image:
@@ -93,11 +98,12 @@ def fit_image(
             brightness of its edge.
 
     Raises:
-        ImageError: If ``invert`` is None and the edge is neither dark nor light.
+        UnclearGroundError: If ``invert`` is None and the edge is neither dark nor
+            light.
     """
     height, width, channels = image_shape
     if channels not in (1, 3):
-        raise ImageError(f"this network is for images of {channels} channels")
+        raise ImageError(f"this network is for images of {channels} channels.")
     if channels == 1:
         grey = np.asarray(image.convert("L"), np.float32) / 255
         return _like_mnist(grey, (height, width), invert=invert)[..., None]
@@ -111,9 +117,9 @@ def _like_mnist(
     ground = float(np.median(edge))
     if invert is None:
         if 0.4 < ground < 0.6:
-            raise ImageError(
+            raise UnclearGroundError(
                 "it is not plain whether this is drawn dark on light or light on dark "
-                f"(the edge's brightness is {ground:.0%}); say --invert or --no-invert"
+                f"(the edge's brightness is {ground:.0%}); say which by invert"
             )
         invert = ground > 0.5
     ink = ground - grey if invert else grey - ground
@@ -190,32 +196,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line: predicts, and returns the exit code."""
     arguments = _parser().parse_args(argv)
     try:
-        read = [read_image(path) for path in arguments.images]
         keep_compiled_programs()
         run = load_run(arguments.workdir)
-        fitted = []
-        for path, image in zip(arguments.images, read, strict=True):
-            try:
-                fitted.append(
-                    fit_image(image, run.image_shape, invert=arguments.invert)
-                )
-            except ImageError as error:
-                raise ImageError(f"{path}: {error}.") from error
-    except (ImageError, WorkdirError, CheckpointError) as error:
-        print(f"capsjax.predict: error: {error}", file=sys.stderr)
-        return 1
-    told = verdicts(run, run.predict(np.stack(fitted)))
-    told = [{"file": f, **v} for f, v in zip(arguments.images, told, strict=True)]
+    except (WorkdirError, CheckpointError) as error:
+        return _fail(error)
+    # One after the other, so that large ones need not fit in memory together.
+    answers = [_answer(run, path, arguments.invert) for path in arguments.images]
+    told = [answer for answer in answers if answer is not None]
     if arguments.json:
         print(json.dumps(told, indent=2))
-        return 0
-    wide = max(len("image"), *(len(line["file"]) for line in told))
-    print(f"{'image':{wide}}  longest capsules    answer")
-    for line in told:
-        longest = list(line["lengths"].items())[:3]
-        lengths = "  ".join(f"{name} {length:.2f}" for name, length in longest)
-        print(f"{line['file']:{wide}}  {lengths:18}  {line['verdict']}")
-    return 0
+    elif told:
+        wide = max(len("image"), *(len(line["file"]) for line in told))
+        print(f"{'image':{wide}}  longest capsules    answer")
+        for line in told:
+            longest = list(line["lengths"].items())[:3]
+            lengths = "  ".join(f"{name} {length:.2f}" for name, length in longest)
+            print(f"{line['file']:{wide}}  {lengths:18}  {line['verdict']}")
+    return int(len(told) < len(answers))
+
+
+def _answer(run: Run, path: str, invert: bool | None) -> dict[str, Any] | None:
+    """What is told of an image; None, with a line that says why, if it can't be."""
+    try:
+        image = read_image(path)
+        try:
+            fitted = [fit_image(image, run.image_shape, invert=invert)]
+        except UnclearGroundError:
+            both = (True, False)
+            fitted = [fit_image(image, run.image_shape, invert=i) for i in both]
+    except ImageError as error:
+        _fail(error)
+        return None
+    told = verdicts(run, run.predict(np.stack(fitted)))
+    return {"file": path, **max(told, key=lambda one: max(one["lengths"].values()))}
+
+
+def _fail(error: Exception) -> int:
+    print(f"capsjax.predict: error: {error}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

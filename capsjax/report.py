@@ -6,17 +6,17 @@ agree in everything but the seed.
 """
 
 import argparse
-import json
 import pathlib
 import statistics
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from capsjax import config as configs
 from capsjax.workdir import Workdir, WorkdirError, differences
 
 # What does not change what is learnt.
-_INDIFFERENT = ("seed", "eval_batch_size", "tensorboard")
+_INDIFFERENT = ("seed", "eval_batch_size", "max_gigabytes", "tensorboard")
 
 
 class Finished(NamedTuple):
@@ -50,13 +50,12 @@ def read_run(path: str | pathlib.Path) -> Finished:
         WorkdirError: If there is none in the folder, or it has not ended.
     """
     workdir = Workdir(path)
-    if not workdir.config.exists():
-        raise WorkdirError(f"{path} holds no run: there is no config.json in it.")
+    # With the defaults of the fields that were invented after it was written.
+    config = configs.to_dict(workdir.read_config())
     if not workdir.result.exists():
         raise WorkdirError(f"{path} has not ended: there is no result.json in it.")
-    config, result = (workdir.read_json(p) for p in (workdir.config, workdir.result))
+    result, lines = workdir.read_json(workdir.result), workdir.read_metrics()
     try:
-        lines = map(json.loads, workdir.metrics.read_text().splitlines())
         run = Finished(
             path=pathlib.Path(path),
             recipe="-".join(filter(None, (config["experiment"], config["variant"]))),
@@ -72,7 +71,7 @@ def read_run(path: str | pathlib.Path) -> Finished:
             ],
         )
         is_extended = result["num_epochs"] < config["num_epochs"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise WorkdirError(f"{path} is damaged: {error!r}.") from error
     if is_extended:
         raise WorkdirError(f"{path} has not ended: it goes on for more epochs.")

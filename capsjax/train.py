@@ -317,9 +317,8 @@ class _Run:
     def _train_chunk(self) -> dict[str, float]:
         """Takes the next steps and writes down the mean metrics of the good ones."""
         steps = self._next_chunk()
-        program, batches = self._compiled(steps), self._batches(steps)
-        started = time.monotonic()
-        self.state, outcome = program(self.state, spread(batches))
+        program, started = self._compiled(steps), time.monotonic()
+        self.state, outcome = program(self.state, spread(self._batches(steps)))
         is_finite = np.asarray(outcome.is_finite)
         self.step = steps.stop
         is_good = np.all(is_finite, axis=-1)

@@ -158,6 +158,21 @@ class Workdir:
         except (OSError, ValueError) as error:
             raise WorkdirError(f"can't read {path}: {error}.") from error
 
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Reads the lines of ``metrics.jsonl``, without one that a crash tore.
+
+        Raises:
+            WorkdirError: If there are none, or they can't be read.
+        """
+        try:
+            *lines, _ = self.metrics.read_text().split("\n")
+            read = [json.loads(line) for line in lines]
+        except (OSError, ValueError) as error:
+            raise WorkdirError(f"can't read {self.metrics}: {error}.") from error
+        if not read:
+            raise WorkdirError(f"{self.metrics} has no line yet.")
+        return read
+
 
 def default_path(config: configs.Config) -> pathlib.Path:
     """``runs/<experiment>-<variant>-seed<seed>``."""

@@ -24,6 +24,8 @@ FORMS = (
     ("tiles", jnp.bfloat16),
     ("patches", np.float32),
     ("patches", jnp.bfloat16),
+    ("ordinary", np.float32),
+    ("ordinary", jnp.bfloat16),
 )
 
 # image, kernel, strides, padding
@@ -147,6 +149,7 @@ def test_primary_capsules_are_exact_at_the_paper_s_own_size(key, batch):
 CHOSEN = {
     "tiles": "primary capsules",
     "patches": "first layer, colour",
+    "ordinary": "one tile, stride 1",
 }
 
 

@@ -47,8 +47,8 @@ def test_nothing_wrong_is_a_figure_too(tmp_path):
 
 
 def test_curves_of_a_run_without_validation_or_errors():
-    line = {"kind": "train", "step": 5, "epoch": 1, "loss": 0.1, "accuracy": 1.0}
-    figure = plots.training_curves([line, line | {"step": 10, "accuracy": 0.5}])
+    train = np.array([(0.5, 0.1, 1.0), (1.0, 0.1, 0.5)])
+    figure = plots.training_curves(train, np.zeros((0, 3)))
     loss, wrong = figure.axes
     np.testing.assert_allclose(loss.lines[0].get_xdata(), [0.5, 1])
     np.testing.assert_allclose(wrong.lines[0].get_ydata(), [np.nan, 50])

@@ -62,7 +62,7 @@ def test_what_is_said_of_the_ground_holds():
 
 def test_a_ground_in_between_is_asked_about():
     grey = Image.new("RGB", (50, 50), (128, 128, 128))
-    with pytest.raises(predict.ImageError, match=r"50%.*--invert or --no-invert"):
+    with pytest.raises(predict.UnclearGroundError, match=r"50%.*say which by invert"):
         predict.fit_image(grey, SHAPE)
     assert predict.fit_image(grey, SHAPE, invert=True).max() == 0
 
@@ -144,17 +144,28 @@ def test_the_command_prints_a_table_or_json(tiny_run, tmp_path, capsys):
 @pytest.mark.slow
 def test_errors_name_the_file(tiny_run, tmp_path, capsys):
     (tmp_path / "text.png").write_text("no image")
-    Image.new("RGB", (50, 50), (128, 128, 128)).save(tmp_path / "grey.png")
+    drawing().save(tmp_path / "good.png")
+    good = str(tmp_path / "good.png")
     for name, message in (
         ("text.png", "not an image"),
         ("missing.png", "No such file"),
-        ("grey.png", "--invert or --no-invert"),
     ):
         path = str(tmp_path / name)
-        assert predict.main(["--workdir", str(tiny_run), path]) == 1
-        error = capsys.readouterr().err
+        assert predict.main(["--workdir", str(tiny_run), path, good]) == 1
+        out, error = capsys.readouterr()
         assert path in error
         assert message in error
-    drawing().save(tmp_path / "good.png")
-    assert predict.main(["--workdir", "nowhere", str(tmp_path / "good.png")]) == 1
+        assert good in out  # One bad image does not take away the others' answers.
+    assert predict.main(["--workdir", "nowhere", good]) == 1
     assert "nowhere holds no run" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_where_the_ground_is_not_plain_the_longer_capsule_counts(tiny_run, tmp_path):
+    image = drawing(ground="white").point(lambda value: 128 if value > 128 else 60)
+    image.save(tmp_path / "grey.png")
+    run = load_run(tiny_run)
+    both = [predict.fit_image(image, SHAPE, invert=invert) for invert in (True, False)]
+    longest = run.predict(np.stack(both)).length.max()
+    told = predict._answer(run, str(tmp_path / "grey.png"), None)
+    assert max(told["lengths"].values()) == pytest.approx(longest, abs=1e-4)

@@ -240,3 +240,18 @@ def test_the_whole_step_lowers_for_gpu_and_tpu():
         state, batches(2, 4, config)
     )
     assert "stablehlo.convolution" in exported.mlir_module()
+
+
+def test_bfloat16_trains_a_float32_state():
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        config = tiny()
+        config.model.compute_dtype = dtype
+        model, optimizer, state = made(config)
+        step = make_train_chunk(make_train_step(model, optimizer, config))
+        new, outcome = mapped(step, 1)(state, batches(5, 1, config))
+        leaves = jax.tree.leaves((new.params, new.opt_state))
+        assert {str(leaf.dtype) for leaf in leaves} <= {"float32", "int32"}
+        losses[dtype] = np.asarray(outcome.metrics.loss)
+    np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=2e-3)
+    assert (losses["bfloat16"] != losses["float32"]).any()

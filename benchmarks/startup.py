@@ -1,0 +1,64 @@
+"""Times from typing the command to the first optimizer step, cold and warm.
+
+    python benchmarks/startup.py
+    python benchmarks/startup.py --repeats 5 --config experiments/mnist.py:paper
+
+Every start is a process of its own, in a new run's folder; one step a call, so that the
+first line of its metrics is the first step. Cold is with an empty folder for compiled
+programs (the files of Python and its packages are as the machine has them), warm with
+the one that the cold start filled.
+"""
+
+import argparse
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+
+def seconds_to_first_step(config, folder, number):
+    workdir = folder / f"run{number}"
+    command = [sys.executable, "-m", "capsjax.train", f"--config={config}"]
+    command += ["--config.steps_per_dispatch=1", f"--workdir={workdir}"]
+    metrics, start = workdir / "metrics.jsonl", time.perf_counter()
+    process = subprocess.Popen(
+        command,
+        env=os.environ | {"XDG_CACHE_HOME": str(folder / "cache")},
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        while not (metrics.exists() and metrics.read_bytes().endswith(b"\n")):
+            if process.poll() is not None:
+                sys.exit(f"{' '.join(command)} ended with {process.returncode}")
+            time.sleep(0.01)
+        return time.perf_counter() - start
+    finally:
+        process.kill()
+        process.wait()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="experiments/mnist.py")
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    os.chdir(pathlib.Path(__file__).parents[1])
+    times = {"cold": [], "warm": []}
+    for _ in range(arguments.repeats):
+        with tempfile.TemporaryDirectory() as name:
+            for number, kind in enumerate(times):
+                folder = pathlib.Path(name)
+                times[kind].append(
+                    seconds_to_first_step(arguments.config, folder, number)
+                )
+    print("| start | seconds, median | all |\n| --- | --: | --- |")
+    for kind, seconds in times.items():
+        every = ", ".join(f"{s:.1f}" for s in seconds)
+        print(f"| {kind} | {statistics.median(seconds):.1f} | {every} |")
+
+
+if __name__ == "__main__":
+    main()
