@@ -215,6 +215,29 @@ class ConfigError(ValueError):
     """A field of a config has a value that is not allowed."""
 
 
+def require_variant(variant: str, allowed: tuple[str, ...], experiment: str) -> None:
+    """Refuses the name of a variant that an experiment does not have.
+
+    Raises:
+        ValueError: Naming those that it has.
+    """
+    if variant not in allowed:
+        named = ", ".join(name for name in allowed if name)
+        raise ValueError(
+            f"unknown variant {variant!r} of experiments/{experiment}.py; choose from "
+            f"{named}, or none"
+        )
+
+
+def make_smoke(config: Config) -> None:
+    """Makes a recipe one of a minute: a narrow network, few images, two epochs."""
+    config.num_epochs = 2
+    config.batch_size = 50
+    config.steps_per_dispatch = 20
+    config.data.num_train, config.data.num_validation = 10_000, 2_000
+    config.model.conv_features, config.model.primary_types = 64, 8
+
+
 def validate(config: Config) -> None:
     """Checks every field of a config that can be checked without its data.
 

@@ -14,11 +14,12 @@ from capsjax.hosts import Hosts
 # Of ml_collections on Python 3.11.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
-EXPERIMENT = pathlib.Path(__file__).parents[1] / "experiments" / "mnist.py"
+EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
+EXPERIMENT = EXPERIMENTS / "mnist.py"
 
 
-def experiment():
-    spec = importlib.util.spec_from_file_location("experiment", EXPERIMENT)
+def experiment(path=EXPERIMENT):
+    spec = importlib.util.spec_from_file_location("experiment", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -28,12 +29,18 @@ def parse(*arguments):
     return flags.parse(["train", *arguments], "about")
 
 
-@pytest.mark.parametrize("variant", ["", "notebook", "paper", "authors", "smoke"])
-def test_every_recipe_is_valid_and_survives_json(variant):
-    config = experiment().get_config(variant)
-    configs.validate(config)
-    stored = json.loads(json.dumps(configs.to_dict(config)))
-    assert configs.from_dict(stored) == config
+@pytest.mark.parametrize("path", EXPERIMENTS.glob("*.py"), ids=lambda path: path.stem)
+def test_every_recipe_is_valid_and_survives_json(path):
+    variants = experiment(path).VARIANTS
+    assert {"", "smoke"} <= set(variants)
+    for variant in variants:
+        config = experiment(path).get_config(variant)
+        assert (config.experiment, config.variant) == (path.stem, variant)
+        configs.validate(config)
+        stored = json.loads(json.dumps(configs.to_dict(config)))
+        assert configs.from_dict(stored) == config
+    with pytest.raises(ValueError, match=f"experiments/{path.stem}.py"):
+        experiment(path).get_config("nothing")
 
 
 def test_recipes_differ_as_their_sources_do():

@@ -1,0 +1,34 @@
+"""CapsNet on your own images: a folder with one subfolder a class.
+
+    python -m capsjax.train --config experiments/folder.py --config.data.path=photos/
+
+``photos/cat/*.jpg``, ``photos/dog/*.png`` and so on, of any size; they are scaled to
+``--config.data.image_size=32``. If the folder has subfolders ``train`` and ``test``,
+these are the splits; otherwise a tenth of each class is kept for the test, chosen by the
+files' names. A tenth of the rest is for validation. What the network would need of
+memory is told first, and refused above ``--config.max_gigabytes=16``.
+
+    python -m capsjax.predict --workdir runs/folder-seed0 new_photo.jpg
+
+Variants: ``smoke``, a minute.
+"""
+
+from capsjax.config import Config, Data, Model, Optimizer, make_smoke, require_variant
+
+VARIANTS = ("", "smoke")
+
+
+def get_config(variant: str = "") -> Config:
+    """The recipe of that name; the plain one without a name."""
+    require_variant(variant, VARIANTS, "folder")
+    config = Config(experiment="folder", variant=variant)
+    config.num_epochs = 30
+    config.batch_size = 32
+    config.data = Data(name="image_folder", image_size=32, num_validation=-1)
+    config.model = Model(conv_features=128, primary_types=16)
+    config.optimizer = Optimizer(learning_rate=0.001)
+    if variant == "smoke":
+        make_smoke(config)
+        config.batch_size, config.steps_per_dispatch = 8, 4
+        config.data.num_train, config.data.num_validation = 0, -1
+    return config
