@@ -105,13 +105,15 @@ def _padding_pairs(padding, image_shape, kernel_shape, strides):
     return _both_ends(height), _both_ends(width)
 
 
-def _choose_form(batch, kernel_shape, outputs, strides, is_prepared) -> str:
+def _choose_form(batch, kernel_shape, outputs, strides, dtype, is_prepared) -> str:
     # Measured by benchmarks/convolution.py. Below eight channels the transforms cost
-    # more than they save, and below 300 outputs that of the kernel does; where it has
-    # been done before, below 100.
+    # more than they save, and below 300 outputs that of the kernel does. Where it has
+    # been done before, below 150; but below 400 in bfloat16, whose products are fast.
     height, width, channels, _ = kernel_shape
     taps = max(ceil_div(kernel_shape, strides))
-    fewest = 100 if is_prepared else 300
+    fewest = 300
+    if is_prepared:
+        fewest = 400 if dtype == jnp.bfloat16 else 150
     if channels < 8 or batch * math.prod(outputs) < fewest or taps == 1:
         return "patches"
     # XLA's own is slow in the gradient of strides, and for large windows.
@@ -126,7 +128,7 @@ def _choose_tile(batch, outputs, is_prepared) -> tuple[int, int]:
     # Large tiles save products; but a transformed kernel, which grows with the tile,
     # must be used for enough tiles to pay for making and reading it.
     tiles = batch * math.prod(ceil_div(outputs, (8, 8)))
-    largest = 8 if tiles >= (16 if is_prepared else 32) else 3
+    largest = 8 if tiles >= (16 if is_prepared else 64) else 3
     return ceil_div(outputs, ceil_div(outputs, (largest, largest)))
 
 
@@ -150,9 +152,12 @@ def _choose_plan(
         return None
     batch = image_shape[0]
     return plan._replace(
-        form=_choose_form(batch, kernel_shape, outputs, strides, is_prepared),
+        form=_choose_form(
+            batch, kernel_shape, outputs, strides, plan.operand_dtype, is_prepared
+        ),
         tile=_choose_tile(batch, outputs, is_prepared),
         points="toom" if plan.operand_dtype == np.float32 else "fourier",
+        kernel_first=is_prepared and plan.operand_dtype == jnp.bfloat16,
     )
 
 

@@ -54,6 +54,8 @@ class Plan(NamedTuple):
         operand_dtype: Type of what the matrix products multiply.
         tile: Outputs of one tile along each axis.
         points: ``"fourier"`` or ``"toom"``.
+        kernel_first: Whether the kernel is the first operand of the patches' product:
+            faster in bfloat16 where it has been transposed before.
     """
 
     form: Literal["tiles", "patches", "ordinary"]
@@ -63,6 +65,7 @@ class Plan(NamedTuple):
     tile: tuple[int, int] = (1, 1)
     points: Literal["fourier", "toom"] = "fourier"
     precision: Any = None
+    kernel_first: bool = False
 
     @property
     def sum_dtype(self) -> np.dtype:
@@ -297,7 +300,12 @@ def _patches(image, kernel_shape, plan: Plan):
     kh, kw = kernel_shape[:2]
     (h, w), (sh, sw) = output_size(image.shape, kernel_shape, plan), plan.strides
     image = _pad(image, plan.padding)
-    # One axis after the other: kh + kw slices instead of kh * kw.
+    # One axis after the other, in as few slices as that takes; whole windows are three
+    # times faster to copy than every pixel of a stride apart.
+    if h + w < kh + kw:
+        image = jnp.stack([image[:, :, sw * j : sw * j + kw] for j in range(w)], 1)
+        image = jnp.stack([image[:, :, sh * i : sh * i + kh] for i in range(h)], 1)
+        return image.reshape(-1, h, w, math.prod(image.shape[3:]))
     rows = [
         lax.slice_in_dim(image, j, j + sw * (w - 1) + 1, sw, axis=2) for j in range(kw)
     ]
@@ -310,12 +318,17 @@ def _patches(image, kernel_shape, plan: Plan):
 
 def _patches_prepare(kernel, image_shape, plan: Plan):
     del image_shape
-    return kernel.reshape(-1, kernel.shape[3]).astype(plan.operand_dtype)
+    matrix = kernel.reshape(-1, kernel.shape[3]).astype(plan.operand_dtype)
+    return matrix.T if plan.kernel_first else matrix
 
 
 def _patches_apply(image, kernel_matrix, kernel_shape, plan: Plan):
-    patches = _patches(image, kernel_shape, plan).astype(plan.operand_dtype)
-    outputs = _matmul(patches.reshape(-1, patches.shape[-1]), kernel_matrix)
+    patches = _patches(image.astype(plan.operand_dtype), kernel_shape, plan)
+    rows = patches.reshape(-1, patches.shape[-1])
+    if plan.kernel_first:
+        outputs = _matmul(kernel_matrix, rows, (-1, -1)).T
+    else:
+        outputs = _matmul(rows, kernel_matrix)
     return outputs.reshape(*patches.shape[:3], -1)
 
 
