@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import TextIO
 
 import tqdm
 
@@ -145,18 +146,33 @@ class Progress:
 
 def say(text: str) -> None:
     """Prints a line for people, above a progress bar if there is one; one process."""
-    if not is_writer():
-        return
-    tqdm.tqdm.write(text, file=sys.stderr if sys.stderr.isatty() else sys.stdout)
-    sys.stdout.flush()
+    if is_writer():
+        _print(text, sys.stderr if sys.stderr.isatty() else sys.stdout)
 
 
 def warn(text: str) -> None:
     """Prints a warning, beside what a program may read; one process."""
-    if not is_writer():
-        return
-    tqdm.tqdm.write(f"warning: {text}", file=sys.stderr)
-    sys.stderr.flush()
+    if is_writer():
+        _print(f"warning: {text}", sys.stderr)
+
+
+def fail(text: str) -> None:
+    """Prints an error; every process its own."""
+    _print(text, sys.stderr)
+
+
+def _print(text: str, file: TextIO) -> None:
+    try:
+        tqdm.tqdm.write(text, file=file)
+        file.flush()
+    except OSError:
+        # Nobody listens, as after Ctrl-C in `train | tee log`. The run goes on; what
+        # is still to be written must not fail as the interpreter ends, either.
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ from capsjax.evaluate import Metrics, evaluate, make_eval_step
 from capsjax.flags import UsageError, parse
 from capsjax.hosts import HostsError, agree_to_stop, is_writer, join, wait_for_all
 from capsjax.interrupt import Interrupt, noticed
-from capsjax.metrics import MetricWriter, Progress, say, warn
+from capsjax.metrics import MetricWriter, Progress, fail, say, warn
 from capsjax.models import CapsNet, make_model
 from capsjax.parallel import parallel, replicated, spread
 from capsjax.provenance import provenance
@@ -541,10 +541,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _fail(error: Exception | str, code: int) -> int:
-    print(f"capsjax.train: error: {error}", file=sys.stderr)
+    fail(f"capsjax.train: error: {error}")
     if jax.distributed.is_initialized():
         # An orderly exit would wait for the others, which wait for this one.
-        sys.stderr.flush()
         os._exit(code)
     return code
 

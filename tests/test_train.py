@@ -78,6 +78,16 @@ def test_resuming_equals_not_stopping_bit_for_bit(tmp_path, monkeypatch):
     )
 
 
+def test_a_run_goes_on_where_nobody_reads_what_it_says(tmp_path, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as nobody, monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", nobody)
+        outcome = interrupted_run(tiny(), tmp_path, 3, monkeypatch)
+    assert outcome.exit_code == 130
+    assert (tmp_path / "checkpoints" / "3").exists()
+
+
 def test_a_run_leaves_what_it_promises(tmp_path, capsys):
     result = run(tiny(tensorboard=True), tmp_path)
     told = capsys.readouterr().out
