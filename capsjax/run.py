@@ -46,7 +46,7 @@ class Run:
     """
 
     def __init__(self, workdir: Workdir):
-        workdir.require_no_links()
+        workdir.require_plain_files()
         self.workdir, self.config = workdir, workdir.read_config()
         about = workdir.read_json(workdir.dataset)
         try:

@@ -6,10 +6,9 @@ The order of things in a run; the step itself is in ``capsjax.step``.
 import contextlib
 import functools
 import importlib.util
-import json
+import io
 import math
 import os
-import pathlib
 import shlex
 import signal
 import sys
@@ -51,7 +50,7 @@ from capsjax.step import (
     parts,
     stack_batches,
 )
-from capsjax.workdir import Workdir, WorkdirError, default_path, write_json
+from capsjax.workdir import Workdir, WorkdirError, default_path, write_bytes, write_json
 
 _MOST_PARAMETERS = 2**30
 _MOST_SKIPPED = 100  # Steps in a row, with which a run has come to its end.
@@ -340,11 +339,10 @@ class _Run:
         """Tells of a step whose update was left out; stops if that is to be."""
         names = parts(self.state.params)
         bad = [name for name, good in zip(names, is_finite, strict=True) if not good]
-        path = self._keep_batch(step)
         told = (
             f"step {step + 1} of {self.num_steps}: not finite: {', '.join(bad[:3])}"
             + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
-            + f". Its update was not applied; its batch is in {path}."
+            + f". Its update was not applied; {self._keep_batch(step)}."
         )
         self.skipped_in_a_row += 1
         if self.config.bad_numbers == "skip" and self.skipped_in_a_row < _MOST_SKIPPED:
@@ -360,19 +358,28 @@ class _Run:
             f"{told} The checkpoints in {self.workdir.path} are of before. {remedy}"
         )
 
-    def _keep_batch(self, step: int) -> pathlib.Path:
+    def _keep_batch(self, step: int) -> str:
+        """Writes down the batch of a bad step; says where it is, or why not."""
         folder = self.workdir.bad_batches
         path = folder / f"step-{step + 1}.npz"
         if not is_writer():
-            return path
-        folder.mkdir(exist_ok=True)
-        if len(list(folder.iterdir())) < _MOST_BAD_BATCHES:
+            return f"for its batch see {folder}"
+        try:
+            folder.mkdir(exist_ok=True)
+            others = set(folder.glob("*.npz")) - {path}
+            if len(others) >= _MOST_BAD_BATCHES:
+                return f"its batch is not kept: there are {len(others)} in {folder}"
             index = batch_indices(
                 len(self.train_set), self.config.batch_size, self.config.seed, step
             )
-            batch = self.train_set.batch(index)
-            np.savez_compressed(path, index=index, **batch._asdict())
-        return path
+            batch = self.train_set.batch(index)._asdict()
+            arrays = {name: a for name, a in batch.items() if a is not None}
+            file = io.BytesIO()
+            np.savez_compressed(file, index=index, **arrays)
+            write_bytes(path, file.getvalue())
+        except (OSError, WorkdirError) as error:
+            return f"its batch could not be kept ({error})"
+        return f"its batch is in {path}"
 
     def _require_finite(self, kind: str, loss: float) -> None:
         if not math.isfinite(loss):
@@ -469,8 +476,7 @@ class _Run:
             "validation": len(self.validation_set or ()),
             "test": len(self.test_set),
         }
-        for text in self.workdir.metrics.read_text().splitlines():
-            line = json.loads(text)
+        for line in self.workdir.read_metrics():
             if line["kind"] == "train":
                 images = (line["step"] - step) * self.config.batch_size
                 step = line["step"]
