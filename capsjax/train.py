@@ -79,6 +79,7 @@ def train(
     """
     configs.validate(config)
     task = _make_task(config)
+    _require_countable(config, len(task.train_set))
     workdir.check(config)
     if (result := _finished(config, workdir)) is not None:
         say(f"{workdir.path} is finished; its result stays.")
@@ -484,6 +485,16 @@ class _Run:
                 images = sizes[line["kind"]]
             total += images / line["images_per_second"]
         return total
+
+
+def _require_countable(config: configs.Config, num_images: int) -> None:
+    """The steps are counted on the device, in 32 bits."""
+    num_steps = config.num_epochs * (num_images // config.batch_size)
+    if num_steps >= 2**31:
+        raise configs.ConfigError(
+            f"config.num_epochs={config.num_epochs} are {num_steps:,} steps; at most "
+            "2^31 - 1 are allowed."
+        )
 
 
 def _finished(config: configs.Config, workdir: Workdir) -> dict[str, Any] | None:

@@ -158,8 +158,12 @@ def test_what_does_not_fit_is_told_before_anything_is_written(tmp_path):
     with pytest.raises(configs.ConfigError, match=r"num_validation=60000 leaves none"):
         run(config, folder)
     config = tiny()
-    config.model.conv_features = 10**10
+    config.model.conv_features, config.model.primary_types = 2**16, 2**10
     with pytest.raises(configs.ConfigError, match=r"parameters; at most"):
+        run(config, folder)
+    config = tiny()
+    config.num_epochs = 2**31 // 5 + 1
+    with pytest.raises(configs.ConfigError, match=r"num_epochs=429496730 are 2,147,"):
         run(config, folder)
     config = tiny()
     config.model.conv_kernel = 25
