@@ -18,7 +18,6 @@ from capsjax.data.augment import scale_to_unit
 from capsjax.models import make_model, prepare
 from capsjax.workdir import Workdir, WorkdirError
 
-
 _LONGEST_SIDE = 2**16  # Of an image that a network could be made for.
 
 
@@ -51,7 +50,13 @@ class Run:
     def __init__(self, workdir: Workdir):
         workdir.require_plain_files()
         self.workdir, self.config = workdir, workdir.read_config()
-        self.class_names, shape = _read_dataset(workdir)
+        about = workdir.read_json(workdir.dataset)
+        try:
+            self.class_names = _names(about["class_names"])
+            height, width, channels = map(_side, about["image_shape"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise WorkdirError(f"{workdir.dataset} is damaged: {error!r}.") from error
+        shape = (height, width, channels)
         try:
             self.model = make_model(self.config.model, shape, len(self.class_names))
             image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
@@ -159,22 +164,17 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     return Run(Workdir(path))
 
 
-def _read_dataset(workdir: Workdir) -> tuple[tuple[str, ...], tuple[int, int, int]]:
-    """Names of the classes and shape of the images."""
-    match workdir.read_json(workdir.dataset):
-        case {
-            "class_names": [_, *_] as names,
-            "image_shape": [int(height), int(width), int(channels)],
-        }:
-            shape = (height, width, channels)
-            are_names = all(isinstance(name, str) for name in names)
-            if are_names and min(shape) >= 1 and max(shape) <= _LONGEST_SIDE:
-                return tuple(names), shape
-    raise WorkdirError(
-        f"{workdir.dataset} is damaged: it does not tell the names of the classes and "
-        "the shape of the images."
-    )
-
-
 def _next_power_of_two(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if type(value) is not list or not value or {type(name) for name in value} != {str}:
+        raise ValueError(f"class_names is {value!r}")
+    return tuple(value)
+
+
+def _side(value: Any) -> int:
+    if type(value) is not int or not 1 <= value <= _LONGEST_SIDE:
+        raise ValueError(f"image_shape has {value!r}")
+    return value

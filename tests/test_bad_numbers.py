@@ -11,7 +11,7 @@ from tiny import made, tiny
 import capsjax.step
 from capsjax import train
 from capsjax.checkpoint import Checkpoints
-from capsjax.data import Batch, batch_indices, load, split_validation
+from capsjax.data import batch_indices, load, split_validation
 from capsjax.evaluate import image_metrics
 from capsjax.parallel import parallel
 from capsjax.step import make_train_chunk, make_train_step, parts, stack_batches
@@ -82,7 +82,7 @@ def test_a_bad_step_changes_nothing_but_the_count(monkeypatch, part):
     assert not good[part]
     for n in range(3):
         before = state
-        one = Batch(*(array[:, n : n + 1] for array in batches))
+        one = jax.tree.map(lambda a, n=n: a[:, n : n + 1], batches)
         state, _ = program(before, one)
         assert state.step == before.step + 1
         changed = [
