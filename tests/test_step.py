@@ -1,5 +1,7 @@
 """One training step, several in one call, and what they may not depend on."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +11,8 @@ from tiny import made, tiny
 
 from capsjax import config as configs
 from capsjax import evaluate
-from capsjax.data import Batch, load
-from capsjax.parallel import AXIS, parallel, replicated
+from capsjax.data import load
+from capsjax.parallel import AXIS, _devices, my_shares, parallel, replicated
 from capsjax.step import (
     _shifted,
     chunk_end,
@@ -45,7 +47,7 @@ def batches(steps, devices, config):
         shares = whole.reshape(steps, devices, -1, *array.shape[3:])
         return shares.swapaxes(0, 1)
 
-    return Batch(*map(split, by_four))
+    return jax.tree.map(split, by_four)
 
 
 def test_four_devices_train_like_one():
@@ -79,6 +81,22 @@ def test_the_state_is_donated_and_never_stacked():
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
 
 
+@pytest.mark.parametrize("process", [0, 1])
+def test_shares_are_those_of_the_process_s_devices_in_any_order(monkeypatch, process):
+    class Device(NamedTuple):
+        process_index: int
+        id: int
+
+    listed = [Device(1, 5), Device(0, 3), Device(1, 4), Device(0, 2)]
+    monkeypatch.setattr(jax, "devices", lambda: listed)
+    monkeypatch.setattr(jax, "process_index", lambda: process)
+    mine = my_shares(np.arange(24).reshape(3, 8), axis=1)
+    expected = np.arange(8).reshape(2, 2, 2)[process]
+    np.testing.assert_array_equal(mine[:, 0], expected)
+    mesh = [Device(0, 2), Device(0, 3), Device(1, 4), Device(1, 5)]
+    assert _devices() == mesh
+
+
 def test_shifts_depend_on_seed_and_step_only():
     images = load("mnist", "test").batch(np.arange(16)).image
     key = jax.random.fold_in(jax.random.key(0), 5)
@@ -102,7 +120,7 @@ def test_several_steps_in_one_call_equal_single_steps():
     stacked = batches(3, 1, config)
     together, outcome = step(state, stacked)
     for n in range(3):
-        state, one = step(state, Batch(*(array[:, n : n + 1] for array in stacked)))
+        state, one = step(state, jax.tree.map(lambda a, n=n: a[:, n : n + 1], stacked))
         np.testing.assert_allclose(
             one.metrics.loss[0], outcome.metrics.loss[n], rtol=1e-5
         )
@@ -159,7 +177,9 @@ def test_the_average_follows_the_weights_and_is_what_is_evaluated():
     step = make_train_chunk(make_train_step(model, optimizer, config))
     expected, new = state.params, state
     for n in range(3):
-        stacked = Batch(*(array[:, n : n + 1] for array in batches(3, 1, config)))
+        stacked = jax.tree.map(
+            lambda a, n=n: a[:, n : n + 1], batches(3, 1, config)
+        )
         new, _ = mapped(step, 1)(new, stacked)
         decay = min(0.9, (1 + n) / (10 + n))
         expected = jax.tree.map(
