@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from capsjax.hosts import is_writer, wait_for_all
+from capsjax.hosts import is_writer, require_same, wait_for_all
 from capsjax.metrics import warn
 
 State = TypeVar("State")
@@ -153,6 +153,7 @@ class Checkpoints(Generic[State]):
         Raises:
             CheckpointError: If all are damaged, or one can't be read now, or is whole
                 and of another form.
+            HostsError: If another process has read another step.
         """
         return self._first_whole(lambda step: -step, like, partly=partly)
 
@@ -167,6 +168,7 @@ class Checkpoints(Generic[State]):
         Raises:
             CheckpointError: If all are damaged, or one can't be read now, or is whole
                 and of another form.
+            HostsError: If another process has read another step.
         """
 
         def rank(step: int) -> tuple[float, int]:
@@ -191,16 +193,21 @@ class Checkpoints(Generic[State]):
                 continue
             for error in damaged.values():
                 warn(f"{error} Step {step} takes its place.")
+            self._require_same(step)
             self._set_aside(damaged)
             return step, state
         if not damaged:
-            self._set_aside(())
+            self._require_same(0)
             return None
         raise CheckpointError(
             f"no whole checkpoint is left in {self._folder}: "
             f"{' '.join(map(str, damaged.values()))} Nothing was changed there; train "
             "again in another --workdir."
         )
+
+    def _require_same(self, step: int) -> None:
+        if not self._read_only:
+            require_same({"the step that they go on from": step})
 
     def _is_gone(self, step: int) -> bool:
         """Whether the run that saves here has deleted it, file by file, meanwhile."""
@@ -266,7 +273,7 @@ class Checkpoints(Generic[State]):
 
     def _set_aside(self, steps: Iterable[int]) -> None:
         """Takes damaged steps out of the way of what is saved next, for inspection."""
-        if self._read_only:
+        if self._read_only or not (steps := list(steps)):
             return
         for step in steps if is_writer() else ():
             aside = self._folder / f"damaged-{step}"
@@ -275,7 +282,6 @@ class Checkpoints(Generic[State]):
                 (self._folder / str(step)).rename(aside)
             except OSError as error:
                 raise _explained(f"can't set step {step} aside", error) from error
-        # Also where this process found none: another may have, and all meet here.
         wait_for_all("damaged steps are out of the way")
         self._reload()
 

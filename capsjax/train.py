@@ -33,7 +33,15 @@ from capsjax.data import (
 )
 from capsjax.evaluate import Metrics, evaluate, make_eval_step
 from capsjax.flags import UsageError, parse
-from capsjax.hosts import HostsError, agree_to_stop, is_writer, join, wait_for_all
+from capsjax.hosts import (
+    HostsError,
+    agree_to_stop,
+    is_writer,
+    join,
+    may_be_of_another,
+    require_same,
+    wait_for_all,
+)
 from capsjax.interrupt import Interrupt, noticed
 from capsjax.metrics import MetricWriter, Progress, fail, say, warn
 from capsjax.models import CapsNet, make_model
@@ -76,22 +84,26 @@ def train(
         WorkdirError: If the folder is in use, holds another run or can't be written.
         CheckpointError: If a checkpoint can't be read or written.
         FloatingPointError: If a loss, gradient or update is not finite.
+        HostsError: If the processes are not of one run.
     """
     configs.validate(config)
     task = _make_task(config)
     _require_countable(config, len(task.train_set))
     workdir.check(config)
-    if (result := _finished(config, workdir)) is not None:
+    result = _finished(config, workdir)
+    # All have looked before the first of them writes.
+    require_same({"their configuration": config, "whether it has ended": result is None})
+    if result is not None:
         say(f"{workdir.path} is finished; its result stays.")
         return result
     # Of several processes JAX itself notices SIGTERM, and tells the others.
     is_alone = not jax.distributed.is_initialized()
     signals = (signal.SIGINT, signal.SIGTERM) if is_alone else (signal.SIGINT,)
     with noticed(signals) as interrupt, contextlib.ExitStack() as stack:
-        wait_for_all("checked")
         if is_writer():
             stack.enter_context(workdir.locked())
             workdir.check(config)  # Again: what came first may be another run.
+        wait_for_all("the folder is this run's")
         run = _Run(config, task, workdir, stack, interrupt)
         agree_to_stop(interrupt, run.num_chunks)
         while run.step < run.num_steps and interrupt.signal is None:
@@ -536,15 +548,18 @@ def main(argv: Sequence[str]) -> int:
     ) as error:
         return _fail(error, 1)
     except jax.errors.JaxRuntimeError as error:
-        if not jax.distributed.is_initialized():
+        told = str(error).splitlines()[0][:200]
+        if told.startswith("RESOURCE_EXHAUSTED"):
+            told = f"there is not enough memory ({told}): lower --config.batch_size."
+        elif not jax.distributed.is_initialized():
             raise
-        first = str(error).splitlines()[0]
-        return _fail(
-            "another process of this run has gone, or can't be reached "
-            f"({first[:200]}). Start all of them again: they go on from the last "
-            "checkpoint.",
-            1,
-        )
+        elif may_be_of_another(error):
+            told = (
+                "another process of this run has gone, or can't be reached "
+                f"({told}). Start all of them again: they go on from the last "
+                "checkpoint."
+            )
+        return _fail(told, 1)
     except KeyboardInterrupt:
         return 130
     if isinstance(outcome, Interrupt):

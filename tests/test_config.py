@@ -11,9 +11,6 @@ from capsjax import config as configs
 from capsjax import flags
 from capsjax.hosts import Hosts
 
-# Of ml_collections on Python 3.11.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-
 EXPERIMENT = pathlib.Path(__file__).parents[1] / "experiments" / "mnist.py"
 
 
