@@ -168,11 +168,12 @@ def start(workdir, *arguments):
     )
 
 
-def start_pair(workdir):
+def start_pair(*workdirs):
+    """Both in one folder, or each in another one."""
     port = free_port()
     return [
         start(
-            workdir,
+            workdirs[n % len(workdirs)],
             "--num_cpu_devices=2",
             f"--coordinator_address=127.0.0.1:{port}",
             "--num_processes=2",
@@ -260,19 +261,39 @@ def test_all_stop_after_the_same_step_and_any_number_goes_on(whole, told):
 
 
 @pytest.mark.slow
-def test_when_one_is_killed_the_other_ends_and_a_restart_goes_on_exactly(whole):
-    workdir = whole[0].parent / "killed"
+@pytest.mark.parametrize("killed", [0, 1])
+def test_when_one_is_killed_the_other_ends_and_a_restart_goes_on_exactly(whole, killed):
+    """The first one writes, and is the one through which all find each other."""
+    workdir = whole[0].parent / f"killed{killed}"
     processes = start_pair(workdir)
     after_first_epoch(processes, workdir)
-    processes[1].kill()
-    processes[1].communicate()
-    killed = time.monotonic()
-    out, err = processes[0].communicate(timeout=HEARTBEAT + 60)
-    (workdir.parent / "killed.log").write_text(out + err)
-    assert time.monotonic() - killed < HEARTBEAT + 20
-    assert processes[0].returncode not in (0, 143)
+    processes[killed].kill()
+    processes[killed].communicate()
+    other, started = processes[1 - killed], time.monotonic()
+    out, err = other.communicate(timeout=HEARTBEAT + 60)
+    (workdir.parent / f"killed{killed}.log").write_text(out + err)
+    assert time.monotonic() - started < HEARTBEAT + 20
+    assert other.returncode not in (0, 143)
     ended(start_pair(workdir), 0)
     one, other = outcome(workdir), whole[1]
     assert one.keys() == other.keys()
     for name in one:
         assert np.array_equal(one[name], other[name]), name
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_not_the_same_for_all_is_told(whole):
+    """Without a shared file system each process would go on from what it has."""
+    here, there = whole[0].parent / "here", whole[0].parent / "there"
+    for folder in (here, there):
+        shutil.copytree(whole[0], folder)
+        (folder / "result.json").unlink()
+    shutil.rmtree(there / "checkpoints" / "50")
+    before = (here / "metrics.jsonl").read_bytes()
+    first, second = start_pair(here, there)
+    _, err = first.communicate(timeout=100)
+    second.communicate(timeout=100)
+    assert "error: the processes differ in the step that they go on from. Start" in err
+    assert first.returncode == 2
+    assert second.returncode != 0
+    assert (here / "metrics.jsonl").read_bytes() == before
