@@ -73,6 +73,17 @@ def finish(workdir, cache):
     return time.monotonic() - started
 
 
+def like_of(workdir):
+    """A state of the form that the run's checkpoints have."""
+    config = workdir.read_config()
+    about = workdir.read_json(workdir.dataset)
+    image_shape, num_classes = tuple(about["image_shape"]), len(about["class_names"])
+    model = make_model(config.model, image_shape, num_classes)
+    steps_per_epoch = config.data.num_train // config.batch_size
+    optimizer = make_optimizer(config.optimizer, config.num_epochs * steps_per_epoch)
+    return jax.jit(lambda: init_state(model, optimizer, config))()
+
+
 def outcome(path):
     """Everything that must not depend on when a run was killed."""
     workdir = Workdir(path)
@@ -80,13 +91,7 @@ def outcome(path):
     def timeless(row):
         return {name: value for name, value in row.items() if name not in CLOCK}
 
-    config = workdir.read_config()
-    about = workdir.read_json(workdir.dataset)
-    image_shape, num_classes = tuple(about["image_shape"]), len(about["class_names"])
-    model = make_model(config.model, image_shape, num_classes)
-    steps_per_epoch = config.data.num_train // config.batch_size
-    optimizer = make_optimizer(config.optimizer, config.num_epochs * steps_per_epoch)
-    like = jax.jit(lambda: init_state(model, optimizer, config))()
+    like = like_of(workdir)
     checkpoints = Checkpoints(workdir.checkpoints, read_only=True)
     states = {step: checkpoints.restore(step, like) for step in checkpoints.steps}
     checkpoints.close()

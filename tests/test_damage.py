@@ -6,6 +6,9 @@ import os
 import pathlib
 import shutil
 import signal
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -294,3 +297,67 @@ def test_an_unfinished_result_is_never_left(workdir, monkeypatch):
         write_json(workdir.result, {})
     assert not workdir.result.exists()
     assert not list(pathlib.Path(workdir.path).glob(".result*"))
+
+
+COMPILING = """
+import sys
+import jax, jax.numpy as jnp
+from capsjax import train
+from capsjax.workdir import Workdir
+
+def make_train_chunk(train_step):
+    def train_chunk(state, batches):
+        x = batches.image.astype(jnp.float32).reshape(-1)[:64]
+        for n in range(6000):  # Minutes of XLA's time, in one call.
+            x = jnp.sin(x * n) * jnp.cos(x + n)
+        new, outcome = train_step(state, jax.tree.map(lambda a: a[0], batches))
+        return new._replace(step=new.step + x.sum().astype(int)), outcome
+    return train_chunk
+
+train.make_train_chunk = make_train_chunk
+lowered = jax.stages.Lowered.compile
+def compile(self, *options):
+    print("XLA begins", flush=True)
+    compiled = lowered(self, *options)
+    print("XLA has ended", flush=True)
+    return compiled
+jax.stages.Lowered.compile = compile
+workdir = Workdir(sys.argv[1])
+config = workdir.read_config()
+config.num_epochs = 3
+train.train(config, workdir)
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_twice_while_xla_compiles_leaves_all_whole(
+    tiny_run, workdir, tmp_path, monkeypatch
+):
+    before = bits(resumed(copied(tiny_run, tmp_path / "whole"), monkeypatch))
+    with subprocess.Popen(
+        [sys.executable, "-c", COMPILING, workdir.path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(pathlib.Path(__file__).parents[1]),
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": "4",
+            "JAX_ENABLE_COMPILATION_CACHE": "false",
+            "XLA_FLAGS": "",
+        },
+    ) as process:
+        assert any(line == "XLA begins\n" for line in process.stdout)
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        assert any("stopping after these steps" in line for line in process.stderr)
+        time.sleep(1)  # Python's own handlers would still wait.
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=10)
+    assert process.returncode == 130, err
+    assert "XLA has ended" not in out
+    assert load_run(workdir.path).step == NEW
+    jax.tree.map(np.testing.assert_array_equal, bits(resumed(workdir, monkeypatch)), before)
+    assert not [path for path in workdir.path.rglob("*") if "tmp" in path.name]

@@ -211,15 +211,32 @@ SMALL = (
 )
 
 
+def after_first_line(process, workdir):
+    metrics, deadline = workdir / "metrics.jsonl", time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_ends_with_143(tmp_path):
+    process = command(*SMALL, f"--workdir={tmp_path}")
+    after_first_line(process, tmp_path)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 143, out + err
+    assert "The same command goes on from there" in out
+    assert not (tmp_path / "result.json").exists()
+    step = lines(tmp_path, "train")[-1]["step"]
+    assert f"stopped after step {step} of" in out
+    assert (tmp_path / "checkpoints" / str(step) / "commit_success.txt").exists()
+
+
 def test_the_command_learns_real_digits_and_goes_on_after_ctrl_c(tmp_path):
     arguments = (*SMALL, f"--workdir={tmp_path}")
     first = command(*arguments)
-    deadline = time.monotonic() + 120
-    metrics = tmp_path / "metrics.jsonl"
-    while (
-        not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline
-    ):
-        time.sleep(0.1)
+    after_first_line(first, tmp_path)
     first.send_signal(signal.SIGINT)
     out, err = first.communicate(timeout=120)
     assert first.returncode == 130, out + err
