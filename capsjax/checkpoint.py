@@ -6,14 +6,17 @@ every step goes a record of its leaves, their types, shapes and checksums, seale
 checksum of its own. Where a step is damaged, the next one takes its place.
 """
 
+import errno
 import json
 import logging
 import math
 import pathlib
+import re
 import shutil
 import sys
+import time
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import jax
@@ -21,12 +24,19 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from capsjax.hosts import is_writer, wait_for_all
+from capsjax.hosts import is_writer, require_same, wait_for_all
 from capsjax.metrics import warn
 
 State = TypeVar("State")
 
 _NUM_LATEST = 2
+# So long may it take the run that trains to delete a step from under a reader.
+_SECONDS_TO_DELETE = 0.2
+# With these a file can be whole: of a disk, the memory or the rights, and of the moment.
+_PASSING = {
+    *(errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM),
+    *(errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT),
+}
 
 
 class CheckpointError(Exception):
@@ -45,7 +55,7 @@ class Checkpoints(Generic[State]):
         read_only: Whether another process may be saving there.
 
     Raises:
-        CheckpointError: If the folder can't be used.
+        CheckpointError: If the folder can't be used, or can't be read now.
     """
 
     def __init__(self, folder: pathlib.Path, *, read_only: bool = False):
@@ -68,14 +78,7 @@ class Checkpoints(Generic[State]):
             )
         except Exception as error:
             raise _explained(f"can't use {folder}", error) from error
-        for step in self.steps:
-            try:
-                loss = self._record(step)["loss"]
-            except DamagedCheckpointError:
-                self._unknown.add(step)
-                continue
-            if loss is not None:
-                self._losses[step] = loss
+        self._read_losses()
 
     @property
     def steps(self) -> list[int]:
@@ -95,6 +98,16 @@ class Checkpoints(Generic[State]):
         step = _best(losses)
         return None if step is None else (step, losses[step])
 
+    def _read_losses(self) -> None:
+        for step in self.steps:
+            try:
+                loss = self._record(step)["loss"]
+            except DamagedCheckpointError:
+                self._unknown.add(step)
+                continue
+            if loss is not None:
+                self._losses[step] = loss
+
     def save(self, step: int, state: State, *, loss: float | None = None) -> None:
         """Starts to save in the background; ``wait`` waits for it.
 
@@ -110,6 +123,7 @@ class Checkpoints(Generic[State]):
         for name, checksum in _checksums(state).items():
             leaves[name]["crc32"] = checksum
         record: Any = {"step": step, "loss": loss, "leaves": leaves}
+        self._unknown.discard(step)  # A damaged one is made again.
         if loss is not None:
             self._losses[step] = loss
         try:
@@ -137,9 +151,11 @@ class Checkpoints(Generic[State]):
             partly: Whether ``like`` may have fewer leaves than what was saved.
 
         Raises:
-            CheckpointError: If all are damaged, or one is whole and of another form.
+            CheckpointError: If all are damaged, or one can't be read now, or is whole
+                and of another form.
+            HostsError: If another process has read another step.
         """
-        return self._first_whole(reversed(self.steps), like, partly=partly)
+        return self._first_whole(lambda step: -step, like, partly=partly)
 
     def restore_best(
         self, like: Any, *, partly: bool = False
@@ -150,30 +166,38 @@ class Checkpoints(Generic[State]):
         whole.
 
         Raises:
-            CheckpointError: If all are damaged, or one is whole and of another form.
+            CheckpointError: If all are damaged, or one can't be read now, or is whole
+                and of another form.
+            HostsError: If another process has read another step.
         """
 
         def rank(step: int) -> tuple[float, int]:
             unknown = -math.inf if step in self._unknown else math.inf
             return self._losses.get(step, unknown), -step
 
-        return self._first_whole(sorted(self.steps, key=rank), like, partly=partly)
+        return self._first_whole(rank, like, partly=partly)
 
     def _first_whole(
-        self, steps: Iterable[int], like: Any, *, partly: bool
+        self, rank: Callable[[int], Any], like: Any, *, partly: bool
     ) -> tuple[int, Any] | None:
         damaged: dict[int, DamagedCheckpointError] = {}
-        for step in steps:
+        while there := set(self.steps) - damaged.keys():
+            step = min(there, key=rank)
             try:
                 state = self.restore(step, like, partly=partly)
             except DamagedCheckpointError as error:
-                damaged[step] = error
+                if self._read_only and self._is_gone(step):
+                    self._reload()
+                else:
+                    damaged[step] = error
                 continue
             for error in damaged.values():
                 warn(f"{error} Step {step} takes its place.")
+            self._require_same(step)
             self._set_aside(damaged)
             return step, state
         if not damaged:
+            self._require_same(0)
             return None
         raise CheckpointError(
             f"no whole checkpoint is left in {self._folder}: "
@@ -181,12 +205,25 @@ class Checkpoints(Generic[State]):
             "again in another --workdir."
         )
 
+    def _require_same(self, step: int) -> None:
+        if not self._read_only:
+            require_same({"the step that they go on from": step})
+
+    def _is_gone(self, step: int) -> bool:
+        """Whether the run that saves here has deleted it, file by file, meanwhile."""
+        deadline = time.monotonic() + _SECONDS_TO_DELETE
+        while (self._folder / str(step)).exists():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
+
     def restore(self, step: int, like: Any, *, partly: bool = False) -> Any:
         """Reads the state of one step; see ``restore_latest``.
 
         Raises:
             DamagedCheckpointError: If it is not what was saved.
-            CheckpointError: If it is whole and of another form.
+            CheckpointError: If it is of another form, or can't be read now.
         """
         leaves = self._record(step)["leaves"]
         wanted = _described(like)
@@ -206,15 +243,15 @@ class Checkpoints(Generic[State]):
         context = ocp.Context()
         context.pytree.loading.partial_load = partly
         state: Any = None
-        cause = None
+        failure = None
         try:
             with context:
                 loaded = self._checkpointer.load_checkpointables(step, {"state": like})
             state = loaded["state"]
         except Exception as error:
-            cause = _cause(error)
-        if cause is not None:
-            raise _damaged(step, cause)
+            failure = _unread(step, error)
+        if failure is not None:
+            raise failure
         for name, checksum in _checksums(state).items():
             if checksum != leaves[name]["crc32"]:
                 raise _damaged(step, f"the numbers of {name} are not those saved")
@@ -222,14 +259,14 @@ class Checkpoints(Generic[State]):
 
     def _record(self, step: int) -> Any:
         """What was written down about a step: its leaves and its validation loss."""
-        folder = self._folder / str(step)
-        if not (folder / "commit_success.txt").is_file():
-            raise _damaged(step, "commit_success.txt is missing")
+        committed = self._folder / str(step) / "commit_success.txt"
         try:
+            if not committed.is_file():
+                raise FileNotFoundError(f"{committed.name} is missing")
             metadata: Any = self._checkpointer.checkpointables_metadata(step)
             record = dict(metadata.custom_metadata or {})
         except Exception as error:
-            raise _damaged(step, _cause(error)) from error
+            raise _unread(step, error) from error
         if record.pop("crc32", None) != _seal(record) or record.get("step") != step:
             raise _damaged(step, "its checksums are missing or damaged")
         return record
@@ -246,7 +283,14 @@ class Checkpoints(Generic[State]):
             except OSError as error:
                 raise _explained(f"can't set step {step} aside", error) from error
         wait_for_all("damaged steps are out of the way")
-        self._checkpointer.reload()
+        self._reload()
+
+    def _reload(self) -> None:
+        try:
+            self._checkpointer.reload()
+        except Exception as error:
+            raise _explained(f"can't use {self._folder}", error) from error
+        self._read_losses()
 
     def wait(self) -> None:
         """Waits until everything is on disk.
@@ -323,10 +367,15 @@ def _seal(record: Any) -> int:
     return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
 
-def _cause(error: BaseException) -> str:
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
     """Orbax hides the reason at the end of a chain of causes."""
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__  # pyright: ignore[reportAssignmentType]
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _cause(error: BaseException) -> str:
+    *_, error = _chain(error)
     first = (str(error).strip() or "no message").splitlines()[0]
     return f"{type(error).__name__}: {first[:200]}"
 
@@ -358,6 +407,24 @@ def _is_abandoned(told: Any) -> bool:
 
 def _explained(what: str, error: BaseException) -> CheckpointError:
     return CheckpointError(f"{what}: {_cause(error)}")
+
+
+def _unread(step: int, error: BaseException) -> CheckpointError:
+    """Not all that can't be read is damaged."""
+    if any(map(_is_passing, _chain(error))):
+        return CheckpointError(
+            f"can't read the checkpoint of step {step} now ({_cause(error)}); it may "
+            "be whole. Try again."
+        )
+    return _damaged(step, _cause(error))
+
+
+def _is_passing(error: BaseException) -> bool:
+    number = getattr(error, "errno", None)
+    if told := re.search(r"\[OS error (\d+)", str(error)):  # TensorStore's way.
+        number = int(told[1])
+    is_too_much = str(error).startswith("RESOURCE_EXHAUSTED")  # JAX's way.
+    return isinstance(error, MemoryError) or is_too_much or number in _PASSING
 
 
 def _damaged(step: int, cause: str) -> DamagedCheckpointError:

@@ -11,9 +11,6 @@ import jax
 
 from capsjax.metrics import say
 
-_MOST_BYTES = 2**30  # The programs used least recently make room.
-
-
 def keep_compiled_programs() -> None:
     """Turns on JAX's compilation cache in ``~/.cache/capsjax``; for a ``main`` only.
 
@@ -37,8 +34,6 @@ def keep_compiled_programs() -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    if "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ:
-        jax.config.update("jax_compilation_cache_max_size", _MOST_BYTES)
 
 
 def _machine() -> str:

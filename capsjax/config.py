@@ -5,8 +5,8 @@ fields. ``validate`` runs after that, so that every value is checked once, in on
 """
 
 import dataclasses
-import math
 import re
+import sys
 from typing import Any
 
 
@@ -211,6 +211,10 @@ CHANGEABLE = (
 )
 
 
+# No layer is as wide by far; the product of three is still counted in 64 bits.
+_WIDEST = 2**16
+
+
 class ConfigError(ValueError):
     """A field of a config has a value that is not allowed."""
 
@@ -268,10 +272,19 @@ def validate(config: Config) -> None:
         *("primary_kernel", "primary_stride", "class_dim", "num_iterations"),
     ):
         _require(model, field, lambda v: v >= 1, "at least 1")
+    for field in dataclasses.fields(model):
+        if field.type is int:
+            _require(model, field.name, lambda v: v <= _WIDEST, f"at most {_WIDEST}")
     _require(model, "num_iterations", lambda v: v <= 100, "at most 100")
     _require(model, "primary_scale", lambda v: v > 0, "above 0")
     _require(
         model, "decoder_features", lambda v: all(n >= 1 for n in v), "integers above 0"
+    )
+    _require(
+        model,
+        "decoder_features",
+        lambda v: len(v) <= 100 and all(n <= _WIDEST for n in v),
+        f"at most 100 integers of at most {_WIDEST}",
     )
     _require_one_of(model, "name", ("capsnet", "cnn"))
     _require_one_of(model, "compute_dtype", ("float32", "bfloat16"))
@@ -295,6 +308,8 @@ def validate(config: Config) -> None:
         f"from 0 to learning_rate={optimizer.learning_rate}",
     )
     _require(optimizer, "warmup_steps", lambda v: v >= 0, "at least 0")
+    for field in ("decay_steps", "warmup_steps"):
+        _require(optimizer, field, lambda v: v < 2**31, "below 2^31")
     for field in ("b1", "b2"):
         _require(optimizer, field, lambda v: 0 <= v < 1, "at least 0, below 1")
     _require(optimizer, "eps", lambda v: v > 0, "above 0")
@@ -339,6 +354,13 @@ def _check_types(path: str, section: Any) -> None:
         elif not _is_of_kind(value, kind):
             what = _KINDS.get(kind, "a tuple of whole numbers")
             raise ConfigError(f"{name} must be {what}, got {value!r}.")
+        elif any(abs(n) >= 2**32 for n in _whole_numbers(value)):
+            raise ConfigError(f"{name} must be below 2^32, got {value!r}.")
+
+
+def _whole_numbers(value: Any) -> list[int]:
+    values = value if type(value) is tuple else (value,)
+    return [number for number in values if type(number) is int]
 
 
 _KINDS = {
@@ -351,7 +373,7 @@ _KINDS = {
 
 def _is_of_kind(value: Any, kind: Any) -> bool:
     if kind is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
     if kind in _KINDS:
         return type(value) is kind
     return type(value) is tuple and all(type(number) is int for number in value)

@@ -19,6 +19,10 @@ from capsjax import config as configs
 from capsjax.hosts import Hosts
 
 
+# Beyond these XLA fails in ways of its own.
+_MOST_CPU_DEVICES, _MOST_PROCESSES, _SECONDS_OF_A_DAY = 1024, 2**16, 86_400
+
+
 class UsageError(Exception):
     """The command line can't be understood; the message says what is allowed."""
 
@@ -63,7 +67,7 @@ def parse(argv: Sequence[str], about: str) -> Command:
         )
         workdir = flags.DEFINE_string("workdir", None, "", flag_values=values)
         num_cpu_devices = flags.DEFINE_integer(
-            "num_cpu_devices", None, "", lower_bound=1, flag_values=values
+            "num_cpu_devices", None, "", 1, _MOST_CPU_DEVICES, flag_values=values
         )
         hosts = _define_hosts(values)
         rest = values(list(argv))
@@ -105,9 +109,11 @@ def parse(argv: Sequence[str], about: str) -> Command:
 
 
 def _define_hosts(values: flags.FlagValues) -> dict[str, flags.FlagHolder]:
-    def integer(name: str, default: int | None, lowest: int) -> flags.FlagHolder:
+    def integer(
+        name: str, default: int | None, lowest: int, highest: int
+    ) -> flags.FlagHolder:
         return flags.DEFINE_integer(
-            name, default, "", lower_bound=lowest, flag_values=values
+            name, default, "", lowest, highest, flag_values=values
         )
 
     return {
@@ -117,9 +123,9 @@ def _define_hosts(values: flags.FlagValues) -> dict[str, flags.FlagHolder]:
         "coordinator_address": flags.DEFINE_string(
             "coordinator_address", None, "", flag_values=values
         ),
-        "num_processes": integer("num_processes", None, 1),
-        "process_id": integer("process_id", None, 0),
-        "heartbeat_seconds": integer("heartbeat_seconds", 100, 1),
+        "num_processes": integer("num_processes", None, 1, _MOST_PROCESSES),
+        "process_id": integer("process_id", None, 0, _MOST_PROCESSES - 1),
+        "heartbeat_seconds": integer("heartbeat_seconds", 100, 1, _SECONDS_OF_A_DAY),
     }
 
 

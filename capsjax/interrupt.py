@@ -71,9 +71,15 @@ def _watch(reader: int, signals: tuple[signal.Signals, ...], note) -> None:
             continue
         if not is_noted:
             note(number)
-            os.write(2, b"\nstopping after these steps; Ctrl-C to stop at once\n")
+            _tell("stopping after these steps; Ctrl-C to stop at once")
         elif number == signal.SIGINT:
             # What is on disk was written aside and renamed, or is cleared away later.
-            os.write(2, b"\nstopped\n")
+            _tell("stopped")
             os._exit(128 + number)
         is_noted = True
+
+
+def _tell(text: str) -> None:
+    # A pipe's other end may have died of the same Ctrl-C.
+    with contextlib.suppress(OSError):
+        os.write(2, f"\n{text}\n".encode())

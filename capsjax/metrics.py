@@ -1,18 +1,17 @@
 """What a run tells: JSON lines for programs, a bar or plain lines for people."""
 
-import contextlib
 import json
 import os
 import pathlib
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from typing import TextIO
 
 import tqdm
 
 from capsjax.hosts import is_writer
-from capsjax.workdir import WorkdirError, write_text
+from capsjax.workdir import write_text, writing
 
 _SECONDS_BETWEEN_LINES = 4
 _SECONDS_OF_SILENCE = 8
@@ -43,13 +42,13 @@ class MetricWriter:
         self._summary = None
         if path is None:
             return
-        if tensorboard is not None:
-            import tensorboardX
+        with writing(path):
+            if tensorboard is not None:
+                import tensorboardX
 
-            self._summary = tensorboardX.SummaryWriter(
-                str(tensorboard), purge_step=step + 1
-            )
-        with _told(path):
+                self._summary = tensorboardX.SummaryWriter(
+                    str(tensorboard), purge_step=step + 1
+                )
             if path.exists():
                 kept = [
                     line
@@ -57,27 +56,43 @@ class MetricWriter:
                     if _is_kept(line, step)
                 ]
                 write_text(path, "".join(f"{line}\n" for line in kept))
-            self._file = open(path, "a")  # noqa: SIM115, open as long as the run
+            # Without a buffer, so that nothing is left to be written later.
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115, for the run
 
     def write(self, kind: str, *, step: int, epoch: int, **metrics: float) -> None:
         """Writes one line, on disk when this returns."""
         if self._path is None:
             return
         line = {"kind": kind, "step": step, "epoch": epoch, **metrics}
-        with _told(self._path):
-            self._file.write(json.dumps(line, allow_nan=False) + "\n")
-            self._file.flush()
+        with writing(self._path):
+            self._append(f"{json.dumps(line, allow_nan=False)}\n".encode())
+            if self._summary is not None:
+                for name, value in metrics.items():
+                    self._summary.add_scalar(f"{kind}/{name}", value, step)
+
+    def _append(self, data: bytes) -> None:
+        """Whole or not at all: on a full disk only the first half would fit."""
+        end = os.fstat(self._file.fileno()).st_size
+        try:
+            while data:
+                data = data[self._file.write(data) :]
             os.fsync(self._file.fileno())
-        if self._summary is not None:
-            for name, value in metrics.items():
-                self._summary.add_scalar(f"{kind}/{name}", value, step)
+        except OSError:
+            self._file.truncate(end)
+            raise
 
     def close(self) -> None:
-        """Closes the files."""
-        if self._path is not None:
+        """Closes the files.
+
+        Raises:
+            WorkdirError: If what is left for TensorBoard can't be written.
+        """
+        if self._path is None:
+            return
+        with writing(self._path):
             self._file.close()
-        if self._summary is not None:
-            self._summary.close()
+            if self._summary is not None:
+                self._summary.close()
 
 
 class Progress:
@@ -145,32 +160,51 @@ class Progress:
 
 def say(text: str) -> None:
     """Prints a line for people, above a progress bar if there is one; one process."""
-    if not is_writer():
-        return
-    tqdm.tqdm.write(text, file=sys.stderr if sys.stderr.isatty() else sys.stdout)
-    sys.stdout.flush()
+    if is_writer():
+        _print(text, sys.stderr if sys.stderr.isatty() else sys.stdout)
 
 
 def warn(text: str) -> None:
     """Prints a warning, beside what a program may read; one process."""
-    if not is_writer():
-        return
-    tqdm.tqdm.write(f"warning: {text}", file=sys.stderr)
-    sys.stderr.flush()
+    if is_writer():
+        _print(f"warning: {text}", sys.stderr)
 
 
-@contextlib.contextmanager
-def _told(path: pathlib.Path) -> Iterator[None]:
+def fail(text: str) -> None:
+    """Prints an error; every process its own."""
+    _print(text, sys.stderr)
+
+
+def _print(text: str, file: TextIO) -> None:
     try:
-        yield
-    except OSError as error:
-        raise WorkdirError(f"can't write {path}: {error.strerror}.") from error
+        tqdm.tqdm.write(text, file=file)
+        file.flush()
+    except OSError:
+        # Nobody listens, as after Ctrl-C in `train | tee log`. The run goes on; what
+        # is still to be written must not fail as the interpreter ends, either.
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _is_kept(text: str, step: int) -> bool:
     """Not so a line torn by a crash, as its step was not saved either."""
     try:
         line = json.loads(text)
-        return line["step"] <= step and line["kind"] != "test"
-    except (ValueError, KeyError, TypeError):
+        kind = line.pop("kind")
+        # Of a damaged file anything may come.
+        numbers = [line["step"], line["epoch"], line["images_per_second"]]
+        are_finite = all(
+            type(value) in (int, float) and abs(value) <= sys.float_info.max
+            for value in line.values()
+        )
+        return (
+            kind in ("train", "validation")
+            and are_finite
+            and min(numbers) > 0
+            and line["step"] <= step
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False

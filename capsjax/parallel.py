@@ -31,6 +31,7 @@ def parallel(step: Callable[..., Any], *, donate: bool = False) -> Any:
         axis_name=AXIS,
         in_axes=(None, 0),
         out_axes=None,  # pyright: ignore[reportArgumentType]
+        devices=_devices(),
         donate_argnums=(0,) if donate else (),
     )
 
@@ -47,10 +48,11 @@ def my_shares(array: np.ndarray, *, axis: int = 0) -> np.ndarray:
         array: The same on all processes.
         axis: Which one; the axis of the devices comes before all others.
     """
-    shape = array.shape
-    split = array.reshape(*shape[:axis], jax.device_count(), -1, *shape[axis + 1 :])
-    first = jax.process_index() * jax.local_device_count()
-    return np.moveaxis(split, axis, 0)[first : first + jax.local_device_count()]
+    shape, devices = array.shape, _devices()
+    split = array.reshape(*shape[:axis], len(devices), -1, *shape[axis + 1 :])
+    here = jax.process_index()
+    mine = [n for n, device in enumerate(devices) if device.process_index == here]
+    return np.moveaxis(split, axis, 0)[mine[0] : mine[-1] + 1]
 
 
 def spread(shares: Tree) -> Tree:
@@ -67,4 +69,9 @@ def spread(shares: Tree) -> Tree:
 
 
 def _mesh() -> Mesh:
-    return Mesh(np.asarray(jax.devices()), (AXIS,))
+    return Mesh(np.asarray(_devices()), (AXIS,))
+
+
+def _devices() -> list[Any]:
+    """Those of a process side by side: the order of JAX's own list is its affair."""
+    return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))

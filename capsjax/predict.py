@@ -80,6 +80,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
         return image
     pixels = np.asarray(image, np.float64)
+    if not np.isfinite(pixels).all():
+        raise ValueError("some of its pixels are not finite numbers")
     low, high = min(0, pixels.min()), max(pixels.max(), 1e-9)
     return Image.fromarray(np.uint8(np.round(255 * (pixels - low) / (high - low))))
 
@@ -198,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         keep_compiled_programs()
         run = load_run(arguments.workdir)
-    except (WorkdirError, CheckpointError) as error:
+    except (WorkdirError, CheckpointError, OSError) as error:
         return _fail(error)
     # One after the other, so that large ones need not fit in memory together.
     answers = [_answer(run, path, arguments.invert) for path in arguments.images]

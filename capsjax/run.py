@@ -18,6 +18,8 @@ from capsjax.data.augment import scale_to_unit
 from capsjax.models import make_model, prepare
 from capsjax.workdir import Workdir, WorkdirError
 
+_LONGEST_SIDE = 2**16  # Of an image that a network could be made for.
+
 
 class Prediction(NamedTuple):
     """What a network sees in some images.
@@ -46,12 +48,12 @@ class Run:
     """
 
     def __init__(self, workdir: Workdir):
-        workdir.require_no_links()
+        workdir.require_plain_files()
         self.workdir, self.config = workdir, workdir.read_config()
         about = workdir.read_json(workdir.dataset)
         try:
-            self.class_names = tuple(about["class_names"])
-            height, width, channels = about["image_shape"]
+            self.class_names = _names(about["class_names"])
+            height, width, channels = map(_side, about["image_shape"])
         except (KeyError, TypeError, ValueError) as error:
             raise WorkdirError(f"{workdir.dataset} is damaged: {error!r}.") from error
         shape = (height, width, channels)
@@ -164,3 +166,15 @@ def load_run(path: str | os.PathLike[str]) -> Run:
 
 def _next_power_of_two(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if type(value) is not list or not value or {type(name) for name in value} != {str}:
+        raise ValueError(f"class_names is {value!r}")
+    return tuple(value)
+
+
+def _side(value: Any) -> int:
+    if type(value) is not int or not 1 <= value <= _LONGEST_SIDE:
+        raise ValueError(f"image_shape has {value!r}")
+    return value

@@ -6,10 +6,9 @@ The order of things in a run; the step itself is in ``capsjax.step``.
 import contextlib
 import functools
 import importlib.util
-import json
+import io
 import math
 import os
-import pathlib
 import shlex
 import signal
 import sys
@@ -34,9 +33,17 @@ from capsjax.data import (
 )
 from capsjax.evaluate import Metrics, evaluate, make_eval_step
 from capsjax.flags import UsageError, parse
-from capsjax.hosts import HostsError, agree_to_stop, is_writer, join, wait_for_all
+from capsjax.hosts import (
+    HostsError,
+    agree_to_stop,
+    is_writer,
+    join,
+    may_be_of_another,
+    require_same,
+    wait_for_all,
+)
 from capsjax.interrupt import Interrupt, noticed
-from capsjax.metrics import MetricWriter, Progress, say, warn
+from capsjax.metrics import MetricWriter, Progress, fail, say, warn
 from capsjax.models import CapsNet, make_model
 from capsjax.parallel import parallel, replicated, spread
 from capsjax.provenance import provenance
@@ -51,7 +58,7 @@ from capsjax.step import (
     parts,
     stack_batches,
 )
-from capsjax.workdir import Workdir, WorkdirError, default_path, write_json
+from capsjax.workdir import Workdir, WorkdirError, default_path, write_bytes, write_json
 
 _MOST_PARAMETERS = 2**30
 _MOST_SKIPPED = 100  # Steps in a row, with which a run has come to its end.
@@ -77,21 +84,26 @@ def train(
         WorkdirError: If the folder is in use, holds another run or can't be written.
         CheckpointError: If a checkpoint can't be read or written.
         FloatingPointError: If a loss, gradient or update is not finite.
+        HostsError: If the processes are not of one run.
     """
     configs.validate(config)
     task = _make_task(config)
+    _require_countable(config, len(task.train_set))
     workdir.check(config)
-    if (result := _finished(config, workdir)) is not None:
+    result = _finished(config, workdir)
+    # All have looked before the first of them writes.
+    require_same({"their configuration": config, "whether it has ended": result is None})
+    if result is not None:
         say(f"{workdir.path} is finished; its result stays.")
         return result
     # Of several processes JAX itself notices SIGTERM, and tells the others.
     is_alone = not jax.distributed.is_initialized()
     signals = (signal.SIGINT, signal.SIGTERM) if is_alone else (signal.SIGINT,)
     with noticed(signals) as interrupt, contextlib.ExitStack() as stack:
-        wait_for_all("checked")
         if is_writer():
             stack.enter_context(workdir.locked())
             workdir.check(config)  # Again: what came first may be another run.
+        wait_for_all("the folder is this run's")
         run = _Run(config, task, workdir, stack, interrupt)
         agree_to_stop(interrupt, run.num_chunks)
         while run.step < run.num_steps and interrupt.signal is None:
@@ -340,11 +352,10 @@ class _Run:
         """Tells of a step whose update was left out; stops if that is to be."""
         names = parts(self.state.params)
         bad = [name for name, good in zip(names, is_finite, strict=True) if not good]
-        path = self._keep_batch(step)
         told = (
             f"step {step + 1} of {self.num_steps}: not finite: {', '.join(bad[:3])}"
             + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
-            + f". Its update was not applied; its batch is in {path}."
+            + f". Its update was not applied; {self._keep_batch(step)}."
         )
         self.skipped_in_a_row += 1
         if self.config.bad_numbers == "skip" and self.skipped_in_a_row < _MOST_SKIPPED:
@@ -360,19 +371,28 @@ class _Run:
             f"{told} The checkpoints in {self.workdir.path} are of before. {remedy}"
         )
 
-    def _keep_batch(self, step: int) -> pathlib.Path:
+    def _keep_batch(self, step: int) -> str:
+        """Writes down the batch of a bad step; says where it is, or why not."""
         folder = self.workdir.bad_batches
         path = folder / f"step-{step + 1}.npz"
         if not is_writer():
-            return path
-        folder.mkdir(exist_ok=True)
-        if len(list(folder.iterdir())) < _MOST_BAD_BATCHES:
+            return f"for its batch see {folder}"
+        try:
+            folder.mkdir(exist_ok=True)
+            others = set(folder.glob("*.npz")) - {path}
+            if len(others) >= _MOST_BAD_BATCHES:
+                return f"its batch is not kept: there are {len(others)} in {folder}"
             index = batch_indices(
                 len(self.train_set), self.config.batch_size, self.config.seed, step
             )
-            batch = self.train_set.batch(index)
-            np.savez_compressed(path, index=index, **batch._asdict())
-        return path
+            batch = self.train_set.batch(index)._asdict()
+            arrays = {name: a for name, a in batch.items() if a is not None}
+            file = io.BytesIO()
+            np.savez_compressed(file, index=index, **arrays)
+            write_bytes(path, file.getvalue())
+        except (OSError, WorkdirError) as error:
+            return f"its batch could not be kept ({error})"
+        return f"its batch is in {path}"
 
     def _require_finite(self, kind: str, loss: float) -> None:
         if not math.isfinite(loss):
@@ -469,8 +489,7 @@ class _Run:
             "validation": len(self.validation_set or ()),
             "test": len(self.test_set),
         }
-        for text in self.workdir.metrics.read_text().splitlines():
-            line = json.loads(text)
+        for line in self.workdir.read_metrics():
             if line["kind"] == "train":
                 images = (line["step"] - step) * self.config.batch_size
                 step = line["step"]
@@ -478,6 +497,16 @@ class _Run:
                 images = sizes[line["kind"]]
             total += images / line["images_per_second"]
         return total
+
+
+def _require_countable(config: configs.Config, num_images: int) -> None:
+    """The steps are counted on the device, in 32 bits."""
+    num_steps = config.num_epochs * (num_images // config.batch_size)
+    if num_steps >= 2**31:
+        raise configs.ConfigError(
+            f"config.num_epochs={config.num_epochs} are {num_steps:,} steps; at most "
+            "2^31 - 1 are allowed."
+        )
 
 
 def _finished(config: configs.Config, workdir: Workdir) -> dict[str, Any] | None:
@@ -519,15 +548,18 @@ def main(argv: Sequence[str]) -> int:
     ) as error:
         return _fail(error, 1)
     except jax.errors.JaxRuntimeError as error:
-        if not jax.distributed.is_initialized():
+        told = str(error).splitlines()[0][:200]
+        if told.startswith("RESOURCE_EXHAUSTED"):
+            told = f"there is not enough memory ({told}): lower --config.batch_size."
+        elif not jax.distributed.is_initialized():
             raise
-        first = str(error).splitlines()[0]
-        return _fail(
-            "another process of this run has gone, or can't be reached "
-            f"({first[:200]}). Start all of them again: they go on from the last "
-            "checkpoint.",
-            1,
-        )
+        elif may_be_of_another(error):
+            told = (
+                "another process of this run has gone, or can't be reached "
+                f"({told}). Start all of them again: they go on from the last "
+                "checkpoint."
+            )
+        return _fail(told, 1)
     except KeyboardInterrupt:
         return 130
     if isinstance(outcome, Interrupt):
@@ -541,10 +573,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _fail(error: Exception | str, code: int) -> int:
-    print(f"capsjax.train: error: {error}", file=sys.stderr)
+    fail(f"capsjax.train: error: {error}")
     if jax.distributed.is_initialized():
         # An orderly exit would wait for the others, which wait for this one.
-        sys.stderr.flush()
         os._exit(code)
     return code
 

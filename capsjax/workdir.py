@@ -18,11 +18,15 @@ import json
 import os
 import pathlib
 import socket
+import stat
 import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 from capsjax import config as configs
+
+
+_ASIDE = ".aside"  # How the names of files end that are not yet whole.
 
 
 class WorkdirError(Exception):
@@ -53,47 +57,62 @@ class Workdir:
 
         Raises:
             WorkdirError: If another process works in it, it can't be written, or
-                something in it leads elsewhere.
+                something in it is neither a file nor a folder.
         """
-        self.require_no_links()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = open(self.path / "lock", "a+")  # noqa: SIM115, closed below
-        except OSError as error:
-            raise WorkdirError(
-                f"can't write in {self.path}: {error.strerror}."
-            ) from error
-        with file:
-            try:
-                # The kernel lets go of it when the process dies, however it dies.
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise WorkdirError(
-                    f"{self.path} is in use by {holder}; wait for it, stop it, or "
-                    "choose another --workdir."
-                ) from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+        self.require_plain_files()
+        with contextlib.ExitStack() as stack:
+            with writing(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+                # Without a buffer: what can't be written is told here, and only here.
+                file = stack.enter_context(
+                    open(self.path / "lock", "a+b", buffering=0)
+                )
+                try:
+                    # The kernel lets go of it when the process dies, however it dies.
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    file.seek(0)
+                    holder = " ".join(file.read(200).decode(errors="replace").split())
+                    raise WorkdirError(
+                        f"{self.path} is in use by {holder or 'another process'}; wait "
+                        "for it, stop it, or choose another --workdir."
+                    ) from None
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+                self._clear_away()
             yield
 
-    def require_no_links(self) -> None:
-        """Refuses symbolic links: writing through one would change what is elsewhere.
+    def _clear_away(self) -> None:
+        """Deletes what processes that were killed had begun to write."""
+        for folder in (self.path, self.bad_batches):
+            for left in folder.glob(f".*{_ASIDE}"):
+                left.unlink()
 
-        The folder itself may be one.
+    def require_plain_files(self) -> None:
+        """Refuses whatever is neither a file nor a folder.
+
+        Writing through a symbolic link would change what is elsewhere; reading a pipe
+        may wait forever. The folder itself may be a link.
 
         Raises:
-            WorkdirError: Naming the link.
+            WorkdirError: Naming what was found.
         """
         for folder, folders, files in os.walk(self.path):
             for name in folders + files:
                 path = pathlib.Path(folder, name)
-                if path.is_symlink():
+                try:
+                    mode = path.lstat().st_mode
+                except FileNotFoundError:  # Deleted by the run that trains.
+                    continue
+                if stat.S_ISLNK(mode):
                     raise WorkdirError(
                         f"{path} is a symbolic link to {os.readlink(path)}; nothing in "
                         "a run's folder may lead out of it. Remove the link."
+                    )
+                if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                    raise WorkdirError(
+                        f"{path} is neither a file nor a folder, but a pipe or a "
+                        "device; no run has written it. Remove it."
                     )
 
     def check(self, config: configs.Config) -> None:
@@ -155,7 +174,7 @@ class Workdir:
         """
         try:
             return json.loads(path.read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise WorkdirError(f"can't read {path}: {error}.") from error
 
     def read_metrics(self) -> list[dict[str, Any]]:
@@ -167,7 +186,7 @@ class Workdir:
         try:
             *lines, _ = self.metrics.read_text().split("\n")
             read = [json.loads(line) for line in lines]
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise WorkdirError(f"can't read {self.metrics}: {error}.") from error
         if not read:
             raise WorkdirError(f"{self.metrics} has no line yet.")
@@ -186,23 +205,40 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a text file whole or not at all: aside first, then renamed.
+    """As ``write_bytes``."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: pathlib.Path, data: bytes) -> None:
+    """Writes a file whole or not at all: aside first, then renamed.
 
     Raises:
         WorkdirError: If it can't be written.
     """
     aside = None
+    with writing(path):
+        try:
+            descriptor, aside = tempfile.mkstemp(
+                dir=path.parent, prefix=f".{path.name}.", suffix=_ASIDE
+            )
+            with open(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(aside, 0o644)
+            os.replace(aside, path)
+        except OSError:
+            if aside is not None:
+                pathlib.Path(aside).unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[None]:
+    """Tells what can't be written, and why, in the words of a ``WorkdirError``."""
     try:
-        descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with open(descriptor, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(aside, 0o644)
-        os.replace(aside, path)
+        yield
     except OSError as error:
-        if aside is not None:
-            pathlib.Path(aside).unlink(missing_ok=True)
         raise WorkdirError(f"can't write {path}: {error.strerror}.") from error
 
 

@@ -5,19 +5,23 @@
 Runs are started, killed with SIGKILL and resumed until they end, again and again until
 there were so many kills. Each must end with the weights, the optimizer's state, the
 metrics and the result of a run that was never killed, to the bit; only the clock may
-differ. First of all, two runs that are not killed must agree.
+differ. First of all, two runs that are not killed must agree, each of which compiles its
+own programs. Of every kill is told in what it fell, as the disk shows it.
 """
 
 import argparse
+import collections
 import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -69,6 +73,17 @@ def finish(workdir, cache):
     return time.monotonic() - started
 
 
+def like_of(workdir):
+    """A state of the form that the run's checkpoints have."""
+    config = workdir.read_config()
+    about = workdir.read_json(workdir.dataset)
+    image_shape, num_classes = tuple(about["image_shape"]), len(about["class_names"])
+    model = make_model(config.model, image_shape, num_classes)
+    steps_per_epoch = config.data.num_train // config.batch_size
+    optimizer = make_optimizer(config.optimizer, config.num_epochs * steps_per_epoch)
+    return jax.jit(lambda: init_state(model, optimizer, config))()
+
+
 def outcome(path):
     """Everything that must not depend on when a run was killed."""
     workdir = Workdir(path)
@@ -76,13 +91,7 @@ def outcome(path):
     def timeless(row):
         return {name: value for name, value in row.items() if name not in CLOCK}
 
-    config = workdir.read_config()
-    about = workdir.read_json(workdir.dataset)
-    image_shape, num_classes = tuple(about["image_shape"]), len(about["class_names"])
-    model = make_model(config.model, image_shape, num_classes)
-    steps_per_epoch = config.data.num_train // config.batch_size
-    optimizer = make_optimizer(config.optimizer, config.num_epochs * steps_per_epoch)
-    like = jax.jit(lambda: init_state(model, optimizer, config))()
+    like = like_of(workdir)
     checkpoints = Checkpoints(workdir.checkpoints, read_only=True)
     states = {step: checkpoints.restore(step, like) for step in checkpoints.steps}
     checkpoints.close()
@@ -102,6 +111,44 @@ def outcome(path):
     }
 
 
+class Kill(NamedTuple):
+    """In what a process was when it was killed."""
+
+    phase: str  # start-up, step, save or evaluation
+    has_checkpoint: bool
+
+
+def killed_in(path, out):
+    """Tells it from what the process printed and what it left on disk."""
+    workdir = Workdir(path)
+    folders = workdir.checkpoints.glob("*") if workdir.checkpoints.exists() else ()
+    names = [folder.name for folder in folders]
+    saved = {int(name) for name in names if name.isdigit()}
+    resumed = re.search(r"going on after step (\d+)", out)
+    begun = int(resumed[1]) if resumed else 0
+    text = workdir.metrics.read_text() if workdir.metrics.exists() else ""
+    rows = [json.loads(line) for line in text.split("\n")[:-1]]
+    if "compiling" not in out or not rows or rows[-1]["step"] <= begun:
+        return Kill("start-up", bool(saved))
+    kind, step = rows[-1]["kind"], rows[-1]["step"]
+    config = workdir.read_config()
+    steps_per_epoch = config.data.num_train // config.batch_size
+    is_saving = any("tmp" in name for name in names)
+    if is_saving or (kind == "validation" and step not in saved):
+        return Kill("save", bool(saved))
+    ends_run = step == config.num_epochs * steps_per_epoch
+    if ends_run or (kind == "train" and step % steps_per_epoch == 0):
+        return Kill("evaluation", bool(saved))
+    return Kill("step", bool(saved))
+
+
+def wait_for_checkpoint(process, path):
+    while process.poll() is None:
+        if any(folder.name.isdigit() for folder in path.glob("checkpoints/*")):
+            return
+        time.sleep(0.01)
+
+
 def different(one, other):
     return [
         name
@@ -113,25 +160,31 @@ def different(one, other):
 
 
 def kill_and_resume(num_kills, seed, *, tell=print):
-    """Raises SystemExit if a run that was killed comes to something else."""
+    """Raises SystemExit if a run that was killed comes to something else.
+
+    Every other kill waits for a checkpoint first, so that some of a few fall after one.
+    """
     random_moment = random.Random(seed)
     folder = pathlib.Path(tempfile.mkdtemp())
     cache = folder / "cache"
-    finish(folder / "first", cache)
+    finish(folder / "first", folder / "cache of the first")
     seconds = finish(folder / "whole", cache)
     whole = outcome(folder / "whole")
     if names := different(outcome(folder / "first"), whole):
         raise SystemExit(f"two runs that were not killed differ in {names}")
     tell(f"two whole runs agree; {seconds:.1f} s each")
-    kills = runs = 0
-    while kills < num_kills:
+    kills, runs = [], 0
+    while len(kills) < num_kills:
         runs += 1
         workdir = folder / f"run{runs}"
-        while kills < num_kills:
-            after = random_moment.uniform(0, 1.05 * seconds)
+        while len(kills) < num_kills:
+            share = random_moment.uniform(0, 1.05)
             process = start(workdir, cache)
+            if len(kills) % 2:
+                wait_for_checkpoint(process, workdir)
+                share /= 2
             try:
-                process.wait(after)
+                process.wait(share * seconds)
             except subprocess.TimeoutExpired:
                 process.kill()
             out, _ = process.communicate()
@@ -139,9 +192,9 @@ def kill_and_resume(num_kills, seed, *, tell=print):
                 if process.returncode:
                     raise SystemExit(f"ended with {process.returncode}:\n{out}")
                 break
-            kills += 1
-            last = (out.splitlines() or ["(start-up)"])[-1]
-            tell(f"kill {kills:3}, run {runs}, after {after:4.1f} s: {last}")
+            kills.append(killed_in(workdir, out))
+            last = (out.splitlines() or ["-"])[-1]
+            tell(f"kill {len(kills):3}, run {runs}, in {kills[-1].phase}: {last}")
         finish(workdir, cache)
         if names := different(outcome(workdir), whole):
             raise SystemExit(f"run {runs} differs in {names}; kept in {workdir}")
@@ -156,7 +209,11 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     kills, runs = kill_and_resume(arguments.kills, arguments.seed)
-    print(f"{kills} kills in {runs} runs, seed {arguments.seed}: all equal to the bit")
+    phases = collections.Counter(kill.phase for kill in kills)
+    told = ", ".join(f"{count} in {phase}" for phase, count in phases.most_common())
+    late = sum(kill.has_checkpoint for kill in kills)
+    print(f"{len(kills)} kills ({told}; {late} after a checkpoint) in {runs} runs, seed")
+    print(f"{arguments.seed}: all equal to the bit")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from tiny import made, tiny
 import capsjax.step
 from capsjax import train
 from capsjax.checkpoint import Checkpoints
-from capsjax.data import Batch, batch_indices, load, split_validation
+from capsjax.data import batch_indices, load, split_validation
 from capsjax.evaluate import image_metrics
 from capsjax.parallel import parallel
 from capsjax.step import make_train_chunk, make_train_step, parts, stack_batches
@@ -82,7 +82,7 @@ def test_a_bad_step_changes_nothing_but_the_count(monkeypatch, part):
     assert not good[part]
     for n in range(3):
         before = state
-        one = Batch(*(array[:, n : n + 1] for array in batches))
+        one = jax.tree.map(lambda a, n=n: a[:, n : n + 1], batches)
         state, _ = program(before, one)
         assert state.step == before.step + 1
         changed = [
@@ -135,7 +135,7 @@ def test_a_skipped_step_is_told_and_not_in_the_metrics(tmp_path, monkeypatch, ca
     assert steps == [1, 2, 3, 4, 5, 6, 8, 9, 10]
 
 
-def test_a_run_that_skips_everything_stops(tmp_path, monkeypatch):
+def test_a_run_that_skips_everything_stops(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "_MOST_SKIPPED", 4)
     monkeypatch.setattr(train, "_MOST_BAD_BATCHES", 2)
     config = recipe(bad_numbers="skip")
@@ -143,6 +143,18 @@ def test_a_run_that_skips_everything_stops(tmp_path, monkeypatch):
     with pytest.raises(FloatingPointError, match=r"step 9 .* These were 4 in a row"):
         train.train(config, Workdir(tmp_path))
     assert len(list((tmp_path / "bad_batches").iterdir())) == 2
+    err = capsys.readouterr().err
+    assert f"its batch is in {tmp_path}/bad_batches/step-7.npz" in err
+    assert f"its batch is not kept: there are 2 in {tmp_path}/bad_batches" in err
+
+
+def test_a_batch_that_can_t_be_kept_hides_no_bad_number(tmp_path, monkeypatch):
+    config = recipe()
+    poison(monkeypatch, config, POISONS["margin loss"])
+    (tmp_path / "bad_batches").write_text("a file in the place of a folder")
+    told = r"not finite: margin loss\..* its batch could not be kept \(.*File exists"
+    with pytest.raises(FloatingPointError, match=told):
+        train.train(config, Workdir(tmp_path))
 
 
 def test_an_update_that_overflows_is_bad(tmp_path):

@@ -11,9 +11,6 @@ from capsjax import config as configs
 from capsjax import flags
 from capsjax.hosts import Hosts
 
-# Of ml_collections on Python 3.11.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
 EXPERIMENT = EXPERIMENTS / "mnist.py"
 
@@ -96,6 +93,14 @@ WRONG = [
     ("optimizer.floor", 1.0, "config.optimizer.floor must be from 0 to learning_rate"),
     ("optimizer.b2", 1.0, "config.optimizer.b2 must be at least 0, below 1"),
     ("optimizer.average", 1.0, "config.optimizer.average must be"),
+    ("optimizer.learning_rate", 10**400, "must be a finite number, got 1000"),
+    ("num_epochs", 2**32, "config.num_epochs must be below 2^32, got 4294967296"),
+    ("model.decoder_features", (-(2**40),), "must be below 2^32"),
+    ("model.conv_features", 2**17, "config.model.conv_features must be at most 65536"),
+    ("model.primary_stride", 2**17, "primary_stride must be at most 65536"),
+    ("model.decoder_features", (2**17,), "integers of at most 65536, got (131072,)"),
+    ("model.decoder_features", (1,) * 101, "must be at most 100 integers"),
+    ("optimizer.decay_steps", 2**31, "config.optimizer.decay_steps must be below 2^31"),
 ]
 
 
@@ -176,7 +181,10 @@ MISTAKES = [
     (["--confg.seed=5"], "Unknown command line flag 'confg.seed'"),
     (["more"], "unexpected arguments: more"),
     (["--distributed=maybe"], "should be one of <auto|on|off>"),
-    (["--num_cpu_devices=0"], "must be at least 1|lower than|integer .*>= ?1|positive"),
+    (["--num_cpu_devices=0"], r"integer in the range \[1, 1024\]"),
+    (["--num_cpu_devices=100000"], r"integer in the range \[1, 1024\]"),
+    (["--heartbeat_seconds=1000000000"], r"integer in the range \[1, 86400\]"),
+    (["--num_processes=9999999999999"], r"integer in the range \[1, 65536\]"),
 ]
 
 

@@ -1,17 +1,21 @@
 """Every way in which a checkpoint can be damaged, made on a real run's folder."""
 
+import collections
 import json
 import os
 import pathlib
 import shutil
 import signal
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
 import pytest
 
 from capsjax import evaluate, train
-from capsjax.checkpoint import CheckpointError, Checkpoints
+from capsjax.checkpoint import CheckpointError, Checkpoints, DamagedCheckpointError
 from capsjax.run import load_run
 from capsjax.workdir import Workdir, WorkdirError, write_json
 
@@ -72,7 +76,7 @@ DAMAGES = {
         f"data flipped at {where}": lambda step, where=where: flipped(
             largest(step), where
         )
-        for where in (0, 0.25, 0.5, 0.75, 0.99, 1)
+        for where in (0, 0.5, 1)
     },
     "manifest truncated": lambda step: halved(step / "state" / "manifest.ocdbt"),
     "manifest deleted": lambda step: (step / "state" / "manifest.ocdbt").unlink(),
@@ -129,7 +133,7 @@ def test_the_newest_whole_step_is_used_and_one_line_tells(
     if "flipped" in damage and state.step == NEW:
         # These bytes are of no use: what was saved is there.
         jax.tree.map(np.testing.assert_array_equal, bits(state), whole_state)
-        assert damage in ("data flipped at 0.99", "data flipped at 1")
+        assert damage == "data flipped at 1"
         return
     assert state.step == OLD
     for err in (capsys.readouterr().err, *([seen] if run.step == OLD else [])):
@@ -141,6 +145,33 @@ def test_the_newest_whole_step_is_used_and_one_line_tells(
     assert (workdir.checkpoints / f"damaged-{NEW}").exists()
     assert resumed(workdir, monkeypatch).step == OLD
     assert "warning" not in capsys.readouterr().err
+
+
+def test_bytes_flipped_anywhere_are_found_or_of_no_use(tiny_run, tmp_path, monkeypatch):
+    """In every data file of a step, at many places."""
+    like = resumed(copied(tiny_run, tmp_path / "whole"), monkeypatch)
+    whole, found = bits(like), collections.Counter()
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(tiny_run / "checkpoints" / str(NEW), folder / str(NEW))
+    checkpoints = Checkpoints(folder, read_only=True)
+    files = sorted(path for path in (folder / str(NEW)).rglob("d/*"))
+    assert len(files) > 1
+    for path in files:
+        before = path.read_bytes()
+        for where in np.linspace(0, 1, 9):
+            flipped(path, where)
+            assert path.read_bytes() != before
+            try:
+                state = checkpoints.restore(NEW, like)
+            except DamagedCheckpointError:
+                found[path] += 1
+            else:
+                jax.tree.map(np.testing.assert_array_equal, bits(state), whole)
+            path.write_bytes(before)
+    checkpoints.close()
+    # Hardly any byte of them is of no use.
+    assert found[largest(folder)] >= 7
+    assert sum(found.values()) > 0.5 * 9 * len(files)
 
 
 def lines(workdir):
@@ -242,7 +273,6 @@ def test_a_file_that_is_too_large_for_the_disk_leaves_the_last_checkpoint(workdi
     checkpoints = Checkpoints(workdir.checkpoints)
     big = {"w": np.random.default_rng(0).random(2**20)}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
     try:
         checkpoints.save(30, big)
@@ -267,3 +297,67 @@ def test_an_unfinished_result_is_never_left(workdir, monkeypatch):
         write_json(workdir.result, {})
     assert not workdir.result.exists()
     assert not list(pathlib.Path(workdir.path).glob(".result*"))
+
+
+COMPILING = """
+import sys
+import jax, jax.numpy as jnp
+from capsjax import train
+from capsjax.workdir import Workdir
+
+def make_train_chunk(train_step):
+    def train_chunk(state, batches):
+        x = batches.image.astype(jnp.float32).reshape(-1)[:64]
+        for n in range(6000):  # Minutes of XLA's time, in one call.
+            x = jnp.sin(x * n) * jnp.cos(x + n)
+        new, outcome = train_step(state, jax.tree.map(lambda a: a[0], batches))
+        return new._replace(step=new.step + x.sum().astype(int)), outcome
+    return train_chunk
+
+train.make_train_chunk = make_train_chunk
+lowered = jax.stages.Lowered.compile
+def compile(self, *options):
+    print("XLA begins", flush=True)
+    compiled = lowered(self, *options)
+    print("XLA has ended", flush=True)
+    return compiled
+jax.stages.Lowered.compile = compile
+workdir = Workdir(sys.argv[1])
+config = workdir.read_config()
+config.num_epochs = 3
+train.train(config, workdir)
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_twice_while_xla_compiles_leaves_all_whole(
+    tiny_run, workdir, tmp_path, monkeypatch
+):
+    before = bits(resumed(copied(tiny_run, tmp_path / "whole"), monkeypatch))
+    with subprocess.Popen(
+        [sys.executable, "-c", COMPILING, workdir.path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(pathlib.Path(__file__).parents[1]),
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": "4",
+            "JAX_ENABLE_COMPILATION_CACHE": "false",
+            "XLA_FLAGS": "",
+        },
+    ) as process:
+        assert any(line == "XLA begins\n" for line in process.stdout)
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        assert any("stopping after these steps" in line for line in process.stderr)
+        time.sleep(1)  # Python's own handlers would still wait.
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=10)
+    assert process.returncode == 130, err
+    assert "XLA has ended" not in out
+    assert load_run(workdir.path).step == NEW
+    jax.tree.map(np.testing.assert_array_equal, bits(resumed(workdir, monkeypatch)), before)
+    assert not [path for path in workdir.path.rglob("*") if "tmp" in path.name]

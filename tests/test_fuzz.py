@@ -6,33 +6,43 @@ tries more than the tests do.
 """
 
 import contextlib
+import copy
+import dataclasses
+import faulthandler
+import functools
 import io
+import json
 import os
 import pathlib
 import shutil
+import sys
 
 import jax
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
+from kill_and_resume import like_of
 from PIL import Image, ImageDraw
 
+from capsjax import checkpoint, report, train
 from capsjax import config as configs
-from capsjax import flags
 from capsjax.checkpoint import CheckpointError, Checkpoints
+from capsjax.data import source
+from capsjax.metrics import MetricWriter
 from capsjax.predict import ImageError, fit_image, read_image
-from capsjax.run import load_run
+from capsjax.run import Run, load_run
 from capsjax.workdir import Workdir, WorkdirError
 
 EXPERIMENT = pathlib.Path(__file__).parents[1] / "experiments" / "mnist.py"
+_SECONDS_UNTIL_IT_HANGS = 60
 
 
-def fuzzed(share=1.0):
-    """Settings for so large a part of the examples that are asked for."""
-    asked = int(os.environ.get("FUZZ_EXAMPLES", "150"))
+def fuzzed(share):
+    """Settings for so large a part of the examples that are asked for in all."""
+    asked = int(os.environ.get("FUZZ_EXAMPLES", "400"))
     return settings(
-        max_examples=max(1, int(share * asked)),
+        max_examples=max(1, round(share * asked)),
         deadline=None,
         suppress_health_check=list(HealthCheck),
         database=None,
@@ -40,103 +50,322 @@ def fuzzed(share=1.0):
     )
 
 
-@st.composite
-def mutations(draw):
-    """A function that damages bytes."""
-    kind = draw(st.sampled_from(["flip", "cut", "insert", "repeat", "replace"]))
-    where, length = draw(st.floats(0, 1)), draw(st.integers(1, 40))
-    noise = draw(st.binary(min_size=length, max_size=length))
-
-    def mutated(data):
-        at = int(where * len(data))
-        return {
-            "flip": data[:at] + noise + data[at + length :],
-            "cut": data[:at],
-            "insert": data[:at] + noise + data[at:],
-            "repeat": data[:at] + data[:at] + data[at:],
-            "replace": noise,
-        }[kind]
-
-    return mutated
+@contextlib.contextmanager
+def not_for_ever():
+    """Whatever hangs ends the tests, and where it does is shown."""
+    faulthandler.dump_traceback_later(
+        _SECONDS_UNTIL_IT_HANGS, exit=True, file=sys.__stderr__
+    )
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
-FIELDS = st.sampled_from(
-    [
-        *("seed", "num_epochs", "batch_size", "data.name", "data.max_shift"),
-        *("model.decoder_features", "model.routing", "model.compute_dtype"),
-        *("optimizer.learning_rate", "optimizer.schedule", "loss.present", "model"),
-        *("tensorboard", "model.initializers.conv", "experiment", "nothing.at.all"),
-    ]
-)
+@contextlib.contextmanager
+def told_at_most(*errors):
+    """One of these errors may be raised, and is one line."""
+    try:
+        yield
+        event("no error")
+    except errors as error:
+        event(f"told: {type(error).__name__}")
+        assert len(str(error).splitlines()) == 1, str(error)
+
+
+def exit_code(main, *arguments):
+    """Of a command that prints no error, or one line and no traceback."""
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
+        code = main(list(arguments))
+    lines = err.getvalue().splitlines()
+    assert len(lines) == (code != 0), err.getvalue()
+    assert all(": error: " in line for line in lines)
+    event(f"exit code {code}")
+    return code
+
+
+# ---- what is given on the command line
+
+
+def fields(section, path=""):
+    for field in dataclasses.fields(section):
+        name = path + field.name
+        if dataclasses.is_dataclass(field.type):
+            yield from fields(field.type, f"{name}.")
+        yield name
+
+
+NAMES = [name for name in fields(configs.Config) if name != "data.name"]
 VALUES = st.one_of(
+    st.integers(-2, 60).map(str),
+    st.floats(0, 1).map(str),
     st.text(max_size=20),
     st.integers().map(str),
     st.floats().map(str),
-    st.sampled_from(["(1,)", "()", "((", "[1", "true", "None", "1e999", "__import__"]),
+    st.integers(0, 400).map(lambda n: str(10**n)),
+    st.sampled_from(
+        [
+            *("(1,)", "()", "((", "[1", "true", "false", "None", "1e999", "__import__"),
+            *("mean", "constant", "exponential", "bfloat16", "cnn", "normal(0.1)"),
+            *("normal(1e999)", "normal()", "zeros", "skip", "(9, 99999999999)"),
+        ]
+    ),
 )
-FLAGS = st.sampled_from(["--num_cpu_devices", "--workdir", "--process_id", "--x", "-"])
+DATA_NAMES = st.sampled_from(["", "/", ".", "no/such/set", "~nobody", "mnist", "\0"])
+OVERRIDES = st.one_of(
+    st.tuples(st.sampled_from(NAMES).map("--config.{}".format), VALUES),
+    st.tuples(st.just("--config.data.name"), DATA_NAMES),
+    st.tuples(
+        st.sampled_from(
+            [
+                *("--heartbeat_seconds", "--process_id", "--num_processes"),
+                *("--coordinator_address", "--distributed", "--x", "--config.x", "-"),
+                *("--config", "--flagfile", "--nohelp", "--config.model"),
+            ]
+        ),
+        VALUES,
+    ),
+)
 
 
-@fuzzed()
-@given(st.lists(st.tuples(FIELDS, VALUES), max_size=3), FLAGS, VALUES)
-def test_overrides_end_in_a_config_or_one_clear_line(fields, flag, value):
-    arguments = [f"--config.{field}={text}" for field, text in fields]
-    with contextlib.suppress(flags.UsageError, configs.ConfigError):
-        asked = flags.parse(
-            ["train", f"--config={EXPERIMENT}:smoke", *arguments, f"{flag}={value}"], ""
-        )
-        configs.validate(asked.config)
-
-
-@pytest.fixture(scope="module", params=["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
-def picture(request):
-    image = Image.new("RGB", (60, 40), "white")
-    ImageDraw.Draw(image).ellipse((10, 5, 40, 35), outline="black", width=4)
-    file = io.BytesIO()
-    image.save(file, request.param)
-    return file.getvalue()
-
-
-@fuzzed()
-@given(mutate=mutations())
-def test_an_image_file_is_read_or_refused(picture, tmp_path_factory, mutate):
-    path = tmp_path_factory.getbasetemp() / "picture"
-    path.write_bytes(mutate(picture))
-    with contextlib.suppress(ImageError):
-        fitted = fit_image(read_image(path), (28, 28, 1), invert=True)
-        assert fitted.shape == (28, 28, 1)
+class ReachedError(Exception):
+    """Everything that precedes the training went well."""
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_run):
-    run = load_run(tiny_run)
-    checkpoints = Checkpoints(run.workdir.checkpoints, read_only=True)
-    params = {
-        step: checkpoints.restore(step, {"params": run.params}, partly=True)["params"]
-        for step in checkpoints.steps
-    }
-    checkpoints.close()
-    return params
+def until_training(tmp_path_factory):
+    def begin(*_):
+        raise ReachedError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("nowhere"))
+        patch.setattr(train, "_Run", begin)
+        patch.setattr(source, "load_mnist", functools.cache(source.load_mnist))
+        yield tmp_path_factory.mktemp("overridden")
 
 
-@fuzzed(share=0.1)
-@given(mutate=mutations(), which=st.floats(0, 1, exclude_max=True))
-def test_a_run_s_folder_is_used_whole_or_refused(
-    tiny_run, whole, tmp_path_factory, mutate, which
+@fuzzed(share=0.3)
+@given(st.lists(OVERRIDES, max_size=3))
+def test_a_command_line_reaches_the_training_or_ends_in_one_line(
+    until_training, overrides
 ):
-    folder = tmp_path_factory.getbasetemp() / "run"
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(tiny_run, folder)
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = [path for path in files if "figures" not in path.parts]
-    path = files[int(which * len(files))]
-    path.write_bytes(mutate(path.read_bytes()))
+    arguments = [f"{name}={value}" for name, value in overrides]
+    config = f"--config={EXPERIMENT}:smoke"
+    with not_for_ever(), contextlib.suppress(ReachedError):
+        off = ("--distributed=off", config, f"--workdir={until_training}")
+        assert exit_code(train.main, "train", *off, *arguments) in (1, 2)
+
+
+# ---- image files
+
+
+def drawing():
+    image = Image.new("RGB", (60, 40), "white")
+    ImageDraw.Draw(image).ellipse((10, 5, 40, 35), outline="black", width=4)
+    return image
+
+
+def encoded(image, kind, **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def pictures():
+    """One of every kind that is read."""
+    colour, grey = drawing(), drawing().convert("L")
+    deep = Image.fromarray(np.asarray(grey, np.uint16) * 256)
+    real = Image.fromarray(np.asarray(grey, np.float32) / 255)
+    whole = Image.fromarray(np.asarray(grey, np.int32) * 1000)
+    clear = colour.convert("RGBA")
+    clear.putalpha(128)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Turned by 90 degrees.
+    return {
+        **{
+            kind: encoded(colour, kind)
+            for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+        },
+        "grey PNG": encoded(grey, "PNG"),
+        "grey JPEG": encoded(grey, "JPEG"),
+        "grey PPM": encoded(grey, "PPM"),
+        "one bit": encoded(grey.convert("1"), "PNG"),
+        "palette": encoded(colour.quantize(8), "PNG"),
+        "transparent": encoded(clear, "PNG"),
+        "turned": encoded(colour, "JPEG", exif=exif),
+        "CMYK": encoded(colour.convert("CMYK"), "TIFF"),
+        "16 bits": encoded(deep, "PNG"),
+        "16 bits, TIFF": encoded(deep, "TIFF"),
+        "32 bits": encoded(whole, "TIFF"),
+        "real numbers": encoded(real, "TIFF"),
+        "packed": encoded(colour, "TIFF", compression="tiff_lzw"),
+    }
+
+
+PICTURES = pictures()
+
+
+@st.composite
+def mutations(draw):
+    """A function that damages bytes, at one place or at a few."""
+
+    def mutation():
+        kind = draw(st.sampled_from(["flip", "cut", "insert", "repeat", "replace"]))
+        where, length = draw(st.floats(0, 1)), draw(st.integers(1, 40))
+        noise = draw(st.binary(min_size=length, max_size=length))
+
+        def mutated(data):
+            at = int(where * len(data))
+            return {
+                "flip": data[:at] + noise + data[at + length :],
+                "cut": data[:at],
+                "insert": data[:at] + noise + data[at:],
+                "repeat": data[:at] + data[:at] + data[at:],
+                "replace": noise,
+            }[kind]
+
+        return mutated
+
+    steps = [mutation() for _ in range(draw(st.integers(1, 3)))]
+    return lambda data: functools.reduce(lambda damaged, step: step(damaged), steps, data)
+
+
+@fuzzed(share=0.5)
+@given(st.sampled_from(list(PICTURES)), mutations(), st.sampled_from([1, 3]))
+def test_an_image_file_is_read_or_refused(tmp_path_factory, kind, mutate, channels):
+    path = tmp_path_factory.getbasetemp() / "picture"
+    path.write_bytes(mutate(PICTURES[kind]))
+    with not_for_ever(), told_at_most(ImageError):
+        image = read_image(path)
+        for invert in (True, False):
+            fitted = fit_image(image, (28, 28, channels), invert=invert)
+            assert fitted.shape == (28, 28, channels)
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_what_is_not_damaged_is_read(kind, tmp_path):
+    path = tmp_path / "picture"
+    path.write_bytes(PICTURES[kind])
+    assert fit_image(read_image(path), (28, 28, 1)).max() == 255
+
+
+# ---- the folder of a run
+
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-1, 2),
+    st.integers(),
+    st.just(10**400),
+    st.floats(),
+    st.text(max_size=5),
+    st.sampled_from([[], {}, [0], {"x": 0}, [[[]]]]),
+)
+
+
+def places(value, path=()):
+    """Where something stands in JSON."""
+    inside = value.items() if isinstance(value, dict) else ()
+    inside = enumerate(value) if isinstance(value, list) else inside
+    for key, part in inside:
+        yield (*path, key)
+        yield from places(part, (*path, key))
+
+
+@st.composite
+def replacements(draw):
+    """A function that puts something odd into one place of a JSON file."""
+    which, line, odd = draw(st.floats(0, 0.999)), draw(st.floats(0, 0.999)), draw(ODD)
+
+    def replaced(data):
+        lines = data.decode().splitlines() if data.count(b"\n{") else [data.decode()]
+        at = int(line * len(lines))
+        value = json.loads(lines[at])
+        found = list(places(value))
+        *path, last = found[int(which * len(found))]
+        functools.reduce(lambda part, key: part[key], path, value)[last] = copy.copy(odd)
+        lines[at] = json.dumps(value)
+        return "".join(f"{line}\n" for line in lines).encode()
+
+    return replaced
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_run, tmp_path_factory):
+    """A copy of a run, the states of its steps, and nobody who deletes them."""
+    path = tmp_path_factory.mktemp("fuzzed") / "run"
+    shutil.copytree(tiny_run, path)
+    shutil.rmtree(path / "figures", ignore_errors=True)
+    like = like_of(Workdir(path))
+    checkpoints = Checkpoints(path / "checkpoints", read_only=True)
+    states = {step: checkpoints.restore(step, like) for step in checkpoints.steps}
+    checkpoints.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "_SECONDS_TO_DELETE", 0)
+        yield path, like, states
+
+
+def kinds(path):
+    """The files of a run, all the data files as one kind."""
+    files = {}
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            kind = "data" if file.parent.name == "d" else file.name
+            files.setdefault(kind, []).append(file)
+    return files
+
+
+@fuzzed(share=0.2)
+@given(st.data())
+def test_a_run_s_folder_is_used_whole_or_refused(folder, data):
+    path, like, states = folder
+    files = kinds(path)
+    kind = data.draw(st.sampled_from(sorted(files)), "kind")
+    file = data.draw(st.sampled_from(files[kind]), "file")
+    is_json = file.suffix in (".json", ".jsonl")
+    mutate = data.draw(st.one_of(mutations(), replacements()) if is_json else mutations())
+    before = {name: name.read_bytes() for name in (file, path / "metrics.jsonl")}
+    file.write_bytes(mutate(before[file]))
     try:
-        run = load_run(folder)
-    except (WorkdirError, CheckpointError):
-        return
-    jax.tree.map(np.testing.assert_array_equal, run.params, whole[run.step])
-    Workdir(folder).check(run.config)
+        with not_for_ever():
+            if "checkpoints" in file.parts:
+                read_states(path, like, states)
+            else:
+                read_files(path)
+    finally:
+        for name, content in before.items():
+            name.write_bytes(content)
+
+
+def read_states(path, like, states):
+    def bits(state):
+        return state._replace(augment_key=jax.random.key_data(state.augment_key))
+
+    with told_at_most(CheckpointError):
+        checkpoints = Checkpoints(path / "checkpoints", read_only=True)
+        try:
+            step, state = checkpoints.restore_latest(like)
+        finally:
+            checkpoints.close()
+        jax.tree.map(np.testing.assert_array_equal, bits(state), bits(states[step]))
+
+
+def read_files(path):
+    workdir, config = Workdir(path), configs.Config()
+    with told_at_most(WorkdirError):
+        config = workdir.read_config()
+    with told_at_most(WorkdirError):
+        workdir.check(config)
+    with pytest.MonkeyPatch.context() as patch, told_at_most(WorkdirError):
+        patch.setattr(Run, "_restored", lambda *_: (0, None))
+        load_run(path)
+    train._finished(config, workdir)
+    train._tests_before(workdir)
+    exit_code(report.main, str(path))
+    MetricWriter(workdir.metrics, step=20, tensorboard=None).close()
+    with told_at_most(WorkdirError):
+        assert all(line["images_per_second"] > 0 for line in workdir.read_metrics())
 
 
 def test_a_huge_image_is_refused_before_it_is_decoded(tmp_path):

@@ -9,12 +9,16 @@ import socket
 import subprocess
 import sys
 import time
+import zlib
 
+import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 from kill_and_resume import outcome
 
-from capsjax.hosts import Hosts, HostsError, join
+from capsjax import train
+from capsjax.hosts import Hosts, HostsError, join, require_same
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECIPE = (
@@ -37,11 +41,68 @@ HEARTBEAT = 10
     [
         (Hosts("off", num_processes=2), "--distributed=off, but"),
         (Hosts(process_id=1), "go together"),
+        (Hosts("on", "here", 2, 0), "--coordinator_address=here must be HOST:PORT"),
+        (Hosts("on", "here:", 2, 0), "must be HOST:PORT, as 10"),
+        (Hosts("on", "here:1234", 2, 2), "--process_id=2 must be below --num_proc.*=2"),
     ],
 )
 def test_what_does_not_go_together_is_told(hosts, told):
     with pytest.raises(HostsError, match=told):
         join(hosts)
+
+
+@pytest.mark.parametrize("error", [KeyError("job-name"), TypeError("None\n  is not")])
+def test_a_scheduler_that_does_not_tell_all_is_told(monkeypatch, error):
+    """In a pod of Kubernetes that is of no job, or may not ask, JAX fails so."""
+
+    def initialize(*_, **__):
+        raise error
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    told = rf"\({type(error).__name__}: .*\)\. If there are none, give --distributed=off"
+    with pytest.raises(HostsError, match=told) as caught:
+        join(Hosts())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("INTERNAL: Gloo all-reduce failed: Connection closed by peer", "has gone, or"),
+        ("UNAVAILABLE: failed to connect to all addresses", "has gone, or"),
+        ("INTERNAL: NCCL operation ncclGroupEnd() failed", "has gone, or"),
+        ("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.", "not enough memory"),
+        ("INTERNAL: the compiler is in a bad mood", "error: INTERNAL: the compiler"),
+    ],
+)
+def test_only_what_may_be_of_another_process_is_told_as_such(
+    monkeypatch, capsys, message, told
+):
+    def fail(*_, **__):
+        raise jax.errors.JaxRuntimeError(f"{message}\nand more")
+
+    monkeypatch.setattr(train, "train", fail)
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    config = f"--config={ROOT}/experiments/mnist.py:smoke"
+    with pytest.raises(SystemExit, match="1"):
+        train.main(["train", config, "--distributed=off"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+    assert ("has gone" in line) == ("has gone" in told)
+
+
+def test_processes_that_are_not_of_one_run_are_refused(monkeypatch):
+    def gather(mine):
+        return np.stack([mine, [mine[0], others_step]])
+
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(multihost_utils, "process_allgather", gather)
+    others_step = zlib.crc32(b"20")
+    require_same({"the recipe": "paper", "the step": 20})
+    others_step = zlib.crc32(b"10")
+    with pytest.raises(HostsError, match=r"differ in the step\. Start all with the same"):
+        require_same({"the recipe": "paper", "the step": 20})
 
 
 def test_without_a_scheduler_a_process_is_alone():
@@ -107,11 +168,12 @@ def start(workdir, *arguments):
     )
 
 
-def start_pair(workdir):
+def start_pair(*workdirs):
+    """Both in one folder, or each in another one."""
     port = free_port()
     return [
         start(
-            workdir,
+            workdirs[n % len(workdirs)],
             "--num_cpu_devices=2",
             f"--coordinator_address=127.0.0.1:{port}",
             "--num_processes=2",
@@ -159,8 +221,10 @@ def whole(tmp_path_factory):
 
 
 def equal_to_rounding(one, other):
+    last = [name for name in one if name.startswith(f"{2 * 1000 // 40}.")]
+    assert len(last) > 20, one.keys()
     for name, value in one.items():
-        if name.startswith("50"):
+        if name in last:
             scale = np.abs(value).max() + 1e-30
             error = np.abs(np.asarray(value, float) - np.asarray(other[name], float))
             assert error.max() <= 2e-3 * scale, name
@@ -197,19 +261,39 @@ def test_all_stop_after_the_same_step_and_any_number_goes_on(whole, told):
 
 
 @pytest.mark.slow
-def test_when_one_is_killed_the_other_ends_and_a_restart_goes_on_exactly(whole):
-    workdir = whole[0].parent / "killed"
+@pytest.mark.parametrize("killed", [0, 1])
+def test_when_one_is_killed_the_other_ends_and_a_restart_goes_on_exactly(whole, killed):
+    """The first one writes, and is the one through which all find each other."""
+    workdir = whole[0].parent / f"killed{killed}"
     processes = start_pair(workdir)
     after_first_epoch(processes, workdir)
-    processes[1].kill()
-    processes[1].communicate()
-    killed = time.monotonic()
-    out, err = processes[0].communicate(timeout=HEARTBEAT + 60)
-    (workdir.parent / "killed.log").write_text(out + err)
-    assert time.monotonic() - killed < HEARTBEAT + 20
-    assert processes[0].returncode not in (0, 143)
+    processes[killed].kill()
+    processes[killed].communicate()
+    other, started = processes[1 - killed], time.monotonic()
+    out, err = other.communicate(timeout=HEARTBEAT + 60)
+    (workdir.parent / f"killed{killed}.log").write_text(out + err)
+    assert time.monotonic() - started < HEARTBEAT + 20
+    assert other.returncode not in (0, 143)
     ended(start_pair(workdir), 0)
     one, other = outcome(workdir), whole[1]
     assert one.keys() == other.keys()
     for name in one:
         assert np.array_equal(one[name], other[name]), name
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_not_the_same_for_all_is_told(whole):
+    """Without a shared file system each process would go on from what it has."""
+    here, there = whole[0].parent / "here", whole[0].parent / "there"
+    for folder in (here, there):
+        shutil.copytree(whole[0], folder)
+        (folder / "result.json").unlink()
+    shutil.rmtree(there / "checkpoints" / "50")
+    before = (here / "metrics.jsonl").read_bytes()
+    first, second = start_pair(here, there)
+    _, err = first.communicate(timeout=100)
+    second.communicate(timeout=100)
+    assert "error: the processes differ in the step that they go on from. Start" in err
+    assert first.returncode == 2
+    assert second.returncode != 0
+    assert (here / "metrics.jsonl").read_bytes() == before

@@ -63,6 +63,25 @@ def test_ctrl_c_after_a_signal_stops_at_once_within_a_long_call(first, code):
     assert ended(process)[0] == code
 
 
+@pytest.mark.parametrize("number_of_signals", [1, 2])
+def test_it_stops_also_where_nobody_reads_what_it_says(number_of_signals):
+    """As after Ctrl-C in ``train | tee log``, of which tee dies too."""
+    work = """
+    from capsjax.metrics import say, warn
+    while not interrupt.noted: time.sleep(0.01)
+    say("saved"), warn("as it is"), say("the same command goes on")
+    print("this is in the buffer as the interpreter ends")
+    while not interrupt.noted or NUMBER == 2: time.sleep(0.01)
+    """.replace("NUMBER", str(number_of_signals))
+    process = start(work)
+    process.stdout.close()
+    process.stderr.close()
+    for _ in range(number_of_signals):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+    assert process.wait(timeout=30) == 130
+
+
 def test_afterwards_signals_are_python_s_again():
     before = signal.getsignal(signal.SIGINT)
     threads = threading.active_count()

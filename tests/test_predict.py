@@ -105,6 +105,22 @@ def test_deep_grey_is_not_cut_off(dtype, tmp_path):
     assert np.abs(image.astype(int) - expected).max() < 12
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_pixels_that_are_no_numbers_are_refused(bad, tmp_path):
+    pixels = np.full((9, 9), 0.5, np.float32)
+    pixels[3, 4] = bad
+    Image.fromarray(pixels).save(tmp_path / "scan.tiff")
+    with pytest.raises(predict.ImageError, match=r"scan\.tiff: .* not finite numbers"):
+        predict.read_image(tmp_path / "scan.tiff")
+
+
+def test_a_folder_that_can_t_be_looked_into_is_told(capsys):
+    assert predict.main(["--workdir", "x" * 5000, "image.png"]) == 1
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith("capsjax.predict: error: ")
+    assert "name too long" in told
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("lengths", "verdict"),

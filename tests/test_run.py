@@ -81,9 +81,21 @@ def test_what_is_no_run_is_refused(tmp_path, tiny_run):
         (tmp_path / name).write_bytes((tiny_run / name).read_bytes())
     with pytest.raises(WorkdirError, match="no checkpoint yet"):
         capsjax.load_run(tmp_path)
-    (tmp_path / "dataset.json").write_text("{}")
-    with pytest.raises(WorkdirError, match="is damaged"):
-        capsjax.load_run(tmp_path)
+    about = json.loads((tiny_run / "dataset.json").read_text())
+    for damaged in (
+        {},
+        [],
+        {**about, "image_shape": ["28", 28, 1]},
+        {**about, "image_shape": [28, 28, 0]},
+        {**about, "image_shape": [28, 28, 10**30]},
+        {**about, "image_shape": 28},
+        {**about, "class_names": []},
+        {**about, "class_names": "0123456789"},
+        {**about, "class_names": [0, 1]},
+    ):
+        (tmp_path / "dataset.json").write_text(json.dumps(damaged))
+        with pytest.raises(WorkdirError, match=r"dataset\.json is damaged"):
+            capsjax.load_run(tmp_path)
     assert not (tmp_path / "nothing").exists()
     assert not (tmp_path / "checkpoints").exists()
 

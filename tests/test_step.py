@@ -1,5 +1,11 @@
 """One training step, several in one call, and what they may not depend on."""
 
+import os
+import pathlib
+import subprocess
+import sys
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +15,8 @@ from tiny import made, tiny
 
 from capsjax import config as configs
 from capsjax import evaluate
-from capsjax.data import Batch, load
-from capsjax.parallel import AXIS, parallel, replicated
+from capsjax.data import load
+from capsjax.parallel import AXIS, _devices, my_shares, parallel, replicated
 from capsjax.step import (
     _shifted,
     chunk_end,
@@ -20,9 +26,13 @@ from capsjax.step import (
     stack_batches,
 )
 
+TESTS = pathlib.Path(__file__).parent
+
 
 def mapped(step, devices):
-    """``parallel`` over the first devices only."""
+    """``parallel``, also over the first devices only."""
+    if devices == jax.device_count():
+        return parallel(step)
     return jax.pmap(
         step,
         axis_name=AXIS,
@@ -45,27 +55,72 @@ def batches(steps, devices, config):
         shares = whole.reshape(steps, devices, -1, *array.shape[3:])
         return shares.swapaxes(0, 1)
 
-    return Batch(*map(split, by_four))
+    return jax.tree.map(split, by_four)
 
 
-def test_four_devices_train_like_one():
+def gradients_and_moments(devices):
+    """The gradients of the first of three steps, Adam's moments after the last."""
     config = tiny()
-    model, optimizer, state = made(config)
-    step = make_train_chunk(make_train_step(model, optimizer, config))
-    one, one_outcome = mapped(step, 1)(state, batches(3, 1, config))
-    four, four_outcome = mapped(step, 4)(state, batches(3, 4, config))
-    # Moments, not losses: a missing pmean leaves the first losses as they are.
+    config.batch_size = 24
+    model, adam, state = made(config)
+    # A trace that forgets at once holds the gradients.
+    optimizer = optax.chain(optax.trace(decay=0.0), adam)
+    state = state._replace(opt_state=optimizer.init(state.params))
+    step = mapped(make_train_chunk(make_train_step(model, optimizer, config)), devices)
+    stacked, kept = batches(3, devices, config), {}
+    for n in range(3):
+        state, outcome = step(state, jax.tree.map(lambda a, n=n: a[:, n : n + 1], stacked))
+        if n == 0:
+            kept["gradient"] = optax.tree.get(state.opt_state, "trace")
     for name in ("mu", "nu"):
-        for a, b in zip(
-            jax.tree.leaves(optax.tree.get(one.opt_state, name)),
-            jax.tree.leaves(optax.tree.get(four.opt_state, name)),
-            strict=True,
-        ):
-            scale = np.abs(a).max()
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale)
-    np.testing.assert_allclose(
-        one_outcome.metrics.loss, four_outcome.metrics.loss, rtol=1e-5
+        kept[name] = optax.tree.get(state.opt_state, name)
+    kept["loss"] = outcome.metrics.loss
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(kept)
+    }
+
+
+def on_eight_devices(path):
+    """In a process of its own: this one has four."""
+    code = "import sys, numpy, test_step; "
+    code += "numpy.savez(sys.argv[1], **test_step.gradients_and_moments(8))"
+    subprocess.run(
+        [sys.executable, "-c", code, path],
+        check=True,
+        cwd=TESTS,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(TESTS.parent),
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": "8",
+            "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        },
     )
+    return dict(np.load(path))
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    return gradients_and_moments(1)
+
+
+@pytest.mark.parametrize("devices", [2, 3, 4, 8])
+def test_any_number_of_devices_trains_like_one(devices, on_one_device, tmp_path):
+    # Gradients and moments, not losses: a missing pmean leaves the first losses as
+    # they are.
+    several = (
+        on_eight_devices(tmp_path / "eight.npz")
+        if devices == 8
+        else gradients_and_moments(devices)
+    )
+    assert len(on_one_device) > 25
+    assert several.keys() == on_one_device.keys()
+    for name, a in on_one_device.items():
+        scale = np.abs(a).max()
+        np.testing.assert_allclose(
+            several[name], a, rtol=1e-4, atol=1e-5 * scale, err_msg=name
+        )
 
 
 def test_the_state_is_donated_and_never_stacked():
@@ -77,6 +132,22 @@ def test_the_state_is_donated_and_never_stacked():
     new, _ = parallel(step, donate=True)(state, batches(1, 4, config))
     assert jax.tree.map(jnp.shape, new.params) == shapes
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_shares_are_those_of_the_process_s_devices_in_any_order(monkeypatch, process):
+    class Device(NamedTuple):
+        process_index: int
+        id: int
+
+    listed = [Device(1, 5), Device(0, 3), Device(1, 4), Device(0, 2)]
+    monkeypatch.setattr(jax, "devices", lambda: listed)
+    monkeypatch.setattr(jax, "process_index", lambda: process)
+    mine = my_shares(np.arange(24).reshape(3, 8), axis=1)
+    expected = np.arange(8).reshape(2, 2, 2)[process]
+    np.testing.assert_array_equal(mine[:, 0], expected)
+    mesh = [Device(0, 2), Device(0, 3), Device(1, 4), Device(1, 5)]
+    assert _devices() == mesh
 
 
 def test_shifts_depend_on_seed_and_step_only():
@@ -102,7 +173,7 @@ def test_several_steps_in_one_call_equal_single_steps():
     stacked = batches(3, 1, config)
     together, outcome = step(state, stacked)
     for n in range(3):
-        state, one = step(state, Batch(*(array[:, n : n + 1] for array in stacked)))
+        state, one = step(state, jax.tree.map(lambda a, n=n: a[:, n : n + 1], stacked))
         np.testing.assert_allclose(
             one.metrics.loss[0], outcome.metrics.loss[n], rtol=1e-5
         )
@@ -159,7 +230,9 @@ def test_the_average_follows_the_weights_and_is_what_is_evaluated():
     step = make_train_chunk(make_train_step(model, optimizer, config))
     expected, new = state.params, state
     for n in range(3):
-        stacked = Batch(*(array[:, n : n + 1] for array in batches(3, 1, config)))
+        stacked = jax.tree.map(
+            lambda a, n=n: a[:, n : n + 1], batches(3, 1, config)
+        )
         new, _ = mapped(step, 1)(new, stacked)
         decay = min(0.9, (1 + n) / (10 + n))
         expected = jax.tree.map(

@@ -78,6 +78,16 @@ def test_resuming_equals_not_stopping_bit_for_bit(tmp_path, monkeypatch):
     )
 
 
+def test_a_run_goes_on_where_nobody_reads_what_it_says(tmp_path, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as nobody, monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", nobody)
+        outcome = interrupted_run(tiny(), tmp_path, 3, monkeypatch)
+    assert outcome.exit_code == 130
+    assert (tmp_path / "checkpoints" / "3").exists()
+
+
 def test_a_run_leaves_what_it_promises(tmp_path, capsys):
     result = run(tiny(tensorboard=True), tmp_path)
     told = capsys.readouterr().out
@@ -148,8 +158,12 @@ def test_what_does_not_fit_is_told_before_anything_is_written(tmp_path):
     with pytest.raises(configs.ConfigError, match=r"num_validation=60000 leaves none"):
         run(config, folder)
     config = tiny()
-    config.model.conv_features = 10**10
+    config.model.conv_features, config.model.primary_types = 2**16, 2**10
     with pytest.raises(configs.ConfigError, match=r"parameters; at most"):
+        run(config, folder)
+    config = tiny()
+    config.num_epochs = 2**31 // 5 + 1
+    with pytest.raises(configs.ConfigError, match=r"num_epochs=429496730 are 2,147,"):
         run(config, folder)
     config = tiny()
     config.model.conv_kernel = 25
@@ -197,15 +211,32 @@ SMALL = (
 )
 
 
+def after_first_line(process, workdir):
+    metrics, deadline = workdir / "metrics.jsonl", time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_ends_with_143(tmp_path):
+    process = command(*SMALL, f"--workdir={tmp_path}")
+    after_first_line(process, tmp_path)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 143, out + err
+    assert "The same command goes on from there" in out
+    assert not (tmp_path / "result.json").exists()
+    step = lines(tmp_path, "train")[-1]["step"]
+    assert f"stopped after step {step} of" in out
+    assert (tmp_path / "checkpoints" / str(step) / "commit_success.txt").exists()
+
+
 def test_the_command_learns_real_digits_and_goes_on_after_ctrl_c(tmp_path):
     arguments = (*SMALL, f"--workdir={tmp_path}")
     first = command(*arguments)
-    deadline = time.monotonic() + 120
-    metrics = tmp_path / "metrics.jsonl"
-    while (
-        not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline
-    ):
-        time.sleep(0.1)
+    after_first_line(first, tmp_path)
     first.send_signal(signal.SIGINT)
     out, err = first.communicate(timeout=120)
     assert first.returncode == 130, out + err

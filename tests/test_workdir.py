@@ -1,14 +1,23 @@
 import io
 import json
 import os
+import resource
 import subprocess
 import sys
 
 import pytest
+from rights import as_nobody, public_folder
 
 from capsjax import config as configs
 from capsjax.metrics import MetricWriter, Progress
-from capsjax.workdir import Workdir, WorkdirError, default_path, write_json
+from capsjax.run import load_run
+from capsjax.workdir import (
+    Workdir,
+    WorkdirError,
+    default_path,
+    write_bytes,
+    write_json,
+)
 
 
 def test_the_default_folder_names_experiment_variant_and_seed():
@@ -76,14 +85,55 @@ def test_a_second_process_is_refused_with_the_first_ones_number(tmp_path):
         pass
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_place_is_told(tmp_path):
-    tmp_path.chmod(0o500)
-    with (
-        pytest.raises(WorkdirError, match="can't write"),
-        Workdir(tmp_path / "x").locked(),
-    ):
+def test_a_read_only_place_is_told():
+    with public_folder() as folder:
+        folder.chmod(0o555)
+        with (
+            as_nobody(),
+            pytest.raises(WorkdirError, match="can't write .*: Permission denied"),
+            Workdir(folder / "x").locked(),
+        ):
+            pass
+
+
+def test_what_a_killed_process_began_to_write_is_cleared_away(tmp_path, monkeypatch):
+    workdir = Workdir(tmp_path)
+    workdir.bad_batches.mkdir()
+    (tmp_path / ".mine").write_text("")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda *_: sys.exit("killed here"))
+        for path in (workdir.config, workdir.metrics, workdir.bad_batches / "1.npz"):
+            with pytest.raises(SystemExit):
+                write_bytes(path, b"{}")
+    assert len(list(tmp_path.rglob(".*"))) == 4
+    with workdir.locked():
         pass
+    assert {path.name for path in tmp_path.rglob("*")} == {
+        "lock",
+        ".mine",
+        "bad_batches",
+    }
+
+
+def test_a_pipe_in_the_folder_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    told = r"config\.json is neither a file nor a folder"
+    with pytest.raises(WorkdirError, match=told), Workdir(tmp_path).locked():
+        pass
+    with pytest.raises(WorkdirError, match=told):
+        load_run(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[1, 2", "9" * 5000])
+def test_what_is_not_json_is_told(tmp_path, content):
+    workdir = Workdir(tmp_path)
+    for path in (workdir.config, workdir.result):
+        path.write_text(content)
+        with pytest.raises(WorkdirError, match=rf"can't read .*{path.name}"):
+            workdir.read_json(path)
+    workdir.metrics.write_text(f"{content}\n")
+    with pytest.raises(WorkdirError, match=r"can't read .*metrics\.jsonl"):
+        workdir.read_metrics()
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):
@@ -95,6 +145,9 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+GOOD = {"epoch": 1, "loss": 0.5, "images_per_second": 9.0}
+
+
 def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -103,12 +156,63 @@ def test_lines_after_the_restored_step_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     writer = MetricWriter(path, step=0, tensorboard=None)
     for step in (10, 20, 30):
-        writer.write("train", step=step, epoch=1, loss=1 / step)
+        writer.write("train", step=step, **GOOD)
     writer.close()
     with path.open("a") as file:
         file.write('{"step": "x"}\n[]\n{"kind": "train", "st')  # Torn by a crash.
     MetricWriter(path, step=20, tensorboard=None).close()
     assert [line["step"] for line in lines(path)] == [10, 20]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"kind": "trial"},
+        {"step": None},
+        {"step": "5"},
+        {"step": 0},
+        {"epoch": True},
+        {"loss": float("nan")},
+        {"loss": [0.5]},
+        {"loss": 10**400},
+        {"images_per_second": 0},
+        {"images_per_second": -1.0},
+    ],
+)
+def test_damaged_lines_are_dropped(tmp_path, damage):
+    path = tmp_path / "metrics.jsonl"
+    whole = {"kind": "train", "step": 5, **GOOD}
+    path.write_text(f"{json.dumps(whole)}\n{json.dumps(whole | damage)}\n")
+    MetricWriter(path, step=20, tensorboard=None).close()
+    assert lines(path) == [whole]
+
+
+@pytest.mark.parametrize("missing", ["kind", "step", "epoch", "images_per_second"])
+def test_lines_that_lack_something_are_dropped(tmp_path, missing):
+    path = tmp_path / "metrics.jsonl"
+    line = {"kind": "train", "step": 5, **GOOD}
+    del line[missing]
+    path.write_text(json.dumps(line) + '\n"text"\n7\n' + "[" * 100_000)
+    MetricWriter(path, step=20, tensorboard=None).close()
+    assert lines(path) == []
+
+
+def test_on_a_full_disk_no_line_is_torn(tmp_path):
+    """No file may grow beyond a limit: of the second line there is room for half."""
+    path = tmp_path / "metrics.jsonl"
+    writer = MetricWriter(path, step=0, tensorboard=None)
+    writer.write("train", step=10, **GOOD)
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 30, limits[1]))
+    try:
+        told = r"can't write .*metrics\.jsonl: File too large"
+        with pytest.raises(WorkdirError, match=told):
+            writer.write("train", step=20, **GOOD)
+        writer.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path):

@@ -1,0 +1,107 @@
+"""A disk that is full, or that may not be written."""
+
+import json
+import pathlib
+import resource
+import shutil
+
+import pytest
+from kill_and_resume import different, outcome
+from rights import as_nobody, public_folder
+
+from capsjax import train
+from capsjax.run import load_run
+from capsjax.workdir import Workdir, WorkdirError
+
+ROOT = pathlib.Path(__file__).parents[1]
+ARGUMENTS = (
+    "train",
+    "--distributed=off",
+    f"--config={ROOT}/experiments/mnist.py:smoke",
+    "--config.batch_size=8",
+    "--config.steps_per_dispatch=1",
+    "--config.data.num_train=160",
+    "--config.data.num_validation=50",
+    "--config.model.conv_features=8",
+    "--config.model.primary_types=2",
+    "--config.model.primary_stride=4",
+    "--config.model.class_dim=4",
+    "--config.model.decoder_features=(16,)",
+)
+
+
+def run(workdir, epochs):
+    return train.main(
+        [*ARGUMENTS, f"--config.num_epochs={epochs}", f"--workdir={workdir}"]
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run of one epoch, and the same gone on to a second one."""
+    folder = tmp_path_factory.mktemp("disk")
+    assert run(folder / "first", 1) == 0
+    shutil.copytree(folder / "first", folder / "whole")
+    assert run(folder / "whole", 2) == 0
+    return folder
+
+
+def size_of_lines(workdir):
+    """Of those that stay when the run goes on."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return sum(len(line) + 1 for line in lines if json.loads(line)["kind"] != "test")
+
+
+@pytest.mark.parametrize("full_at", ["config.json", "metrics.jsonl", "checkpoint"])
+def test_a_full_disk_stops_a_run_that_then_goes_on_exactly(full_at, folder, capsys):
+    """Stands in for it: no file may grow beyond a limit."""
+    workdir = folder / full_at
+    shutil.copytree(folder / "first", workdir)
+    before = {name: (workdir / name).read_bytes() for name in ("config.json", "result.json")}
+    limit = {
+        "config.json": 500,
+        "metrics.jsonl": size_of_lines(workdir) + 100,
+        "checkpoint": 2**16,
+    }[full_at]
+    assert len(before["config.json"]) < size_of_lines(workdir)
+    capsys.readouterr()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        code = run(workdir, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    (told,) = capsys.readouterr().err.splitlines()
+    assert code == 1
+    what = "save" if full_at == "checkpoint" else f"write {workdir}/{full_at}"
+    assert told.startswith(f"capsjax.train: error: can't {what}")
+    # Nothing is half there, and what was whole still is.
+    *lines, rest = (workdir / "metrics.jsonl").read_text().split("\n")
+    assert rest == ""
+    assert all(json.loads(line)["kind"] for line in lines)
+    assert (workdir / "result.json").read_bytes() == before["result.json"]
+    json.loads((workdir / "config.json").read_text())
+    assert load_run(workdir).step == 20
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["20"]
+    assert not list(workdir.glob(".*"))
+    assert run(workdir, 2) == 0
+    assert different(outcome(workdir), outcome(folder / "whole")) == []
+
+
+def test_where_nothing_may_be_written_a_run_can_still_be_used(tiny_run, capsys):
+    with public_folder() as folder:
+        workdir = Workdir(folder / "run")
+        shutil.copytree(tiny_run, workdir.path)
+        config = workdir.read_config()
+        files = [workdir.path, *workdir.path.rglob("*")]
+        for path in files:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        with as_nobody():
+            assert load_run(workdir.path).step == 20
+            assert train.train(config, workdir)["test"]["step"] == 20
+            assert f"{workdir.path} is finished" in capsys.readouterr().out
+            config.num_epochs = 3
+            told = f"can't write {workdir.path}: Permission denied"
+            with pytest.raises(WorkdirError, match=told):
+                train.train(config, workdir)
+        assert [workdir.path, *workdir.path.rglob("*")] == files
