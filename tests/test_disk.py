@@ -57,7 +57,9 @@ def test_a_full_disk_stops_a_run_that_then_goes_on_exactly(full_at, folder, caps
     """Stands in for it: no file may grow beyond a limit."""
     workdir = folder / full_at
     shutil.copytree(folder / "first", workdir)
-    before = {name: (workdir / name).read_bytes() for name in ("config.json", "result.json")}
+    before = {
+        name: (workdir / name).read_bytes() for name in ("config.json", "result.json")
+    }
     limit = {
         "config.json": 500,
         "metrics.jsonl": size_of_lines(workdir) + 100,
