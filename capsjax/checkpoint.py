@@ -10,6 +10,7 @@ import errno
 import json
 import logging
 import math
+import os
 import pathlib
 import re
 import shutil
@@ -32,7 +33,7 @@ State = TypeVar("State")
 _NUM_LATEST = 2
 # So long may it take the run that trains to delete a step from under a reader.
 _SECONDS_TO_DELETE = 0.2
-# With these a file can be whole: of a disk, the memory or the rights, and of the moment.
+# With these a file can be whole: they are of the disk, the memory, the rights, now.
 _PASSING = {
     *(errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM),
     *(errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT),
@@ -411,20 +412,23 @@ def _explained(what: str, error: BaseException) -> CheckpointError:
 
 def _unread(step: int, error: BaseException) -> CheckpointError:
     """Not all that can't be read is damaged."""
-    if any(map(_is_passing, _chain(error))):
+    if reason := next(filter(None, map(_passing, _chain(error))), ""):
         return CheckpointError(
-            f"can't read the checkpoint of step {step} now ({_cause(error)}); it may "
-            "be whole. Try again."
+            f"can't read the checkpoint of step {step} now ({reason}); it may be "
+            "whole. Try again."
         )
     return _damaged(step, _cause(error))
 
 
-def _is_passing(error: BaseException) -> bool:
-    number = getattr(error, "errno", None)
-    if told := re.search(r"\[OS error (\d+)", str(error)):  # TensorStore's way.
+def _passing(error: BaseException) -> str:
+    """Why a whole checkpoint may be read later and not now; empty if it is not that."""
+    text, number = str(error), getattr(error, "errno", None)
+    if isinstance(error, MemoryError) or text.startswith("RESOURCE_EXHAUSTED"):
+        return "not enough memory"
+    # TensorStore's way, of now and of before.
+    if told := re.search(r"\[(?:OS error |os_error_code=')(\d+)", text):
         number = int(told[1])
-    is_too_much = str(error).startswith("RESOURCE_EXHAUSTED")  # JAX's way.
-    return isinstance(error, MemoryError) or is_too_much or number in _PASSING
+    return os.strerror(number) if number in _PASSING else ""
 
 
 def _damaged(step: int, cause: str) -> DamagedCheckpointError:

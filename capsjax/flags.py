@@ -18,7 +18,6 @@ from ml_collections import config_flags
 from capsjax import config as configs
 from capsjax.hosts import Hosts
 
-
 # Beyond these XLA fails in ways of its own.
 _MOST_CPU_DEVICES, _MOST_PROCESSES, _SECONDS_OF_A_DAY = 1024, 2**16, 86_400
 

@@ -19,7 +19,6 @@ from jax.experimental import multihost_utils
 
 from capsjax.interrupt import Interrupt
 
-
 # Words of the libraries that processes talk through, and of their timeouts.
 _OF_OTHERS = re.compile(
     "gloo|nccl|coordination|heartbeat|barrier|connection|socket|peer|"
@@ -130,7 +129,9 @@ def require_same(values: Mapping[str, Any]) -> None:
     mine = [zlib.crc32(repr(value).encode()) for value in values.values()]
     gathered = multihost_utils.process_allgather(np.array(mine, np.uint32))
     is_same = (np.asarray(gathered) == gathered[0]).all(axis=0)
-    if different := [name for name, same in zip(values, is_same, strict=True) if not same]:
+    if different := [
+        name for name, same in zip(values, is_same, strict=True) if not same
+    ]:
         raise HostsError(
             f"the processes differ in {' and '.join(different)}. Start all with the "
             "same flags, and with a --workdir that is the same folder for all of them."

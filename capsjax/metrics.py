@@ -6,7 +6,7 @@ import pathlib
 import sys
 import threading
 import time
-from typing import TextIO
+from typing import Any
 
 import tqdm
 
@@ -175,18 +175,14 @@ def fail(text: str) -> None:
     _print(text, sys.stderr)
 
 
-def _print(text: str, file: TextIO) -> None:
+def _print(text: str, file: Any) -> None:
     try:
         tqdm.tqdm.write(text, file=file)
         file.flush()
     except OSError:
         # Nobody listens, as after Ctrl-C in `train | tee log`. The run goes on; what
         # is still to be written must not fail as the interpreter ends, either.
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                stream.flush()
-            except OSError:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
 def _is_kept(text: str, step: int) -> bool:

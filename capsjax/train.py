@@ -92,7 +92,9 @@ def train(
     workdir.check(config)
     result = _finished(config, workdir)
     # All have looked before the first of them writes.
-    require_same({"their configuration": config, "whether it has ended": result is None})
+    require_same(
+        {"their configuration": config, "whether it has ended": result is None}
+    )
     if result is not None:
         say(f"{workdir.path} is finished; its result stays.")
         return result

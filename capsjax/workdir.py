@@ -25,7 +25,6 @@ from typing import Any
 
 from capsjax import config as configs
 
-
 _ASIDE = ".aside"  # How the names of files end that are not yet whole.
 
 
@@ -64,9 +63,7 @@ class Workdir:
             with writing(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
                 # Without a buffer: what can't be written is told here, and only here.
-                file = stack.enter_context(
-                    open(self.path / "lock", "a+b", buffering=0)
-                )
+                file = stack.enter_context(open(self.path / "lock", "a+b", buffering=0))
                 try:
                     # The kernel lets go of it when the process dies, however it dies.
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -5,8 +5,8 @@
 Runs are started, killed with SIGKILL and resumed until they end, again and again until
 there were so many kills. Each must end with the weights, the optimizer's state, the
 metrics and the result of a run that was never killed, to the bit; only the clock may
-differ. First of all, two runs that are not killed must agree, each of which compiles its
-own programs. Of every kill is told in what it fell, as the disk shows it.
+differ. First of all, two runs that are not killed must agree, each of which compiles
+its own programs. Of every kill is told in what it fell, as the disk shows it.
 """
 
 import argparse
@@ -212,7 +212,9 @@ def main():
     phases = collections.Counter(kill.phase for kill in kills)
     told = ", ".join(f"{count} in {phase}" for phase, count in phases.most_common())
     late = sum(kill.has_checkpoint for kill in kills)
-    print(f"{len(kills)} kills ({told}; {late} after a checkpoint) in {runs} runs, seed")
+    print(
+        f"{len(kills)} kills ({told}; {late} after a checkpoint) in {runs} runs, seed"
+    )
     print(f"{arguments.seed}: all equal to the bit")
 
 

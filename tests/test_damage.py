@@ -359,5 +359,7 @@ def test_ctrl_c_twice_while_xla_compiles_leaves_all_whole(
     assert process.returncode == 130, err
     assert "XLA has ended" not in out
     assert load_run(workdir.path).step == NEW
-    jax.tree.map(np.testing.assert_array_equal, bits(resumed(workdir, monkeypatch)), before)
+    jax.tree.map(
+        np.testing.assert_array_equal, bits(resumed(workdir, monkeypatch)), before
+    )
     assert not [path for path in workdir.path.rglob("*") if "tmp" in path.name]

@@ -69,8 +69,9 @@ def told_at_most(*errors):
         yield
         event("no error")
     except errors as error:
+        told = str(error)
         event(f"told: {type(error).__name__}")
-        assert len(str(error).splitlines()) == 1, str(error)
+        assert len(told.splitlines()) == 1, told
 
 
 def exit_code(main, *arguments):
@@ -228,7 +229,9 @@ def mutations(draw):
         return mutated
 
     steps = [mutation() for _ in range(draw(st.integers(1, 3)))]
-    return lambda data: functools.reduce(lambda damaged, step: step(damaged), steps, data)
+    return lambda data: functools.reduce(
+        lambda damaged, step: step(damaged), steps, data
+    )
 
 
 @fuzzed(share=0.5)
@@ -284,7 +287,9 @@ def replacements(draw):
         value = json.loads(lines[at])
         found = list(places(value))
         *path, last = found[int(which * len(found))]
-        functools.reduce(lambda part, key: part[key], path, value)[last] = copy.copy(odd)
+        functools.reduce(lambda part, key: part[key], path, value)[last] = copy.copy(
+            odd
+        )
         lines[at] = json.dumps(value)
         return "".join(f"{line}\n" for line in lines).encode()
 
@@ -324,7 +329,9 @@ def test_a_run_s_folder_is_used_whole_or_refused(folder, data):
     kind = data.draw(st.sampled_from(sorted(files)), "kind")
     file = data.draw(st.sampled_from(files[kind]), "file")
     is_json = file.suffix in (".json", ".jsonl")
-    mutate = data.draw(st.one_of(mutations(), replacements()) if is_json else mutations())
+    mutate = data.draw(
+        st.one_of(mutations(), replacements()) if is_json else mutations()
+    )
     before = {name: name.read_bytes() for name in (file, path / "metrics.jsonl")}
     file.write_bytes(mutate(before[file]))
     try:

@@ -59,7 +59,9 @@ def test_a_scheduler_that_does_not_tell_all_is_told(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
-    told = rf"\({type(error).__name__}: .*\)\. If there are none, give --distributed=off"
+    told = (
+        rf"\({type(error).__name__}: .*\)\. If there are none, give --distributed=off"
+    )
     with pytest.raises(HostsError, match=told) as caught:
         join(Hosts())
     assert "\n" not in str(caught.value)
@@ -101,7 +103,9 @@ def test_processes_that_are_not_of_one_run_are_refused(monkeypatch):
     others_step = zlib.crc32(b"20")
     require_same({"the recipe": "paper", "the step": 20})
     others_step = zlib.crc32(b"10")
-    with pytest.raises(HostsError, match=r"differ in the step\. Start all with the same"):
+    with pytest.raises(
+        HostsError, match=r"differ in the step\. Start all with the same"
+    ):
         require_same({"the recipe": "paper", "the step": 20})
 
 

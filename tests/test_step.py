@@ -69,7 +69,9 @@ def gradients_and_moments(devices):
     step = mapped(make_train_chunk(make_train_step(model, optimizer, config)), devices)
     stacked, kept = batches(3, devices, config), {}
     for n in range(3):
-        state, outcome = step(state, jax.tree.map(lambda a, n=n: a[:, n : n + 1], stacked))
+        state, outcome = step(
+            state, jax.tree.map(lambda a, n=n: a[:, n : n + 1], stacked)
+        )
         if n == 0:
             kept["gradient"] = optax.tree.get(state.opt_state, "trace")
     for name in ("mu", "nu"):
@@ -230,9 +232,7 @@ def test_the_average_follows_the_weights_and_is_what_is_evaluated():
     step = make_train_chunk(make_train_step(model, optimizer, config))
     expected, new = state.params, state
     for n in range(3):
-        stacked = jax.tree.map(
-            lambda a, n=n: a[:, n : n + 1], batches(3, 1, config)
-        )
+        stacked = jax.tree.map(lambda a, n=n: a[:, n : n + 1], batches(3, 1, config))
         new, _ = mapped(step, 1)(new, stacked)
         decay = min(0.9, (1 + n) / (10 + n))
         expected = jax.tree.map(

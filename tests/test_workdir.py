@@ -90,7 +90,7 @@ def test_a_read_only_place_is_told():
         folder.chmod(0o555)
         with (
             as_nobody(),
-            pytest.raises(WorkdirError, match="can't write .*: Permission denied"),
+            pytest.raises(WorkdirError, match=r"can't write .*: Permission denied"),
             Workdir(folder / "x").locked(),
         ):
             pass
