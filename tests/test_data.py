@@ -378,6 +378,91 @@ def test_arrays_that_do_not_fit_are_refused(field, value, message):
     assert "data set 'small'" in str(error.value)
 
 
+def multi_dataset(**fields):
+    """Four images of 2 x 2 pixels, each of two classes out of three."""
+    small = small_dataset(4)
+    label = np.array([[1, 1, 0], [0, 1, 1], [1, 0, 1], [1, 1, 0]], bool)
+    source = np.stack([small.image // 2, small.image - small.image // 2], axis=1)
+    fields = {"image": small.image, "label": label, "source": source, **fields}
+    return Dataset("multi", class_names=("a", "b", "c"), **fields)
+
+
+def test_a_batch_of_several_classes_holds_labels_and_sources():
+    dataset = multi_dataset()
+    assert dataset.is_multi_label
+    assert not small_dataset().is_multi_label
+    batch = dataset.batch(np.array([[3, 0], [1, 1]]))
+    assert batch.image.shape == (2, 2, 2, 2, 1)
+    np.testing.assert_array_equal(batch.label[0], [[1, 1, 0], [1, 1, 0]])
+    np.testing.assert_array_equal(batch.source.sum(axis=2), batch.image)
+    assert small_dataset().batch(np.array([0])).source is None
+
+
+def test_a_subset_of_several_classes_keeps_their_sources():
+    subset = multi_dataset().subset(np.array([2, 1]))
+    np.testing.assert_array_equal(subset.label, [[1, 0, 1], [0, 1, 1]])
+    np.testing.assert_array_equal(subset.source.sum(axis=1), subset.image)
+
+
+def test_several_classes_may_come_without_sources():
+    label = np.array([[0, 0, 0], [1, 1, 1], [1, 0, 0], [0, 1, 1]], bool)
+    dataset = multi_dataset(label=label, source=None)
+    assert dataset.batch(np.array([1])).source is None
+    assert len(dataset.subset(np.array([1]))) == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("label", np.ones((4, 2), bool), "labels of 2 classes and 3 class names"),
+        ("label", np.ones(4, bool), r"label is bool of the shape \(4,\), .* n classes"),
+        ("label", np.ones((3, 3), bool), "4 images and 3 labels"),
+        ("label", np.ones((4, 3), bool), "2 sources for each image, .* 2 classes"),
+        ("label", np.zeros(4, np.int32), "source is of the shape"),
+        ("source", np.zeros((4, 2, 2, 2), np.uint8), "source is uint8 of the shape"),
+        ("source", np.zeros((4, 2, 2, 2, 1)), "source is float64 of the shape"),
+        ("source", np.zeros((3, 2, 2, 2, 1), np.uint8), "does not fit images"),
+        ("source", np.zeros((4, 2, 3, 2, 1), np.uint8), "does not fit images"),
+        ("source", np.zeros((4, 3, 2, 2, 1), np.uint8), "3 sources for each image"),
+    ],
+)
+def test_labels_and_sources_that_do_not_fit_are_refused(field, value, message):
+    with pytest.raises(DatasetError, match=message) as error:
+        multi_dataset(**{field: value})
+    assert "data set 'multi'" in str(error.value)
+
+
+def test_a_plain_data_set_is_the_same_in_every_epoch():
+    dataset = small_dataset()
+    assert dataset.in_epoch(3, 1) is dataset
+    assert dataset.fixed() is dataset
+
+
+# Scaling
+
+
+def test_images_are_scaled_after_the_middle_was_cut_out(folder):
+    image = np.zeros((8, 5, 7))
+    image[:, :, 1:6] = np.arange(8)[:, None, None] * 30
+    (folder / ARCHIVES[0]).write_bytes(idx_bytes(image))
+    for size in (3, 5, 10):
+        dataset = load(str(folder), image_size=size)
+        assert dataset.image_shape == (size, size, 1)
+        assert (dataset.image == np.arange(8)[:, None, None, None] * 30).all()
+        np.testing.assert_array_equal(dataset.label, load(str(folder)).label)
+
+
+def test_an_image_of_the_right_size_is_left_alone():
+    np.testing.assert_array_equal(
+        load("mnist", "test", image_size=28).image, load("mnist", "test").image
+    )
+
+
+def test_a_negative_size_is_refused():
+    with pytest.raises(DatasetError, match="image_size is -1: it must be at least 0"):
+        load("mnist", image_size=-1)
+
+
 def test_a_dataset_error_is_a_value_error():
     assert issubclass(DatasetError, ValueError)
 
