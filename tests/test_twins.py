@@ -125,7 +125,10 @@ def test_the_archive_of_cifar10_is_read(tmp_path):
         for split in SIZES
     }
     batches = np.split(records["train"], 5)
-    files = {f"data_batch_{k + 1}.bin": batch.tobytes() for k, batch in enumerate(batches)}
+    files = {
+        f"data_batch_{number}.bin": batch.tobytes()
+        for number, batch in enumerate(batches, 1)
+    }
     files["test_batch.bin"] = records["test"].tobytes()
     files["batches.meta.txt"] = "\n".join([*names, "", ""]).encode()
     files["readme.html"] = b"<html>"
@@ -221,7 +224,6 @@ def test_the_images_are_scaled_channel_by_channel(smallnorb):
         for channel in range(2):
             pair = small.image[index, ..., channel], mean[index, ..., channel]
             assert np.corrcoef(*(one.ravel() for one in pair))[0, 1] > 0.8
-    assert load("smallnorb", data_dir=smallnorb, image_size=96).image_shape[:2] == (96, 96)
 
 
 # affNIST
@@ -246,7 +248,7 @@ def affnist_archive(folder="", **fields):
 
 @pytest.fixture
 def server(monkeypatch):
-    """What is in the dictionary is served on this machine, at the path that is its key."""
+    """Serves what is in the dictionary, at the path that is its key."""
     monkeypatch.undo()
     served = {}
 
@@ -266,11 +268,10 @@ def server(monkeypatch):
             pass
 
     with HTTPServer(("127.0.0.1", 0), Handler) as listening:
-        thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
+        thread = threading.Thread(target=listening.serve_forever, args=(0.01,))
         thread.start()
-        monkeypatch.setattr(
-            twins.AffNist, "URL", f"http://127.0.0.1:{listening.server_port}/test.mat.zip"
-        )
+        url = f"http://127.0.0.1:{listening.server_port}/test.mat.zip"
+        monkeypatch.setattr(twins.AffNist, "URL", url)
         yield served
         listening.shutdown()
         thread.join()

@@ -110,13 +110,13 @@ def overlap(
 ) -> Callable[[np.ndarray], Batch]:
     """Lays over each image another one, of a different class, as MultiMNIST does.
 
-    Each of the two is moved by up to ``max_shift`` pixels along each axis, whole numbers
-    and uniform, on a ground that is just large enough. The other image is uniform among
-    those of different classes. Where both are bright, the sum stops at 255.
+    Each of the two is moved by up to ``max_shift`` pixels along each axis (whole
+    numbers, uniform) on a ground that is just large enough. The other image is uniform
+    among those of different classes. Where both are bright, the sum stops at 255.
 
     Returns:
-        What makes a batch: the labels are true for both classes, the sources are the two
-        images alone, in the order of their classes.
+        What makes a batch: the labels are true for both classes, the sources are the
+        two images alone, in the order of their classes.
 
     Raises:
         DatasetError: All images are of one class.
@@ -167,10 +167,10 @@ def deform(
     """Turns, shears, scales and places each image, much as affNIST's were made.
 
     Uniform and independent: a turn of up to 20 degrees, a slant of up to 0.2, a scale
-    from 0.8 to 1.2 along each axis, and the place among those where all that is drawn is
-    in sight. It is a stand-in: affNIST has 32 transformations of each digit that only
-    its files tell, and its ranges are known here from memory. What a network makes of
-    these images must never be called a result on affNIST.
+    from 0.8 to 1.2 along each axis, and the place among those where all that is drawn
+    is in sight. It is a stand-in: affNIST has 32 transformations of each digit that
+    only its files tell, and its ranges are known here from memory. What a network makes
+    of these images must never be called a result on affNIST.
 
     Returns:
         What makes a batch of images of ``size`` by ``size`` pixels.
@@ -219,8 +219,8 @@ def _draw_partners(base: Dataset, rng: np.random.Generator) -> Int[np.ndarray, "
     num_same = np.bincount(base.label)[base.label]
     if num_same.max() == len(base):
         raise DatasetError(
-            f"the {len(base)} images of data set {base.name!r} from which pairs are made "
-            "are all of one class: take more of them"
+            f"pairs of different classes cannot be made: the {len(base)} images of data "
+            f"set {base.name!r} are all of one class; take more of them"
         )
     first_same = np.searchsorted(base.label[order], base.label)
     drawn = rng.integers(0, len(base) - num_same)

@@ -47,8 +47,8 @@ def load_image_folder(
     """
     if image_size < 1:
         raise DatasetError(
-            f"image_size is {image_size}: a folder of images needs the height and width "
-            "to which they are scaled, such as 32"
+            f"image_size is {image_size}: a folder of images needs the height and "
+            "width to which they are scaled, such as 32"
         )
     folder = Path(os.path.expanduser(path))
     try:
@@ -65,7 +65,7 @@ def load_image_folder(
     except OSError as error:
         raise DatasetError(
             f"the folder {error.filename or folder} cannot be read "
-            f"({error.strerror or error}): correct the path, or see that you may read it"
+            f"({error.strerror or error}): check the path and that you may read it"
         ) from error
 
 
@@ -83,20 +83,21 @@ def _find_splits(folder: Path) -> dict[str, Files]:
     for name, files in _find_classes(folder).items():
         if len(files) < 2:
             raise DatasetError(
-                f"{folder / name} has a single image: a class needs one to train on and "
-                "another one to test"
+                f"{folder / name} has a single image: a class needs one to train on "
+                "and another one to test"
             )
         splits["train"][name], splits["test"][name] = _divide(files)
     return splits
 
 
 def _find_classes(folder: Path) -> Files:
-    classes = {entry.name: _visible(entry) for entry in _visible(folder) if entry.is_dir()}
+    folders = [entry for entry in _visible(folder) if entry.is_dir()]
+    classes = {entry.name: _visible(entry) for entry in folders}
     if not classes:
         raise DatasetError(f"{folder} has no subfolders: {_LAYOUT}")
     for name, entries in classes.items():
         if not entries:
-            raise DatasetError(f"{folder / name} has no images: add some or take it away")
+            raise DatasetError(f"{folder / name} has no images: add some, or remove it")
         for entry in entries:
             if entry.is_dir():
                 raise DatasetError(f"{entry} is a folder within a class: {_LAYOUT}")

@@ -32,9 +32,9 @@ def load(
         name: One of these:
 
             - "mnist", which is part of the package;
-            - made of it: "multi_mnist", two digits one over the other; "expanded_mnist",
-              a digit anywhere on 40 x 40 pixels; "affine_mnist", also turned, slanted
-              and scaled, which is *not* affNIST;
+            - made of it: "multi_mnist", two digits one over the other;
+              "expanded_mnist", a digit anywhere on 40 x 40 pixels; "affine_mnist", also
+              turned, slanted and scaled, which is *not* affNIST;
             - "image_folder", a folder of images at ``path`` with one subfolder for each
               class: see ``load_image_folder``;
             - the path of a folder with four IDX archives laid out as MNIST's are

@@ -254,8 +254,8 @@ def _unknown_name(name: str) -> str:
     near = difflib.get_close_matches(name.split("/")[0], sorted(known))
     hint = f"Did you mean {' or '.join(near)}? " if near else ""
     message = (
-        f"unknown data set {name!r}: it is none of capsjax's own, there is no folder of "
-        f"that name, and TensorFlow Datasets does not have it. {hint}"
+        f"unknown data set {name!r}: it is none of capsjax's own, there is no folder "
+        f"of that name, and TensorFlow Datasets does not have it. {hint}"
         "The names are listed at https://www.tensorflow.org/datasets/catalog"
     )
     if not _has_tensorflow():

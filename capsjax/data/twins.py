@@ -8,6 +8,7 @@ A new twin is one function that reads the source files, and its line in ``TWINS`
 set that TFDS does not have needs a stock builder of our own too, as ``AffNist`` is.
 """
 
+import functools
 import gzip
 import io
 import itertools
@@ -70,7 +71,8 @@ def read_fashion_mnist(
 ) -> dict[str, Iterable[Example]]:
     """Reads the archives that Debian's package has installed, or downloads the same."""
     if FASHION_MNIST_FOLDER.is_dir():
-        return _examples_of_sets(lambda split: load_idx_folder(FASHION_MNIST_FOLDER, split))
+        read = functools.partial(load_idx_folder, FASHION_MNIST_FOLDER)
+        return _examples_of_sets(read)
     return read_idx_archives(builder, download_manager)
 
 
@@ -82,9 +84,9 @@ def read_cifar10(
     path = _download(builder, download_manager, [name])[name]
     with tarfile.open(path) as archive:
         files = {
-            Path(member.name).name: archive.extractfile(member).read()  # pyright: ignore
+            Path(member.name).name: file.read()
             for member in archive
-            if member.isfile()
+            if (file := archive.extractfile(member)) is not None
         }
     class_names = files["batches.meta.txt"].decode().split("\n")
     builder.info.features["label"].names = [name for name in class_names if name]
@@ -275,7 +277,7 @@ def _examples_of_sets(load: Callable[[str], Dataset]) -> dict[str, Iterable[Exam
 
 
 def _read_norb(path: Path) -> Integer[np.ndarray, "..."]:
-    """Reads a matrix in the format of https://cs.nyu.edu/~ylclab/data/norb-v1.0-small."""
+    """Reads a matrix as https://cs.nyu.edu/~ylclab/data/norb-v1.0-small describes."""
     with gzip.open(path) as file:
         content = file.read()
     magic, num_axes = np.frombuffer(content, "<i4", 2)
