@@ -95,7 +95,11 @@ def test_several_classes_may_come_without_sources():
     ("field", "value", "message"),
     [
         ("label", np.ones((4, 2), bool), "labels of 2 classes and 3 class names"),
-        ("label", np.ones(4, bool), r"label is bool of the shape \(4,\), .* n classes"),
+        (
+            "label",
+            np.ones(4, bool),
+            r"label is bool of the shape \(4,\), .*\[n classes",
+        ),
         ("label", np.ones((3, 3), bool), "4 images and 3 labels"),
         ("label", np.ones((4, 3), bool), "2 sources for each image, .* 2 classes"),
         ("label", np.zeros(4, np.int32), "source is of the shape"),

@@ -112,7 +112,8 @@ def test_the_fashion_mnist_of_debian_is_read_without_a_download(tmp_path, monkey
 
 
 def test_the_archive_of_cifar10_is_read(tmp_path):
-    names = "airplane automobile bird cat deer dog frog horse ship truck".split()
+    names = ["airplane", "automobile", "bird", "cat", "deer"]
+    names += ["dog", "frog", "horse", "ship", "truck"]
     # Upstream the channels come first.
     records = {
         split: np.concatenate(
@@ -300,7 +301,7 @@ def test_another_file_in_affnists_place_is_refused(tmp_path, server):
 
 
 def test_affnist_without_a_network_is_refused_at_once(tmp_path):
-    with pytest.raises(DatasetError, match="tijmen/affNIST.*cannot be reached"):
+    with pytest.raises(DatasetError, match=r"tijmen/affNIST.*cannot be reached"):
         load("affnist", "test", data_dir=tmp_path)
 
 

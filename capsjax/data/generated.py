@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
-from scipy import ndimage
 
 from capsjax.data.dataset import Batch, Dataset, DatasetError
 
@@ -219,7 +218,7 @@ def _draw_partners(base: Dataset, rng: np.random.Generator) -> Int[np.ndarray, "
     num_same = np.bincount(base.label)[base.label]
     if num_same.max() == len(base):
         raise DatasetError(
-            f"pairs of different classes cannot be made: the {len(base)} images of data "
+            f"there are no pairs of different classes: the {len(base)} images of data "
             f"set {base.name!r} are all of one class; take more of them"
         )
     first_same = np.searchsorted(base.label[order], base.label)
@@ -247,6 +246,9 @@ def _deformed(
     size: int,
 ) -> UInt8[np.ndarray, "size size c"]:
     """Maps the image by ``matrix``; a ``place`` of 0 is first and of 1 last to fit."""
+    # Not above: it takes a fifth of a second.
+    from scipy import ndimage
+
     ink = np.argwhere(image.any(axis=-1)) @ matrix.T
     # Between pixels it is interpolated linearly, so what is drawn ends a pixel further.
     reach = np.abs(matrix).sum(axis=-1)

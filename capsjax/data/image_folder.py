@@ -54,7 +54,8 @@ def load_image_folder(
     try:
         splits = _find_splits(folder)
         every_file = [file for files in splits.values() for file in _flat(files)]
-        channels = 1 if all(is_grey(file) for file in every_file) else 3
+        # A list, so that what is no image is found before hours of reading.
+        channels = 1 if all([is_grey(file) for file in every_file]) else 3
         shape = (image_size, image_size, channels)
         _require_memory(folder, len(_flat(splits[split])), shape, max_bytes)
         return _read(str(folder), splits[split], tuple(splits["train"]), shape)

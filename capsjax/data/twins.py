@@ -29,7 +29,7 @@ from capsjax.data.dataset import Dataset
 from capsjax.data.idx import load_idx_folder, load_mnist, read_idx
 
 # Where Debian's package dataset-fashion-mnist puts the archives.
-FASHION_MNIST_FOLDER = Path("/usr/share/dataset-fashion-mnist")
+FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
 Example = dict[str, Any]
 Builder = tfds.core.GeneratorBasedBuilder
@@ -89,7 +89,8 @@ def read_cifar10(
             if (file := archive.extractfile(member)) is not None
         }
     class_names = files["batches.meta.txt"].decode().split("\n")
-    builder.info.features["label"].names = [name for name in class_names if name]
+    features: Any = builder.info.features
+    features["label"].names = [name for name in class_names if name]
     train = [files[f"data_batch_{number}.bin"] for number in range(1, 6)]
     content = {"train": b"".join(train), "test": files["test_batch.bin"]}
 
