@@ -83,7 +83,7 @@ def prepare(
     """
     folder = data_folder(data_dir)
     builder = _make_builder(name, folder)
-    if builder.is_prepared():
+    if _is_prepared(builder):
         return Path(builder.data_path)
     if name not in twins.TWINS and not (may_use_tensorflow and _has_tensorflow()):
         raise DatasetError(_how_to_prepare(name, folder))
@@ -95,7 +95,7 @@ def prepare(
         with _quiet():
             builder.download_and_prepare(file_format=_FILE_FORMAT)
     except Exception as error:
-        if _make_builder(name, folder).is_prepared():
+        if _is_prepared(_make_builder(name, folder)):
             # Another process was faster; what it made is whole.
             return Path(builder.data_path)
         raise DatasetError(
@@ -138,13 +138,18 @@ def _make_builder(name: str, folder: Path) -> tfds.core.DatasetBuilder:
         ) from error
 
 
+def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
+    with _quiet():
+        return builder.is_prepared()
+
+
 def _open(builder: Any, split: str) -> Sequence[Any] | None:
     """Returns the examples of a split, or None if the set is not prepared."""
     try:
         with _quiet():
             return builder.as_data_source(split)
     except Exception as error:
-        if not builder.is_prepared():
+        if not _is_prepared(builder):
             return None
         raise _not_opened(builder, split, error) from error
 
