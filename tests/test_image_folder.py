@@ -1,6 +1,7 @@
 """A person's own folder of images."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,15 +80,20 @@ def test_about_a_tenth_is_for_testing(folder, monkeypatch):
     assert 16 < num_cats < 64
 
 
-def test_further_images_move_none_of_the_others(folder, monkeypatch):
-    for number in range(20, 60):
-        save(folder / "cats" / f"{number}.png", size=(2, 2))
-    before = set(files_of(folder, "test", monkeypatch))
-    for number in range(60, 100):
-        save(folder / "cats" / f"{number}.png", size=(2, 2))
-    after = set(files_of(folder, "test", monkeypatch))
-    assert before < after
-    assert all(int(file.stem) >= 60 for file in after - before)
+def test_further_images_move_none_of_the_others():
+    files = [Path(f"{number}.png") for number in range(400)]
+    train, test = image_folder._divide(files[:40])
+    for num_files in range(41, 400):
+        before_train, before_test = train, test
+        train, test = image_folder._divide(files[:num_files])
+        assert set(before_train) <= set(train)
+        assert set(before_test) <= set(test)
+
+
+def test_both_splits_have_an_image_however_few_there_are():
+    for number in range(200):
+        pair = [Path(f"{number}.png"), Path(f"{number}.jpg")]
+        assert [len(part) for part in image_folder._divide(pair)] == [1, 1]
 
 
 def test_folders_called_train_and_test_are_the_splits(tmp_path, monkeypatch):
