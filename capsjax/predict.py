@@ -8,82 +8,28 @@ A colour network gets the middle of the image, scaled.
 
 import argparse
 import json
-import pathlib
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from capsjax.checkpoint import CheckpointError
 from capsjax.compilation import keep_compiled_programs
+from capsjax.data.image_file import ImageError, fit, read_image
 from capsjax.run import Prediction, Run, load_run
 from capsjax.workdir import WorkdirError
 
 # Half way between the lengths that training asks of absent and present capsules.
 PRESENT = 0.5
-# Not those that Pillow hands to other programs, as it does PostScript.
-_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
-_MOST_PIXELS = 50_000_000
 # Of the brightness from black to white: less is noise, not something drawn.
 _FAINTEST = 0.1
 
 
-class ImageError(ValueError):
-    """An image can't be read."""
-
-
 class UnclearGroundError(ImageError):
     """It is not plain what is drawn, and what is the ground."""
-
-
-def read_image(path: str | pathlib.Path) -> Image.Image:
-    """Opens an image file, upright, without transparency (which becomes white).
-
-    Raises:
-        ImageError: If it can't be read, is no image or is too large.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # What is too large is refused below.
-            with Image.open(path, formats=_FORMATS) as image:
-                _require_size(path, image)
-                upright = _eight_bits(ImageOps.exif_transpose(image)).convert("RGBA")
-    except ImageError:
-        raise
-    except UnidentifiedImageError:
-        raise ImageError(
-            f"{path} is not an image that can be read: it must be "
-            f"{', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}."
-        ) from None
-    except Exception as error:  # Of a damaged file a decoder may raise anything.
-        reason = getattr(error, "strerror", None) or error or type(error).__name__
-        raise ImageError(f"can't read {path}: {reason}.") from error
-    white = Image.new("RGBA", upright.size, "white")
-    return Image.alpha_composite(white, upright).convert("RGB")
-
-
-def _require_size(path: str | pathlib.Path, image: Image.Image) -> None:
-    """Before anything is decoded: a small file may claim to be a huge image."""
-    width, height = image.size
-    if width * height > _MOST_PIXELS:
-        raise ImageError(
-            f"{path} has {width} x {height} pixels; at most {_MOST_PIXELS:,} are read."
-        )
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Deeper pixels scaled by their own range, which Pillow would cut off at 255."""
-    if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
-        return image
-    pixels = np.asarray(image, np.float64)
-    if not np.isfinite(pixels).all():
-        raise ValueError("some of its pixels are not finite numbers")
-    low, high = min(0, pixels.min()), max(pixels.max(), 1e-9)
-    return Image.fromarray(np.uint8(np.round(255 * (pixels - low) / (high - low))))
 
 
 def fit_image(
@@ -109,7 +55,7 @@ def fit_image(
     if channels == 1:
         grey = np.asarray(image.convert("L"), np.float32) / 255
         return _like_mnist(grey, (height, width), invert=invert)[..., None]
-    return np.asarray(ImageOps.fit(image, (width, height)), np.uint8)
+    return fit(image, image_shape)
 
 
 def _like_mnist(

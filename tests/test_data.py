@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from capsjax.data import Batch, Dataset, DatasetError, idx, load
+from capsjax.data import DatasetError, idx, load
 
 ARCHIVES = (
     "train-images-idx3-ubyte.gz",
@@ -24,12 +24,6 @@ def idx_bytes(array, *, shape=None, type_code=8):
     shape = array.shape if shape is None else shape
     header = struct.pack(f">HBB{len(shape)}I", 0, type_code, len(shape), *shape)
     return header + array.astype(np.uint8).tobytes()
-
-
-def small_dataset(num_images=6, num_classes=3, name="small"):
-    image = np.arange(num_images * 4, dtype=np.uint8).reshape(num_images, 2, 2, 1)
-    label = np.arange(num_images, dtype=np.int32) % num_classes
-    return Dataset(name, image, label, tuple("abcdefghij"[:num_classes]))
 
 
 @pytest.fixture
@@ -329,57 +323,32 @@ def test_an_empty_name_is_refused():
         load("")
 
 
-# Dataset
+# Scaling
 
 
-def test_a_batch_holds_the_images_at_the_indices_in_their_order():
-    dataset = small_dataset()
-    batch = dataset.batch(np.array([4, 0, 4]))
-    assert isinstance(batch, Batch)
-    np.testing.assert_array_equal(batch.image[:, 0, 0, 0], [16, 0, 16])
-    np.testing.assert_array_equal(batch.label, [1, 0, 1])
+def test_images_are_scaled_after_the_middle_was_cut_out(folder):
+    image = np.zeros((8, 5, 7))
+    image[:, :, 1:6] = np.arange(8)[:, None, None] * 30
+    (folder / ARCHIVES[0]).write_bytes(idx_bytes(image))
+    for size in (3, 5, 10):
+        dataset = load(str(folder), image_size=size)
+        assert dataset.image_shape == (size, size, 1)
+        # The filter sees a little of what was cut off.
+        inner = dataset.image[:, :, size // 3 : -(size // 3)]
+        expected = np.broadcast_to(np.arange(8)[:, None, None, None] * 30, inner.shape)
+        np.testing.assert_allclose(inner, expected, atol=0 if size == 5 else 5)
+        np.testing.assert_array_equal(dataset.label, load(str(folder)).label)
 
 
-def test_a_subset_is_a_data_set_of_the_same_name_and_classes():
-    subset = small_dataset().subset(np.array([5, 2]))
-    assert len(subset) == 2
-    assert subset.name == "small"
-    assert subset.class_names == ("a", "b", "c")
-    np.testing.assert_array_equal(subset.image[:, 0, 0, 0], [20, 8])
+def test_an_image_of_the_right_size_is_left_alone():
+    np.testing.assert_array_equal(
+        load("mnist", "test", image_size=28).image, load("mnist", "test").image
+    )
 
 
-def test_a_data_set_does_not_print_its_images():
-    assert len(repr(small_dataset())) < 80
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("image", np.zeros((6, 2, 2, 1), np.float32), "image is float32 of the shape"),
-        ("image", np.zeros((6, 2, 2), np.uint8), r"\(6, 2, 2\)"),
-        ("image", np.zeros((0, 2, 2, 1), np.uint8), "0 images and 6 labels"),
-        ("image", np.zeros((6, 2, 0, 1), np.uint8), "is empty"),
-        ("label", np.zeros(6, np.int64), "label is int64"),
-        ("label", np.zeros((6, 3), np.int32), r"label is int32 of the shape \(6, 3\)"),
-        ("label", np.zeros(5, np.int32), "6 images and 5 labels"),
-        (
-            "label",
-            np.array([0, 1, 2, 0, 3, 9], np.int32),
-            "the label 3 at index 4: with 3 class names .* from 0 to 2",
-        ),
-        ("label", np.array([0, -1, 2, 0, 1, 2], np.int32), "the label -1 at index 1"),
-    ],
-)
-def test_arrays_that_do_not_fit_are_refused(field, value, message):
-    good = small_dataset()
-    fields = {"image": good.image, "label": good.label, field: value}
-    with pytest.raises(DatasetError, match=message) as error:
-        Dataset("small", class_names=good.class_names, **fields)
-    assert "data set 'small'" in str(error.value)
-
-
-def test_a_dataset_error_is_a_value_error():
-    assert issubclass(DatasetError, ValueError)
+def test_a_negative_size_is_refused():
+    with pytest.raises(DatasetError, match="image_size is -1: it must be at least 0"):
+        load("mnist", image_size=-1)
 
 
 def test_nothing_is_written_beside_what_is_read(folder):

@@ -94,16 +94,6 @@ def test_the_twin_of_mnist_holds_what_is_read_directly(prepared, split, first_la
     )
 
 
-def test_the_twin_has_the_stock_builders_version_features_and_checksums(tmp_path):
-    stock = tfds.builder("mnist", data_dir=tmp_path)
-    twin = twins.make_twin("mnist")(data_dir=str(tmp_path))
-    assert str(twin.version) == str(stock.version)
-    assert repr(twin.info.features) == repr(stock.info.features)
-    assert twin.info.supervised_keys == stock.info.supervised_keys
-    assert twin.url_infos == stock.url_infos
-    assert twin.data_path == stock.data_path
-
-
 def test_a_twin_of_a_new_style_builder_finds_its_metadata(tmp_path, monkeypatch):
     small_twin(monkeypatch, "svhn_cropped")
     # The twin first: it must not live on what the stock builder has found.
@@ -158,7 +148,7 @@ def test_more_than_one_block_is_read_in_order(tmp_path, monkeypatch):
     ("name", "shape", "num_classes"),
     [
         ("cifar10", (32, 32, 3), 10),
-        ("smallnorb", (96, 96, 1), 5),
+        ("smallnorb", (96, 96, 2), 5),
         ("svhn_cropped", (32, 32, 3), 10),
         ("emnist/letters", (28, 28, 1), 37),
     ],
@@ -236,7 +226,7 @@ def test_a_malformed_name_is_refused(name, tmp_path):
 
 
 # coco cannot even be looked at without TensorFlow.
-@pytest.mark.parametrize("name", ["cifar10", "emnist/letters", "coco"])
+@pytest.mark.parametrize("name", ["cifar100", "emnist/letters", "coco"])
 def test_a_stock_set_that_is_not_prepared_tells_the_command(
     name, tmp_path, offline, monkeypatch
 ):
@@ -256,7 +246,7 @@ def test_load_never_prepares_with_tensorflow_in_its_own_process(
 ):
     monkeypatch.setattr(tfds_source, "_has_tensorflow", lambda: True)
     with pytest.raises(DatasetError, match="needs TensorFlow") as error:
-        load("cifar10", data_dir=tmp_path)
+        load("cifar100", data_dir=tmp_path)
     assert "pip install" not in str(error.value)
     assert not offline
 

@@ -94,6 +94,14 @@ def test_transparent_becomes_white(tmp_path):
     assert predict.read_image(path).getpixel((4, 4)) == (255, 255, 255)
 
 
+def test_light_strokes_on_transparency_are_seen(tmp_path):
+    image = Image.new("RGBA", (60, 60), (0, 0, 0, 0))
+    ImageDraw.Draw(image).line((30, 5, 30, 55), "white", width=5)
+    image.save(tmp_path / "light.png")
+    fitted = predict.fit_image(predict.read_image(tmp_path / "light.png"), SHAPE)
+    assert fitted.max() == 255
+
+
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
 def test_deep_grey_is_not_cut_off(dtype, tmp_path):
     grey = np.asarray(drawing().convert("L"), np.float64) / 255

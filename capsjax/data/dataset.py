@@ -134,6 +134,15 @@ class Dataset:
         """Returns a data set of the images at ``indices``, in their order."""
         return dataclasses.replace(self, **self.batch(indices)._asdict())
 
+    def in_epoch(self, seed: int, epoch: int) -> "Dataset":
+        """Returns itself: these images are the same for every seed in every epoch."""
+        del seed, epoch
+        return self
+
+    def fixed(self) -> "Dataset":
+        """Returns itself: see ``Generated.fixed``."""
+        return self
+
 
 def _check_array(
     name: str, field: str, array: np.ndarray, dtype: type, axes: str

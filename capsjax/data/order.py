@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Int
 
 from capsjax.data.dataset import Dataset, DatasetError
+from capsjax.data.generated import Generated
 
 # The split has a seed of its own, so that runs with different seeds choose their model
 # by the same images. The value is the year of the paper; a test pins what it selects.
@@ -13,8 +14,8 @@ _VALIDATION_SEED = 2017
 
 
 def split_validation(
-    dataset: Dataset, num_validation: int
-) -> tuple[Dataset, Dataset | None]:
+    dataset: Dataset | Generated, num_validation: int
+) -> tuple[Dataset | Generated, Dataset | None]:
     """Takes a validation split from training images, the same one for every run.
 
     Args:
@@ -22,8 +23,9 @@ def split_validation(
         num_validation: How many images to hold out, drawn without replacement.
 
     Returns:
-        The remaining images and the held-out ones, each in their original order. With
-        ``num_validation=0``: all of the images, and None.
+        The remaining images and the held-out ones, each in their original order, the
+        latter the same in every epoch. With ``num_validation=0``: all of the images,
+        and None.
 
     Raises:
         DatasetError: ``num_validation`` is negative, or leaves nothing to train on.
@@ -38,7 +40,7 @@ def split_validation(
         return dataset, None
     order = np.random.default_rng(_VALIDATION_SEED).permutation(len(dataset))
     held_out, remaining = np.split(order, [num_validation])
-    return dataset.subset(np.sort(remaining)), dataset.subset(np.sort(held_out))
+    return dataset.subset(np.sort(remaining)), dataset.subset(np.sort(held_out)).fixed()
 
 
 def batch_indices(

@@ -1,41 +1,86 @@
 """The one door to every data set: a name becomes a ``Dataset``."""
 
+import dataclasses
 import os
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from capsjax.data.dataset import Dataset, DatasetError
+from capsjax.data.generated import RECIPES, Generated
 from capsjax.data.idx import load_idx_folder, load_mnist
+from capsjax.data.image_file import fit
+from capsjax.data.image_folder import load_image_folder
 
 _SPLITS = ("train", "test")
+_IMAGE_FOLDER = "image_folder"
 
 
 def load(
-    name: str, split: str = "train", *, data_dir: str | os.PathLike | None = None
-) -> Dataset:
+    name: str,
+    split: str = "train",
+    *,
+    data_dir: str | os.PathLike | None = None,
+    path: str | os.PathLike = "",
+    image_size: int = 0,
+    max_bytes: int = 2**33,
+) -> Dataset | Generated:
     """Loads one split of a data set into memory.
 
     Args:
-        name: "mnist", which is part of the package; the path of a folder with four IDX
-            archives laid out as MNIST's are ("./mnist" for one called so); or the name
-            of an image classification set in TensorFlow Datasets, "cifar10" or
-            "emnist/letters".
+        name: One of these:
+
+            - "mnist", which is part of the package;
+            - made of it: "multi_mnist", two digits one over the other;
+              "expanded_mnist", a digit anywhere on 40 x 40 pixels; "affine_mnist", also
+              turned, slanted and scaled, which is *not* affNIST;
+            - "image_folder", a folder of images at ``path`` with one subfolder for each
+              class: see ``load_image_folder``;
+            - the path of a folder with four IDX archives laid out as MNIST's are
+              ("./mnist" for one called so);
+            - "affnist", which has a test split only, or the name of an image
+              classification set in TensorFlow Datasets, "cifar10" or "emnist/letters".
         split: "train" or "test". Train on the first, choose the model by a
             ``split_validation`` of it, and look at the second last.
         data_dir: Where sets from TensorFlow Datasets are kept; without it
             ``$CAPSJAX_DATA_DIR``, else ``~/.cache/capsjax/tfds``.
+        path: The folder of "image_folder".
+        image_size: The height and width to which images are scaled, after what makes
+            them not square has been cut off; 0 to leave them as they are.
+        max_bytes: The most memory that an "image_folder" may take.
 
     Returns:
-        The images and labels, always in the same order.
+        The images and labels, always in the same order. What is made of MNIST is
+        ``Generated`` to train on; ``fixed()`` of any is a ``Dataset``, and of one to
+        test it is the same.
 
     Raises:
         DatasetError: The name or split is unknown, a file is missing or damaged, a
-            download fails, or the set is not one of image classification. The message
-            says what to do.
+            download fails, the set is not one of image classification, or an argument
+            does not go with it. The message says what to do.
     """
     if split not in _SPLITS:
         raise DatasetError(f"there is no split {split!r}: it must be 'train' or 'test'")
     if not name:
         raise DatasetError("the name of the data set is empty: give one, as 'mnist'")
+    if image_size < 0:
+        raise DatasetError(f"image_size is {image_size}: it must be at least 0")
+    if bool(path) != (name == _IMAGE_FOLDER):
+        raise DatasetError(
+            f"data set {name!r} and path {str(path)!r} do not go together: the path is "
+            f"that of an {_IMAGE_FOLDER!r}, which needs it"
+        )
+    if name == _IMAGE_FOLDER:
+        return load_image_folder(
+            path, split, image_size=image_size, max_bytes=max_bytes
+        )
+    if name in RECIPES:
+        return _generate(name, split, image_size)
+    return _resized(_load_whole(name, split, data_dir), image_size)
+
+
+def _load_whole(name: str, split: str, data_dir: str | os.PathLike | None) -> Dataset:
     if name == "mnist":
         return load_mnist(split)
     folder = Path(os.path.expanduser(name))
@@ -49,3 +94,26 @@ def load(
 def _can_only_be_a_path(name: str) -> bool:
     # A separator alone does not tell: "emnist/letters" is a configuration of a set.
     return os.path.isabs(name) or name.startswith((".", "~")) or name.count(os.sep) > 1
+
+
+def _generate(name: str, split: str, image_size: int) -> Dataset | Generated:
+    generated = Generated(name, load_mnist(split), RECIPES[name])
+    height, width, _ = generated.image_shape
+    if image_size not in (0, height):
+        raise DatasetError(
+            f"image_size is {image_size}, but data set {name!r} is made at {height} x "
+            f"{width}: leave image_size at 0"
+        )
+    # Tested by one image of each digit, always the same.
+    return generated.fixed() if split == "test" else generated
+
+
+def _resized(dataset: Dataset, image_size: int) -> Dataset:
+    shape = (image_size, image_size)
+    if image_size == 0 or dataset.image.shape[1:3] == shape:
+        return dataset
+    image = np.empty((len(dataset), *shape, dataset.image_shape[-1]), np.uint8)
+    for index, channel in np.ndindex(len(dataset), dataset.image_shape[-1]):
+        pixels = Image.fromarray(dataset.image[index, ..., channel])
+        image[index, ..., channel] = fit(pixels, (*shape, 1))[..., 0]
+    return dataclasses.replace(dataset, image=image)

@@ -18,11 +18,14 @@ from absl import logging
 
 from capsjax.data import twins
 from capsjax.data.dataset import Dataset, DatasetError
+from capsjax.data.generated import RECIPES
 
 # TFDS's default, TFRecord, can neither be written nor read without TensorFlow.
 _FILE_FORMAT = "array_record"
 # One by one, 60,000 images take three times as long.
 _BLOCK_SIZE = 4096
+# What the other eye sees becomes another channel.
+_SECOND_IMAGES = {"smallnorb": "image2"}
 _TIMEOUT_SECONDS = 10
 
 
@@ -80,7 +83,7 @@ def prepare(
     """
     folder = data_folder(data_dir)
     builder = _make_builder(name, folder)
-    if builder.is_prepared():
+    if _is_prepared(builder):
         return Path(builder.data_path)
     if name not in twins.TWINS and not (may_use_tensorflow and _has_tensorflow()):
         raise DatasetError(_how_to_prepare(name, folder))
@@ -92,7 +95,7 @@ def prepare(
         with _quiet():
             builder.download_and_prepare(file_format=_FILE_FORMAT)
     except Exception as error:
-        if _make_builder(name, folder).is_prepared():
+        if _is_prepared(_make_builder(name, folder)):
             # Another process was faster; what it made is whole.
             return Path(builder.data_path)
         raise DatasetError(
@@ -135,13 +138,18 @@ def _make_builder(name: str, folder: Path) -> tfds.core.DatasetBuilder:
         ) from error
 
 
+def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
+    with _quiet():
+        return builder.is_prepared()
+
+
 def _open(builder: Any, split: str) -> Sequence[Any] | None:
     """Returns the examples of a split, or None if the set is not prepared."""
     try:
         with _quiet():
             return builder.as_data_source(split)
     except Exception as error:
-        if not builder.is_prepared():
+        if not _is_prepared(builder):
             return None
         raise _not_opened(builder, split, error) from error
 
@@ -158,7 +166,7 @@ def _not_opened(
     if split not in builder.info.splits:
         return DatasetError(
             f"data set {builder.name!r} has no split {split!r}, only "
-            f"{', '.join(builder.info.splits)}: capsjax needs 'train' and 'test'"
+            f"{', '.join(builder.info.splits)}"
         )
     return _unreadable(builder, error)
 
@@ -166,16 +174,20 @@ def _not_opened(
 def _read(
     name: str, builder: tfds.core.DatasetBuilder, source: Sequence[Any]
 ) -> Dataset:
-    image_key, label_key = _image_and_label(name, builder.info)
+    image_keys, label_key = _images_and_label(name, builder.info)
     features: Any = builder.info.features
-    image = np.empty((len(source), *features[image_key].shape), np.uint8)
+    height, width, _ = features[image_keys[0]].shape
+    channels = sum(features[key].shape[-1] for key in image_keys)
+    image = np.empty((len(source), height, width, channels), np.uint8)
     label = np.empty(len(source), np.int32)
     try:
         for start in range(0, len(source), _BLOCK_SIZE):
             indices = range(start, min(start + _BLOCK_SIZE, len(source)))
             examples = _examples_at(source, indices)
             for index, example in zip(indices, examples, strict=True):
-                image[index], label[index] = example[image_key], example[label_key]
+                images = [example[key] for key in image_keys]
+                np.concatenate(images, axis=-1, out=image[index])
+                label[index] = example[label_key]
     except Exception as error:
         raise _unreadable(builder, error) from error
     return Dataset(name, image, label, tuple(features[label_key].names))
@@ -189,14 +201,15 @@ def _examples_at(source: Any, indices: range) -> list[twins.Example]:
         return [source[index] for index in indices]
 
 
-def _image_and_label(name: str, info: Any) -> tuple[str, str]:
+def _images_and_label(name: str, info: Any) -> tuple[list[str], str]:
     keys, features = info.supervised_keys, info.features
     if isinstance(keys, tuple) and len(keys) == 2 and set(keys) <= set(features):
         image_key, label_key = keys
         if _is_image(features[image_key]) and isinstance(
             features[label_key], tfds.features.ClassLabel
         ):
-            return image_key, label_key
+            second = _SECOND_IMAGES.get(info.name)
+            return [image_key, *([second] if second else [])], label_key
     raise DatasetError(
         f"data set {name!r} is not one of image classification: capsjax reads sets of "
         "8-bit images of one size with one label each"
@@ -212,7 +225,9 @@ def _is_image(feature: Any) -> bool:
 
 def _check_reachable(builder: tfds.core.DatasetBuilder) -> None:
     # Without a network TFDS tries for more than three minutes before it says so.
-    urls = [url for url in builder.url_infos or () if url.startswith("http")]
+    # A builder of our own has an address without a checksum.
+    known = builder.url_infos or [str(getattr(builder, "URL", ""))]
+    urls = [url for url in known if url.startswith("http")]
     downloads = Path(builder._data_dir_root) / "downloads" / builder.name
     if not urls or any(downloads.glob("*.INFO")):
         return
@@ -239,12 +254,13 @@ def _how_to_prepare(name: str, folder: Path) -> str:
 
 
 def _unknown_name(name: str) -> str:
-    known = {"mnist", *twins.TWINS, *tfds.list_builders(with_community_datasets=False)}
+    ours = {"mnist", "image_folder", *RECIPES, *twins.TWINS}
+    known = ours.union(tfds.list_builders(with_community_datasets=False))
     near = difflib.get_close_matches(name.split("/")[0], sorted(known))
     hint = f"Did you mean {' or '.join(near)}? " if near else ""
     message = (
-        f"unknown data set {name!r}: it is not 'mnist', there is no folder of that "
-        f"name, and TensorFlow Datasets does not have it. {hint}"
+        f"unknown data set {name!r}: it is none of capsjax's own, there is no folder "
+        f"of that name, and TensorFlow Datasets does not have it. {hint}"
         "The names are listed at https://www.tensorflow.org/datasets/catalog"
     )
     if not _has_tensorflow():

@@ -1,0 +1,335 @@
+"""The twins that download, fed with small archives in the upstream layout."""
+
+import gzip
+import io
+import struct
+import tarfile
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import numpy as np
+import pytest
+import requests
+import scipy.io
+import tensorflow_datasets as tfds
+from etils import epath
+from tensorflow_datasets.core.download import resource
+
+from capsjax.data import DatasetError, load, tfds_source, twins
+
+SIZES = {"train": 25, "test": 15}
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    """Every request fails."""
+
+    def fail(*_, **__):
+        raise requests.ConnectionError("no network")
+
+    monkeypatch.setattr(requests, "head", fail)
+    monkeypatch.setattr(requests.Session, "request", fail)
+
+
+def put_downloads(folder, name, files):
+    """Puts files where TFDS keeps what it has downloaded, and compared before."""
+    infos = tfds.builder_cls(name).url_infos
+    urls = {url.rsplit("/", 1)[1]: url for url in infos}
+    for file_name, content in files.items():
+        url = urls[file_name]
+        fname = resource.get_dl_fname(url, infos[url].checksum)
+        path = epath.Path(folder) / "downloads" / name / fname
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        resource.write_info_file(url, path, name, file_name, infos[url])
+
+
+def numbered(split, *shape):
+    """Noise whose first pixel is the image's number."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (SIZES[split], *shape)).astype(np.uint8)
+    image.reshape(len(image), -1)[:, 0] = np.arange(len(image))
+    return image
+
+
+def labels(split):
+    return np.arange(SIZES[split]) * 7 % 10
+
+
+def require_same(dataset, image, label):
+    """TFDS has an order of its own."""
+    number = dataset.image.reshape(len(dataset), -1)[:, 0]
+    assert sorted(number) == list(range(len(image)))
+    assert number.tolist() != list(range(len(image)))
+    np.testing.assert_array_equal(dataset.image, image[number])
+    np.testing.assert_array_equal(dataset.label, label[number])
+
+
+def require_ids(name, folder, pattern):
+    builder = twins.make_twin(name)(data_dir=str(folder))
+    for split in SIZES:
+        for example in builder.as_data_source(split):
+            number = example["image"].flat[0]
+            assert example["id"].decode() == pattern.format(split, number)
+
+
+# Four IDX archives
+
+
+def idx_file(array):
+    header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+    return gzip.compress(header + array.astype(np.uint8).tobytes())
+
+
+def idx_files():
+    files = {}
+    for split, prefix in (("train", "train"), ("test", "t10k")):
+        files[f"{prefix}-images-idx3-ubyte.gz"] = idx_file(numbered(split, 28, 28))
+        files[f"{prefix}-labels-idx1-ubyte.gz"] = idx_file(labels(split))
+    return files
+
+
+@pytest.mark.parametrize(
+    ("name", "class_name"), [("fashion_mnist", "Ankle boot"), ("kmnist", "wo")]
+)
+def test_idx_archives_are_read(tmp_path, monkeypatch, name, class_name):
+    monkeypatch.setattr(twins, "FASHION_MNIST_FOLDER", tmp_path / "none")
+    put_downloads(tmp_path, name, idx_files())
+    for split in SIZES:
+        dataset = load(name, split, data_dir=tmp_path)
+        require_same(dataset, numbered(split, 28, 28)[..., None], labels(split))
+        assert dataset.class_names[9] == class_name
+
+
+def test_the_fashion_mnist_of_debian_is_read_without_a_download(tmp_path, monkeypatch):
+    folder = tmp_path / "debian"
+    folder.mkdir()
+    for name, content in idx_files().items():
+        (folder / name).write_bytes(content)
+    monkeypatch.setattr(twins, "FASHION_MNIST_FOLDER", folder)
+    twin = twins.TWINS["fashion_mnist"]._replace(is_downloaded=False)
+    monkeypatch.setitem(twins.TWINS, "fashion_mnist", twin)
+    for split in SIZES:
+        dataset = load("fashion_mnist", split, data_dir=tmp_path)
+        require_same(dataset, numbered(split, 28, 28)[..., None], labels(split))
+        assert dataset.class_names[0] == "T-shirt/top"
+
+
+# CIFAR-10
+
+
+def test_the_archive_of_cifar10_is_read(tmp_path):
+    names = ["airplane", "automobile", "bird", "cat", "deer"]
+    names += ["dog", "frog", "horse", "ship", "truck"]
+    # Upstream the channels come first.
+    records = {
+        split: np.concatenate(
+            [
+                labels(split)[:, None].astype(np.uint8),
+                numbered(split, 32, 32, 3).transpose(0, 3, 1, 2).reshape(-1, 3072),
+            ],
+            axis=1,
+        )
+        for split in SIZES
+    }
+    batches = np.split(records["train"], 5)
+    files = {
+        f"data_batch_{number}.bin": batch.tobytes()
+        for number, batch in enumerate(batches, 1)
+    }
+    files["test_batch.bin"] = records["test"].tobytes()
+    files["batches.meta.txt"] = "\n".join([*names, "", ""]).encode()
+    files["readme.html"] = b"<html>"
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
+        folder = tarfile.TarInfo("cifar-10-batches-bin")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        # The order of the published archive.
+        for name in sorted(files, key=lambda name: name[::-1]):
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            member.size = len(files[name])
+            tar.addfile(member, io.BytesIO(files[name]))
+    put_downloads(tmp_path, "cifar10", {"cifar-10-binary.tar.gz": archive.getvalue()})
+    for split in SIZES:
+        dataset = load("cifar10", split, data_dir=tmp_path)
+        require_same(dataset, numbered(split, 32, 32, 3), labels(split))
+        assert dataset.class_names == tuple(names)
+    require_ids("cifar10", tmp_path, "{}_{:05d}")
+
+
+# SVHN
+
+
+def test_the_files_of_svhn_are_read(tmp_path):
+    files = {}
+    for split in SIZES:
+        file = io.BytesIO()
+        label = np.where(labels(split) == 0, 10, labels(split))[:, None]
+        image = np.moveaxis(numbered(split, 32, 32, 3), 0, -1)
+        scipy.io.savemat(file, {"X": image, "y": label.astype(np.uint8)})
+        files[f"{split}_32x32.mat"] = file.getvalue()
+    put_downloads(tmp_path, "svhn_cropped", files)
+    for split in SIZES:
+        dataset = load("svhn_cropped", split, data_dir=tmp_path)
+        require_same(dataset, numbered(split, 32, 32, 3), labels(split))
+        assert dataset.class_names == tuple("0123456789")
+    require_ids("svhn_cropped", tmp_path, "{}_{:06d}")
+
+
+# smallNORB
+
+
+def norb_file(array):
+    magic = {np.dtype(np.uint8): 0x1E3D4C55, np.dtype(np.int32): 0x1E3D4C54}
+    sizes = [*array.shape, *[1] * (3 - array.ndim)]
+    header = struct.pack(f"<{2 + len(sizes)}i", magic[array.dtype], array.ndim, *sizes)
+    return gzip.compress(header + array.tobytes())
+
+
+@pytest.fixture
+def smallnorb(tmp_path):
+    stems = {
+        "train": "smallnorb-5x46789x9x18x6x2x96x96-training",
+        "test": "smallnorb-5x01235x9x18x6x2x96x96-testing",
+    }
+    files = {}
+    for split, stem in stems.items():
+        rows = np.arange(SIZES[split])
+        info = np.stack([rows % 10, rows % 9, rows % 18 * 2, rows % 6], axis=1)
+        files[f"{stem}-dat.mat.gz"] = norb_file(numbered(split, 2, 96, 96))
+        files[f"{stem}-cat.mat.gz"] = norb_file((labels(split) % 5).astype(np.int32))
+        files[f"{stem}-info.mat.gz"] = norb_file(info.astype(np.int32))
+    put_downloads(tmp_path, "smallnorb", files)
+    return tmp_path
+
+
+def test_the_two_images_of_smallnorb_become_two_channels(smallnorb):
+    for split in SIZES:
+        dataset = load("smallnorb", split, data_dir=smallnorb)
+        image = np.moveaxis(numbered(split, 2, 96, 96), 1, -1)
+        require_same(dataset, image, labels(split) % 5)
+        assert dataset.class_names[4] == "cars"
+    builder = twins.make_twin("smallnorb")(data_dir=str(smallnorb))
+    for example in builder.as_data_source("train"):
+        number = example["image"].flat[0]
+        assert example["instance"] == number % 10
+        assert example["label_elevation"] == number % 9
+        assert example["label_azimuth"] == number % 18
+        assert example["label_lighting"] == number % 6
+
+
+def test_the_images_are_scaled_channel_by_channel(smallnorb):
+    whole = load("smallnorb", data_dir=smallnorb)
+    small = load("smallnorb", data_dir=smallnorb, image_size=48)
+    assert small.image_shape == (48, 48, 2)
+    np.testing.assert_array_equal(small.label, whole.label)
+    # What a scaled image has in common with the mean of 2 x 2 pixels, whatever the
+    # filter: of noise about 0.9, of another image or channel nothing.
+    mean = whole.image.reshape(-1, 48, 2, 48, 2, 2).mean(axis=(2, 4))
+    for index in range(len(whole)):
+        for channel in range(2):
+            pair = small.image[index, ..., channel], mean[index, ..., channel]
+            assert np.corrcoef(*(one.ravel() for one in pair))[0, 1] > 0.8
+
+
+# affNIST
+
+
+def affnist_archive(folder="", **fields):
+    """The published struct, so far as it is known from code that reads it."""
+    image, label = numbered("test", 40, 40), labels("test").astype(np.uint8)
+    fields = {
+        "affine": np.zeros((6, len(label))),
+        "image": image.reshape(len(label), -1).T,
+        "label_one_of_n": (label == np.arange(10)[:, None]).astype(np.uint8),
+        "label_int": label[None],
+        **fields,
+    }
+    file, archive = io.BytesIO(), io.BytesIO()
+    scipy.io.savemat(file, {"affNISTdata": fields})
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as members:
+        members.writestr(f"{folder}test.mat", file.getvalue())
+    return archive.getvalue()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """Serves what is in the dictionary, at the path that is its key."""
+    monkeypatch.undo()
+    served = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self, *, has_body=True):
+            content = served.get(self.path)
+            self.send_response(404 if content is None else 200)
+            self.send_header("Content-Length", str(len(content or b"")))
+            self.end_headers()
+            if has_body:
+                self.wfile.write(content or b"")
+
+        def do_HEAD(self):
+            self.do_GET(has_body=False)
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as listening:
+        thread = threading.Thread(target=listening.serve_forever, args=(0.01,))
+        thread.start()
+        url = f"http://127.0.0.1:{listening.server_port}/test.mat.zip"
+        monkeypatch.setattr(twins.AffNist, "URL", url)
+        yield served
+        listening.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("folder", ["", "transformed/"])
+def test_affnist_is_downloaded_and_read(tmp_path, server, folder):
+    server["/test.mat.zip"] = affnist_archive(folder)
+    dataset = load("affnist", "test", data_dir=tmp_path)
+    require_same(dataset, numbered("test", 40, 40)[..., None], labels("test"))
+    assert dataset.class_names == tuple("0123456789")
+    server.clear()
+    assert len(load("affnist", "test", data_dir=tmp_path)) == 15
+
+
+def test_affnist_has_no_split_to_train_on(tmp_path, server):
+    server["/test.mat.zip"] = affnist_archive()
+    with pytest.raises(DatasetError, match="'affnist' has no split 'train', only test"):
+        load("affnist", data_dir=tmp_path)
+
+
+def test_another_file_in_affnists_place_is_refused(tmp_path, server):
+    server["/test.mat.zip"] = b"<html>Moved</html>"
+    with pytest.raises(DatasetError, match="'affnist' could not be prepared"):
+        load("affnist", "test", data_dir=tmp_path)
+
+
+def test_affnist_without_a_network_is_refused_at_once(tmp_path):
+    with pytest.raises(DatasetError, match=r"tijmen/affNIST.*cannot be reached"):
+        load("affnist", "test", data_dir=tmp_path)
+
+
+# All of them
+
+
+@pytest.mark.parametrize("name", sorted(set(twins.TWINS) - {"affnist"}))
+def test_a_twin_has_the_stock_builders_version_features_and_checksums(name, tmp_path):
+    twin = twins.make_twin(name)(data_dir=str(tmp_path))
+    stock = tfds.builder(name, data_dir=tmp_path)
+    assert str(twin.version) == str(stock.version)
+    assert repr(twin.info.features) == repr(stock.info.features)
+    assert twin.info.supervised_keys == stock.info.supervised_keys
+    assert twin.info.description == stock.info.description
+    assert twin.url_infos == stock.url_infos
+    assert twin.data_path == stock.data_path
+
+
+@pytest.mark.parametrize("name", sorted(set(twins.TWINS) - {"mnist"}))
+def test_a_twin_that_cannot_download_says_so_at_once(name, tmp_path, monkeypatch):
+    twin = twins.TWINS[name]._replace(is_downloaded=True)
+    monkeypatch.setitem(twins.TWINS, name, twin)
+    with pytest.raises(DatasetError, match="cannot be reached"):
+        tfds_source.prepare(name, data_dir=tmp_path)
