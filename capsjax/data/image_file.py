@@ -25,9 +25,12 @@ def read_image(path: str | Path) -> Image.Image:
         ImageError: If it can't be read, is no image or is too large.
     """
     with _opened(path) as image:
-        upright = _eight_bits(ImageOps.exif_transpose(image)).convert("RGBA")
-    white = Image.new("RGBA", upright.size, "white")
-    return Image.alpha_composite(white, upright).convert("RGB")
+        upright = _eight_bits(ImageOps.exif_transpose(image))
+        if not upright.has_transparency_data:
+            return upright.convert("RGB")
+        transparent = upright.convert("RGBA")
+    white = Image.new("RGBA", transparent.size, "white")
+    return Image.alpha_composite(white, transparent).convert("RGB")
 
 
 def is_grey(path: str | Path) -> bool:
