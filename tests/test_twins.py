@@ -301,10 +301,12 @@ def test_affnist_has_no_split_to_train_on(tmp_path, server):
         load("affnist", data_dir=tmp_path)
 
 
-def test_another_file_in_affnists_place_is_refused(tmp_path, server):
+def test_another_file_in_affnists_place_is_refused_and_not_kept(tmp_path, server):
     server["/test.mat.zip"] = b"<html>Moved</html>"
-    with pytest.raises(DatasetError, match="'affnist' could not be prepared"):
+    with pytest.raises(DatasetError, match=r"'affnist'.*zip gives is not a zip"):
         load("affnist", "test", data_dir=tmp_path)
+    server["/test.mat.zip"] = affnist_archive()
+    assert len(load("affnist", "test", data_dir=tmp_path)) == 15
 
 
 def test_affnist_without_a_network_is_refused_at_once(tmp_path):

@@ -27,15 +27,19 @@ def read_image(path: str | Path) -> Image.Image:
         ImageError: If it can't be read, is no image or is too large.
     """
     with _opened(path) as image:
-        upright = _eight_bits(ImageOps.exif_transpose(image)).convert("RGBA")
-    ground = Image.new("RGBA", upright.size, "black" if _is_light(upright) else "white")
-    return Image.alpha_composite(ground, upright).convert("RGB")
+        upright = _eight_bits(ImageOps.exif_transpose(image))
+        if not upright.has_transparency_data:
+            return upright.convert("RGB")
+        transparent = upright.convert("RGBA")
+    ground = "black" if _is_light(transparent) else "white"
+    behind = Image.new("RGBA", transparent.size, ground)
+    return Image.alpha_composite(behind, transparent).convert("RGB")
 
 
 def _is_light(image: Image.Image) -> bool:
     opacity = np.asarray(image.getchannel("A"), np.float64)
     brightness = np.asarray(image.convert("L"), np.float64)
-    return opacity.min() < 255 and (opacity * brightness).sum() > 127 * opacity.sum()
+    return (opacity * brightness).sum() > 127 * opacity.sum()
 
 
 def is_grey(path: str | Path) -> bool:

@@ -191,6 +191,11 @@ def read_affnist(
 ) -> dict[str, Iterable[Example]]:
     """Reads the archive of affNIST's test images."""
     path = Path(download_manager.download(AffNist.URL))
+    if not zipfile.is_zipfile(path):
+        # Without a checksum TFDS would take it for good the next time too.
+        path.unlink()
+        Path(f"{path}.INFO").unlink()
+        raise ValueError(f"what {AffNist.URL} gives is not a zip archive")
 
     def examples():
         with zipfile.ZipFile(path) as archive:

@@ -1,0 +1,49 @@
+"""Images as files hold them: turned, with holes, deep, grey."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from capsjax.data.image_file import fit, is_grey, read_image
+
+
+def halves(mode="RGB"):
+    """Four pixels wide and two high: bright at the left."""
+    image = Image.new("RGB", (4, 2))
+    image.paste("white", (0, 0, 2, 2))
+    return image.convert(mode)
+
+
+def test_a_photo_is_turned_as_its_camera_was_held(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # The camera was turned to the left: what is left belongs above.
+    halves().save(tmp_path / "a.png", exif=exif)
+    expected = np.asarray(halves().rotate(-90, expand=True))
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "a.png")), expected)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_becomes_white_and_the_rest_stays(tmp_path, mode):
+    image = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+    image.putpixel((1, 0), (90, 90, 90, 255))
+    image.convert(mode).save(tmp_path / "a.png")
+    read = read_image(tmp_path / "a.png")
+    assert [read.getpixel((column, 0)) for column in (0, 1)] == [(255,) * 3, (90,) * 3]
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [(mode, True) for mode in ("1", "L", "LA", "I;16")]
+    + [(mode, False) for mode in ("RGB", "RGBA", "P")],
+)
+def test_the_header_tells_whether_there_is_colour(tmp_path, mode, expected):
+    halves(mode).save(tmp_path / "a.png")
+    assert is_grey(tmp_path / "a.png") == expected
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_middle_is_scaled_to_the_shape(channels):
+    image = fit(halves(), (4, 4, channels))
+    assert image.shape == (4, 4, channels)
+    assert image[:, 0].min() > 250
+    assert image[:, 3].max() < 5
