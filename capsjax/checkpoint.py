@@ -55,6 +55,7 @@ class Checkpoints(Generic[State]):
         _hush_abandoned_reads()
         self._folder, self._read_only = folder, read_only
         self._losses: dict[int, float] = {}
+        self._accuracies: dict[int, float] = {}
         self._unknown: set[int] = set()  # Steps that may have been the best.
         # Orbax's default leaves out a save while another one is running.
         always: Any = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
@@ -70,12 +71,11 @@ class Checkpoints(Generic[State]):
             raise _explained(f"can't use {folder}", error) from error
         for step in self.steps:
             try:
-                loss = self._record(step)["loss"]
+                record = self._record(step)
             except DamagedCheckpointError:
                 self._unknown.add(step)
                 continue
-            if loss is not None:
-                self._losses[step] = loss
+            self._note(step, record["loss"], record.get("accuracy"))
 
     @property
     def steps(self) -> list[int]:
@@ -95,13 +95,25 @@ class Checkpoints(Generic[State]):
         step = _best(losses)
         return None if step is None else (step, losses[step])
 
-    def save(self, step: int, state: State, *, loss: float | None = None) -> None:
+    def accuracy(self, step: int) -> float | None:
+        """The validation accuracy of a step that was saved, if it was validated."""
+        return self._accuracies.get(step)
+
+    def save(
+        self,
+        step: int,
+        state: State,
+        *,
+        loss: float | None = None,
+        accuracy: float | None = None,
+    ) -> None:
         """Starts to save in the background; ``wait`` waits for it.
 
         Args:
             step: Optimizer steps done.
             state: A pytree of arrays.
             loss: The validation loss; None if there was no validation at this step.
+            accuracy: The validation accuracy, likewise.
 
         Raises:
             CheckpointError: If this or the previous checkpoint can't be written.
@@ -109,9 +121,9 @@ class Checkpoints(Generic[State]):
         leaves = _described(state)
         for name, checksum in _checksums(state).items():
             leaves[name]["crc32"] = checksum
-        record: Any = {"step": step, "loss": loss, "leaves": leaves}
-        if loss is not None:
-            self._losses[step] = loss
+        validated = {"loss": loss, "accuracy": accuracy}
+        record: Any = {"step": step, **validated, "leaves": leaves}
+        self._note(step, loss, accuracy)
         try:
             self._checkpointer.save_checkpointables_async(
                 step,
@@ -122,6 +134,11 @@ class Checkpoints(Generic[State]):
             )
         except Exception as error:
             raise _explained(f"can't save step {step}", error) from error
+
+    def _note(self, step: int, loss: float | None, accuracy: float | None) -> None:
+        for known, value in ((self._losses, loss), (self._accuracies, accuracy)):
+            if value is not None:
+                known[step] = value
 
     def restore_latest(
         self, like: State, *, partly: bool = False
@@ -221,7 +238,7 @@ class Checkpoints(Generic[State]):
         return state
 
     def _record(self, step: int) -> Any:
-        """What was written down about a step: its leaves and its validation loss."""
+        """What was written down about a step: its leaves and its validation."""
         folder = self._folder / str(step)
         if not (folder / "commit_success.txt").is_file():
             raise _damaged(step, "commit_success.txt is missing")

@@ -19,6 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from capsjax.checkpoint import CheckpointError
 from capsjax.compilation import keep_compiled_programs
+from capsjax.models import BaselineCNN
 from capsjax.run import Prediction, Run, load_run
 from capsjax.workdir import WorkdirError
 
@@ -142,31 +143,44 @@ def _like_mnist(
 
 
 def verdicts(run: Run, prediction: Prediction) -> list[dict[str, Any]]:
-    """For each image: who is present, in words, and every class's length."""
-    are_digits = run.class_names == tuple("0123456789")
-    noun, nouns = ("digit", "digits") if are_digits else ("class", "classes")
+    """For each image: what it shows, in words, and every class's length.
+
+    Of the baseline it is every class's probability.
+    """
+    is_baseline = isinstance(run.model, BaselineCNN)
     result = []
     for length in prediction.length:
         order = np.argsort(-length, kind="stable")
         names = [run.class_names[k] for k in order]
         num_present = int((length >= PRESENT).sum())
-        verdict = names[0]
-        if num_present == 0:
-            verdict = f"no {noun}"
-        elif num_present > 1:
-            verdict = f"{names[0]}, or two {nouns}? ({names[0]} and {names[1]})"
+        numbers = {
+            name: round(float(length[k]), 4)
+            for name, k in zip(names, order, strict=True)
+        }
         result.append(
-            {
-                "verdict": verdict,
+            {"verdict": names[0], "label": names[0], "probabilities": numbers}
+            if is_baseline
+            else {
+                "verdict": _verdict(run, names, num_present),
                 "label": names[0],
                 "num_present": num_present,
-                "lengths": {
-                    name: round(float(length[k]), 4)
-                    for name, k in zip(names, order, strict=True)
-                },
+                "lengths": numbers,
             }
         )
     return result
+
+
+def _verdict(run: Run, names: Sequence[str], num_present: int) -> str:
+    """Who is present, given the classes from the longest capsule on."""
+    are_digits = run.class_names == tuple("0123456789")
+    noun, nouns = ("digit", "digits") if are_digits else ("class", "classes")
+    if run.num_shown is not None and run.num_shown > 1:
+        return " and ".join(names[: run.num_shown])
+    if num_present == 0:
+        return f"no {noun}"
+    if num_present == 1:
+        return names[0]
+    return f"{names[0]}, or two {nouns}? ({names[0]} and {names[1]})"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -210,9 +224,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(told, indent=2))
         return 0
     wide = max(len("image"), *(len(line["file"]) for line in told))
-    print(f"{'image':{wide}}  longest capsules    answer")
+    kind = "lengths" if "lengths" in told[0] else "probabilities"
+    head = {"lengths": "longest capsules", "probabilities": "most probable"}[kind]
+    print(f"{'image':{wide}}  {head:18}  answer")
     for line in told:
-        longest = list(line["lengths"].items())[:3]
+        longest = list(line[kind].items())[:3]
         lengths = "  ".join(f"{name} {length:.2f}" for name, length in longest)
         print(f"{line['file']:{wide}}  {lengths:18}  {line['verdict']}")
     return 0

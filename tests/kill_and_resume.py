@@ -23,6 +23,7 @@ import jax
 import numpy as np
 
 from capsjax.checkpoint import Checkpoints
+from capsjax.data.augment import cropped_shape
 from capsjax.models import make_model
 from capsjax.step import init_state, make_optimizer
 from capsjax.workdir import Workdir
@@ -79,7 +80,8 @@ def outcome(path):
     config = workdir.read_config()
     about = workdir.read_json(workdir.dataset)
     image_shape, num_classes = tuple(about["image_shape"]), len(about["class_names"])
-    model = make_model(config.model, image_shape, num_classes)
+    shape = cropped_shape(image_shape, config.data.crop)
+    model = make_model(config.model, shape, num_classes)
     steps_per_epoch = config.data.num_train // config.batch_size
     optimizer = make_optimizer(config.optimizer, config.num_epochs * steps_per_epoch)
     like = jax.jit(lambda: init_state(model, optimizer, config))()

@@ -78,3 +78,13 @@ def test_a_damaged_checkpoint_is_told_with_step_and_cause(checkpoints, tmp_path)
             path.write_bytes(b"")
     with pytest.raises(CheckpointError, match="The checkpoint of step 3 is damaged"):
         checkpoints.restore(3, like(state(0)))
+
+
+def test_the_accuracy_of_a_validation_is_kept_with_its_step(checkpoints, tmp_path):
+    checkpoints.save(1, state(1), loss=0.5, accuracy=0.75)
+    checkpoints.save(2, state(2))
+    checkpoints.wait()
+    again = Checkpoints(tmp_path / "checkpoints", read_only=True)
+    for kept in (checkpoints, again):
+        assert (kept.accuracy(1), kept.accuracy(2)) == (0.75, None)
+    again.close()

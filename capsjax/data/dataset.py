@@ -134,6 +134,14 @@ class Dataset:
         """Returns a data set of the images at ``indices``, in their order."""
         return dataclasses.replace(self, **self.batch(indices)._asdict())
 
+    def in_epoch(self, seed: int, epoch: int) -> "Dataset":
+        """The data set in one epoch of a run; other images where they are generated."""
+        return self
+
+    def fixed(self) -> "Dataset":
+        """The data set with the same images in every epoch."""
+        return self
+
 
 def _check_array(
     name: str, field: str, array: np.ndarray, dtype: type, axes: str

@@ -22,8 +22,9 @@ def split_validation(
         num_validation: How many images to hold out, drawn without replacement.
 
     Returns:
-        The remaining images and the held-out ones, each in their original order. With
-        ``num_validation=0``: all of the images, and None.
+        The remaining images and the held-out ones, each in their original order; the
+        latter are the same in every epoch. With ``num_validation=0``: all of the
+        images, and None.
 
     Raises:
         DatasetError: ``num_validation`` is negative, or leaves nothing to train on.
@@ -38,7 +39,7 @@ def split_validation(
         return dataset, None
     order = np.random.default_rng(_VALIDATION_SEED).permutation(len(dataset))
     held_out, remaining = np.split(order, [num_validation])
-    return dataset.subset(np.sort(remaining)), dataset.subset(np.sort(held_out))
+    return dataset.subset(np.sort(remaining)), dataset.subset(np.sort(held_out)).fixed()
 
 
 def batch_indices(

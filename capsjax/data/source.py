@@ -10,7 +10,12 @@ _SPLITS = ("train", "test")
 
 
 def load(
-    name: str, split: str = "train", *, data_dir: str | os.PathLike | None = None
+    name: str,
+    split: str = "train",
+    *,
+    path: str = "",
+    image_size: int = 0,
+    data_dir: str | os.PathLike | None = None,
 ) -> Dataset:
     """Loads one split of a data set into memory.
 
@@ -21,6 +26,8 @@ def load(
             "emnist/letters".
         split: "train" or "test". Train on the first, choose the model by a
             ``split_validation`` of it, and look at the second last.
+        path: The folder of an ``image_folder``.
+        image_size: Images are scaled to this height and width; 0 leaves them.
         data_dir: Where sets from TensorFlow Datasets are kept; without it
             ``$CAPSJAX_DATA_DIR``, else ``~/.cache/capsjax/tfds``.
 
