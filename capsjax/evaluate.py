@@ -127,7 +127,6 @@ class Lengths(NamedTuple):
 
 def primary_lengths(run: Run, dataset: Dataset) -> Lengths:
     """The extremes of the primary capsules' lengths over a data set."""
-
     model: Any = run.model
 
     @jax.jit

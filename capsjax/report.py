@@ -7,6 +7,7 @@ agree in everything but the seed.
 """
 
 import argparse
+import itertools
 import json
 import pathlib
 import statistics
@@ -128,7 +129,8 @@ def table(groups: dict[str, list[Finished]]) -> str:
     """A Markdown table with one row a recipe."""
     heads = ["recipe", "seeds", "epochs", "test accuracy, best by validation, %"]
     heads += ["test accuracy, last, %", "minutes", "parameters"]
-    if has_several := any(run.found is not None for run in sum(groups.values(), [])):
+    runs = itertools.chain.from_iterable(groups.values())
+    if has_several := any(run.found is not None for run in runs):
         heads += ["classes found, best by validation, %"]
     rule = "| --- " * 3 + "| --: " * (len(heads) - 3) + "|"
     lines = [f"| {' | '.join(heads)} |", rule]

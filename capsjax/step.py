@@ -224,7 +224,7 @@ def _augmented(
     It is drawn for the batch of all devices, and so a function of seed and step, not of
     the number of devices.
     """
-    *_, height, width, channels = image_shape = batch.image.shape
+    *_, height, width, channels = batch.image.shape
     whole = (height, width, channels)
     changes = []
     if max_shift:

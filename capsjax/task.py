@@ -128,3 +128,26 @@ def _describe(
             "several; choose capsnet."
         )
     return Task(train_set, validation_set, test_set, model)
+
+
+def _check_memory(config: configs.Config, task: Task) -> None:
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    image = jax.ShapeDtypeStruct((1, *task.model.image_shape), jnp.float32)
+    try:
+        params = jax.eval_shape(task.model.init, key, image)
+    except ValueError as error:
+        raise configs.ConfigError(str(error)) from error
+    sets = [one for one in task[:3] if one is not None]
+    memory = estimate_memory(task.model, config, sets)
+    say(f"{num_parameters(params):,} parameters; training takes about {memory}")
+    if memory.total > config.max_gigabytes:
+        fields = "config.data.image_size or config.batch_size"
+        if config.model.name == "capsnet":
+            fields = (
+                "config.data.image_size, config.model.primary_types or "
+                "config.batch_size, raise config.model.primary_stride"
+            )
+        raise configs.ConfigError(
+            f"config.max_gigabytes={config.max_gigabytes}: training needs about "
+            f"{memory}. Lower {fields}, or allow for more."
+        )

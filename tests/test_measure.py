@@ -74,9 +74,7 @@ def test_images_may_show_different_numbers_of_classes(key, params):
     label = jnp.array([[1, 0, 0, 0, 0], [1, 1, 1, 0, 0], [0, 0, 0, 0, 0]], bool)
     length = jnp.array([[0.9, 0.8, 0.7, 0.1, 0.1]] * 3)
     image = random_case(key, SHOWN)[0][:3]
-    metrics = measure(
-        *(SMALL, params, None, length, image, label), loss=configs.Loss()
-    )
+    metrics = measure(*(SMALL, params, None, length, image, label), loss=configs.Loss())
     assert metrics.accuracy.tolist() == [1, 1, 1]
 
 

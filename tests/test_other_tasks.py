@@ -1,5 +1,6 @@
 """Several classes in an image, crops, and the baseline: from training to prediction."""
 
+import functools
 import json
 
 import jax.numpy as jnp
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from tiny import pairs, tiny
 
-from capsjax import evaluate, load_run, predict, task, train
+from capsjax import evaluate, load_run, models, predict, task, train
 from capsjax.data import Dataset, load
 from capsjax.measure import measure
 from capsjax.workdir import Workdir
@@ -55,7 +56,17 @@ def corners():
 
 
 @pytest.fixture(scope="module")
-def baseline(tmp_path_factory, corners):
+def narrow():
+    """Makes the baseline a network of seconds."""
+    widths = {"conv_features": (4, 8), "hidden_features": (16, 12)}
+    with pytest.MonkeyPatch.context() as patch:
+        made = functools.partial(models.BaselineCNN, **widths)
+        patch.setattr(models, "BaselineCNN", made)
+        yield
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory, corners, narrow):
     """A run of the baseline, its images cropped from 12 pixels to 8."""
     config = tiny()
     config.model.name, config.data.crop, config.data.num_validation = "cnn", 8, 20
@@ -167,7 +178,7 @@ def test_the_baseline_predicts_probabilities_and_draws_nothing(baseline, corners
     assert told["verdict"] == str(prediction.label[0])
     assert set(told) == {"verdict", "label", "probabilities"}
     with pytest.raises(ValueError, match="is a baseline: it draws nothing"):
-        run.draw(np.zeros((1, 10, 4), np.float32), [0])
+        run.draw(np.zeros((1, 10, 4), np.float32), np.zeros(1, int))
 
 
 def test_the_baseline_is_evaluated_without_capsules(baseline, corners, capsys):

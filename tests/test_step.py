@@ -199,9 +199,7 @@ def test_the_average_follows_the_weights_and_is_what_is_evaluated():
     step = make_train_chunk(make_train_step(model, optimizer, config))
     expected, new = state.params, state
     for n in range(3):
-        stacked = jax.tree.map(
-            lambda a, n=n: a[:, n : n + 1], batches(3, 1, config)
-        )
+        stacked = jax.tree.map(lambda a, n=n: a[:, n : n + 1], batches(3, 1, config))
         new, _ = mapped(step, 1)(new, stacked)
         decay = min(0.9, (1 + n) / (10 + n))
         expected = jax.tree.map(
@@ -223,7 +221,7 @@ def test_evaluation_counts_every_image_exactly_once():
     each = image_metrics(
         model, state.params, image, jnp.asarray(dataset.label), loss=config.loss
     )
-    expected = {k: np.mean(v, dtype=np.float64) for k, v in each.known().items()}
+    expected = {k: np.asarray(v).mean() for k, v in each.known().items()}
     for batch_size in (7, 32, 103, 500):
         actual = evaluate.evaluate(step, state.params, dataset, batch_size=batch_size)
         assert actual.known() == pytest.approx(expected, rel=1e-5)
@@ -243,7 +241,7 @@ def test_evaluation_looks_at_the_middle_and_draws_from_the_longest():
         loss=config.loss,
         source=jnp.asarray(dataset.source[:, :, 2:26, 2:26], jnp.float32) / 255,
     )
-    expected = {k: np.mean(v, dtype=np.float64) for k, v in each.known().items()}
+    expected = {k: np.asarray(v).mean() for k, v in each.known().items()}
     assert actual.known() == pytest.approx(expected, rel=1e-5)
     assert set(expected) >= {"label_accuracy", "reconstruction_loss"}
 

@@ -15,7 +15,7 @@ from capsjax.models import BaselineCNN
 def made_task(monkeypatch, dataset, **changes):
     """The task on a data set of this process, with fields of the config changed."""
     monkeypatch.setattr(task, "load", lambda *_, **__: dataset)
-    config = tiny(batch_size=4)
+    config = tiny()
     config.data = configs.Data(num_validation=0)
     for name, value in changes.items():
         section, _, field = name.rpartition("__")
@@ -90,7 +90,7 @@ def test_the_baseline_is_chosen_by_its_name(monkeypatch):
 
 def test_size_and_memory_are_told_before_there_is_any(monkeypatch, capsys):
     made_task(monkeypatch, digits(20))
-    assert "30,784 parameters; about 0." in capsys.readouterr().out
+    assert "30,784 parameters; training takes about 0.0" in capsys.readouterr().out
 
 
 def test_a_network_that_does_not_fit_into_memory_is_refused(monkeypatch):
@@ -101,8 +101,8 @@ def test_a_network_that_does_not_fit_into_memory_is_refused(monkeypatch):
         ("cat", "dog"),
     )
     told = (
-        r"max_gigabytes=16.0: training needs about \d+\.\d GB .* Lower "
-        r"config.data.image_size, .*model.primary_types.* batch_size"
+        r"max_gigabytes=16.0: training needs about \d+\.\d\d GB .*\. Lower "
+        r"config.data.image_size, .*model.primary_types or config.batch_size, raise"
     )
     with pytest.raises(configs.ConfigError, match=told):
         made_task(monkeypatch, photos, model=configs.Model(num_iterations=1))

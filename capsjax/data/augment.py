@@ -109,9 +109,7 @@ def apply_shifts(
     return jax.vmap(window)(padded, max_shift - shifts)
 
 
-def cropped_shape(
-    image_shape: tuple[int, int, int], crop: int
-) -> tuple[int, int, int]:
+def cropped_shape(image_shape: tuple[int, int, int], crop: int) -> tuple[int, int, int]:
     """The shape of squares of ``crop`` pixels; of whole images where that is 0."""
     return (crop, crop, image_shape[2]) if crop else image_shape
 

@@ -135,11 +135,12 @@ class Dataset:
         return dataclasses.replace(self, **self.batch(indices)._asdict())
 
     def in_epoch(self, seed: int, epoch: int) -> "Dataset":
-        """The data set in one epoch of a run; other images where they are generated."""
+        """Returns itself: these images are the same for every seed in every epoch."""
+        del seed, epoch
         return self
 
     def fixed(self) -> "Dataset":
-        """The data set with the same images in every epoch."""
+        """Returns itself: see ``Generated.fixed``."""
         return self
 
 

@@ -22,9 +22,9 @@ def split_validation(
         num_validation: How many images to hold out, drawn without replacement.
 
     Returns:
-        The remaining images and the held-out ones, each in their original order; the
-        latter are the same in every epoch. With ``num_validation=0``: all of the
-        images, and None.
+        The remaining images and the held-out ones, each in their original order, the
+        latter the same in every epoch. With ``num_validation=0``: all of the images,
+        and None.
 
     Raises:
         DatasetError: ``num_validation`` is negative, or leaves nothing to train on.
