@@ -66,6 +66,7 @@ class Checkpoints(Generic[State]):
         _hush_abandoned_reads()
         self._folder, self._read_only = folder, read_only
         self._losses: dict[int, float] = {}
+        self._accuracies: dict[int, float] = {}
         self._unknown: set[int] = set()  # Steps that may have been the best.
         # Orbax's default leaves out a save while another one is running.
         always: Any = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
@@ -102,20 +103,31 @@ class Checkpoints(Generic[State]):
     def _read_losses(self) -> None:
         for step in self.steps:
             try:
-                loss = self._record(step)["loss"]
+                record = self._record(step)
             except DamagedCheckpointError:
                 self._unknown.add(step)
                 continue
-            if loss is not None:
-                self._losses[step] = loss
+            self._note(step, record["loss"], record.get("accuracy"))
 
-    def save(self, step: int, state: State, *, loss: float | None = None) -> None:
+    def accuracy(self, step: int) -> float | None:
+        """The validation accuracy of a step that was saved, if it was validated."""
+        return self._accuracies.get(step)
+
+    def save(
+        self,
+        step: int,
+        state: State,
+        *,
+        loss: float | None = None,
+        accuracy: float | None = None,
+    ) -> None:
         """Starts to save in the background; ``wait`` waits for it.
 
         Args:
             step: Optimizer steps done.
             state: A pytree of arrays.
             loss: The validation loss; None if there was no validation at this step.
+            accuracy: The validation accuracy, likewise.
 
         Raises:
             CheckpointError: If this or the previous checkpoint can't be written.
@@ -123,10 +135,10 @@ class Checkpoints(Generic[State]):
         leaves = _described(state)
         for name, checksum in _checksums(state).items():
             leaves[name]["crc32"] = checksum
-        record: Any = {"step": step, "loss": loss, "leaves": leaves}
+        validated = {"loss": loss, "accuracy": accuracy}
+        record: Any = {"step": step, **validated, "leaves": leaves}
         self._unknown.discard(step)  # A damaged one is made again.
-        if loss is not None:
-            self._losses[step] = loss
+        self._note(step, loss, accuracy)
         try:
             self._checkpointer.save_checkpointables_async(
                 step,
@@ -137,6 +149,11 @@ class Checkpoints(Generic[State]):
             )
         except Exception as error:
             raise _explained(f"can't save step {step}", error) from error
+
+    def _note(self, step: int, loss: float | None, accuracy: float | None) -> None:
+        for known, value in ((self._losses, loss), (self._accuracies, accuracy)):
+            if value is not None:
+                known[step] = value
 
     def restore_latest(
         self, like: State, *, partly: bool = False
@@ -259,7 +276,7 @@ class Checkpoints(Generic[State]):
         return state
 
     def _record(self, step: int) -> Any:
-        """What was written down about a step: its leaves and its validation loss."""
+        """What was written down about a step: its leaves and its validation."""
         committed = self._folder / str(step) / "commit_success.txt"
         try:
             if not committed.is_file():

@@ -11,6 +11,7 @@ import jax
 
 from capsjax.metrics import say
 
+
 def keep_compiled_programs() -> None:
     """Turns on JAX's compilation cache in ``~/.cache/capsjax``; for a ``main`` only.
 

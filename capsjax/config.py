@@ -267,6 +267,11 @@ def validate(config: Config) -> None:
     _require(data, "num_validation", lambda v: v >= -1, "at least 0, or -1")
     for field in ("image_size", "num_train", "max_shift", "crop"):
         _require(data, field, lambda v: v >= 0, "at least 0")
+    if config.stop_at and not data.num_validation:
+        raise ConfigError(
+            f"config.stop_at={config.stop_at} is a validation accuracy, and must be 0 "
+            "where config.data.num_validation is 0."
+        )
     for field in (
         *("conv_features", "conv_kernel", "primary_types", "primary_dim"),
         *("primary_kernel", "primary_stride", "class_dim", "num_iterations"),

@@ -2,12 +2,15 @@
 
     python -m capsjax.evaluate --workdir runs/mnist-seed0
 
-prints what the run's best network makes of the test images, and draws it.
+prints what the run's best network makes of the test images, and draws it. Several runs
+are an ensemble: the lengths of their class capsules (or their probabilities) are
+averaged. ``--data`` names another data set of the same classes and image shape.
 """
 
 import argparse
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +22,9 @@ from capsjax import config as configs
 from capsjax.checkpoint import CheckpointError
 from capsjax.compilation import keep_compiled_programs
 from capsjax.data import Batch, Dataset, DatasetError, load
-from capsjax.data.augment import scale_to_unit
-from capsjax.losses import margin_loss, reconstruction_loss
-from capsjax.models import CapsNet, mask_longest
+from capsjax.data.augment import crop_middle, scale_to_unit
+from capsjax.measure import Metrics, image_metrics, measure, measure_probability
+from capsjax.models import BaselineCNN, Network, mask_longest
 from capsjax.ops import safe_norm
 from capsjax.parallel import AXIS, my_shares
 from capsjax.run import Prediction, Run, load_run
@@ -31,89 +34,7 @@ from capsjax.workdir import WorkdirError
 DEAD, SATURATED = 0.05, 0.95
 
 
-class Metrics(NamedTuple):
-    """What is measured of images: means over them, or sums.
-
-    Attributes:
-        loss: The weighted sum of the two that is minimised.
-        margin_loss: Margin loss, not weighted.
-        reconstruction_loss: Squared error of the reconstruction, not weighted; 0 if its
-            weight is 0, as nothing is drawn then.
-        accuracy: The share of images whose longest capsule is their label's.
-    """
-
-    loss: Float[Array | float, "*batch"]
-    margin_loss: Float[Array | float, "*batch"]
-    reconstruction_loss: Float[Array | float, "*batch"]
-    accuracy: Float[Array | float, "*batch"]
-
-
-def image_metrics(
-    model: CapsNet,
-    params: Any,
-    image: Float[Array, "batch h w c"],
-    label: Array,
-    *,
-    loss: configs.Loss,
-    mask: Float[Array, "batch n"] | None,
-) -> Metrics:
-    """Losses and correctness of each image.
-
-    Args:
-        model: The network.
-        params: Its weights.
-        image: Pixels from 0 to 1.
-        label: The class of each image.
-        loss: Weights and margins.
-        mask: The capsules to reconstruct from: the label's in training; None for the
-            longest one, as in inference.
-    """
-    routed: Any = model.apply(params, image, method=model.encode)
-    drawn = None
-    if loss.reconstruction_weight:
-        mask = mask_longest(routed.activation) if mask is None else mask
-        drawn = model.apply(params, routed.pose, mask, method=model.decode)
-    return measure(routed.activation, label, image, drawn, loss=loss)
-
-
-def measure(
-    length: Float[Array, "batch n"],
-    label: Array,
-    image: Float[Array, "batch h w c"],
-    drawn: Any,
-    *,
-    loss: configs.Loss,
-) -> Metrics:
-    """Losses and correctness of each image, given what the network made of it.
-
-    Args:
-        length: Of the class capsules.
-        label: The class of each image.
-        image: Pixels from 0 to 1.
-        drawn: The image redrawn; None where the loss gives it no weight.
-        loss: Weights and margins.
-    """
-    margin = margin_loss(
-        length,
-        label,
-        present=loss.present,
-        absent=loss.absent,
-        down_weight=loss.down_weight,
-    )
-    error = jnp.zeros_like(margin)
-    if drawn is not None:
-        error = reconstruction_loss(
-            drawn, image, reduction=loss.reconstruction_reduction
-        )
-    return Metrics(
-        loss=loss.margin_weight * margin + loss.reconstruction_weight * error,
-        margin_loss=margin,
-        reconstruction_loss=error,
-        accuracy=(jnp.argmax(length, axis=-1) == label).astype(jnp.float32),
-    )
-
-
-def make_eval_step(model: CapsNet, loss: configs.Loss) -> Callable[..., Metrics]:
+def make_eval_step(model: Network, loss: configs.Loss) -> Callable[..., Metrics]:
     """The sums of the metrics of a batch over all devices, as a per-device function.
 
     The returned function takes the weights, one device's share of the batch and, for
@@ -122,8 +43,10 @@ def make_eval_step(model: CapsNet, loss: configs.Loss) -> Callable[..., Metrics]
 
     def eval_step(params: Any, share: tuple[Batch, Float[Array, " batch"]]) -> Metrics:
         batch, counts = share
-        image = scale_to_unit(batch.image)
-        each = image_metrics(model, params, image, batch.label, loss=loss, mask=None)
+        image, source = _middle(batch, model)
+        each = image_metrics(
+            model, params, image, batch.label, loss=loss, source=source
+        )
         return jax.lax.psum(
             jax.tree.map(lambda values: jnp.sum(values * counts), each), AXIS
         )
@@ -151,16 +74,30 @@ def evaluate(
     """
     devices = jax.device_count()
     batch_size = -(-min(batch_size, len(dataset)) // devices) * devices
-    sums = np.zeros(len(Metrics._fields))
+    sums = []
     for start in range(0, len(dataset), batch_size):
         indices = np.arange(start, start + batch_size)
         counts = (indices < len(dataset)).astype(np.float32)
         mine = my_shares(np.minimum(indices, len(dataset) - 1))
         share = (dataset.batch(mine), my_shares(counts))
-        # Summed in float64: each image weighs the same, however many there are.
-        sums += np.asarray(eval_step(params, share), np.float64)
+        sums.append(jax.tree.map(np.asarray, eval_step(params, share)))
         advance(min(start + batch_size, len(dataset)))
-    return Metrics(*(sums / len(dataset)).tolist())
+    return _means(sums, len(dataset))
+
+
+def _middle(batch: Batch, model: Network) -> tuple[Array, Array | None]:
+    """What the network sees of images, and what is in them, with pixels from 0 to 1."""
+    source = batch.source
+    if source is not None:
+        source = scale_to_unit(crop_middle(source, model.image_shape))
+    return scale_to_unit(crop_middle(batch.image, model.image_shape)), source
+
+
+def _means(sums: Sequence[Metrics], num_images: int) -> Metrics:
+    # Summed in float64: each image weighs the same, however many there are.
+    return jax.tree.map(
+        lambda *parts: float(np.sum(parts, dtype=np.float64) / num_images), *sums
+    )
 
 
 # ---- what a run's network makes of the test images
@@ -190,96 +127,191 @@ class Lengths(NamedTuple):
 
 def primary_lengths(run: Run, dataset: Dataset) -> Lengths:
     """The extremes of the primary capsules' lengths over a data set."""
+    model: Any = run.model
 
     @jax.jit
-    def extremes(params: Any, image: Array) -> tuple[Array, Array]:
-        capsules: Any = run.model.apply(
-            params, scale_to_unit(image), method=run.model.primary
-        )
+    def extremes(params: Any, batch: Batch) -> tuple[Array, Array]:
+        image, _ = _middle(batch, model)
+        capsules = model.apply(params, image, method=model.primary)
         length = safe_norm(capsules)
         return length.max(0), length.min(0)
 
     longest, shortest = [], []
-    for start in range(0, len(dataset), run.config.eval_batch_size):
-        stop = min(start + run.config.eval_batch_size, len(dataset))
-        high, low = extremes(run.params, dataset.batch(np.arange(start, stop)).image)
+    for _, batch in _batches(run, dataset):
+        high, low = extremes(run.params, batch)
         longest.append(np.ravel(high))
         shortest.append(np.ravel(low))
     return Lengths(np.max(longest, axis=0), np.min(shortest, axis=0))
 
 
 class Evaluation(NamedTuple):
-    """What a run's network makes of a data set.
+    """What a network, or several together, make of a data set.
 
     Attributes:
         metrics: Means over the images.
         prediction: For every image.
-        confusion: How often each class (a row) was taken for which (a column).
-        primary: Lengths of the primary capsules.
-        classes: Lengths of the class capsules.
+        confusion: How often each class that is shown (a row) was taken for which (a
+            column). Of several in one image, those that were missed are set against
+            those that were taken for them, both in the order of the classes.
+        primary: Lengths of the primary capsules of one network, if it has any.
+        classes: Lengths of the class capsules, if there are any.
     """
 
     metrics: Metrics
     prediction: Prediction
     confusion: Any
-    primary: Lengths
-    classes: Lengths
+    primary: Lengths | None = None
+    classes: Lengths | None = None
 
 
 def evaluate_run(run: Run, dataset: Dataset) -> Evaluation:
     """Everything that is told of a run, but the figures."""
-    prediction = run.predict(dataset.image)
-    sums = np.zeros(len(Metrics._fields))
-    step = run.config.eval_batch_size
-    for start in range(0, len(dataset), step):
-        part = slice(start, start + step)
-        drawn = None
-        if run.config.loss.reconstruction_weight:
-            drawn = run.draw(prediction.pose[part], prediction.label[part])
-            drawn = jnp.asarray(drawn)
-        each = measure(
-            jnp.asarray(prediction.length[part]),
-            jnp.asarray(dataset.label[part]),
-            scale_to_unit(dataset.image[part]),
-            drawn,
-            loss=run.config.loss,
-        )
-        sums += [np.asarray(values).sum(dtype=np.float64) for values in each]
-    confusion = np.zeros((dataset.num_classes,) * 2, int)
-    np.add.at(confusion, (dataset.label, prediction.label), 1)
+    parts = [run.predict(batch.image) for _, batch in _batches(run, dataset)]
+    prediction: Prediction = jax.tree.map(lambda *part: np.concatenate(part), *parts)
+    evaluation = _evaluation(run, dataset, prediction)
+    if isinstance(run.model, BaselineCNN):
+        return evaluation
     length = prediction.length
-    return Evaluation(
-        Metrics(*(sums / len(dataset)).tolist()),
-        prediction,
-        confusion,
-        primary_lengths(run, dataset),
-        Lengths(length.max(0), length.min(0)),
+    return evaluation._replace(
+        primary=primary_lengths(run, dataset),
+        classes=Lengths(length.max(0), length.min(0)),
     )
 
 
-def _tell(run: Run, dataset: Dataset, evaluation: Evaluation) -> None:
-    metrics, confusion = evaluation.metrics, evaluation.confusion
-    wrong = len(dataset) - int(np.trace(confusion))
-    print(f"{run.workdir.path}, step {run.step}: {len(dataset)} test images")
-    print(f"loss {metrics.loss:.6f}, accuracy {metrics.accuracy:.2%} ({wrong} wrong)\n")
+def evaluate_ensemble(
+    runs: Sequence[Run], dataset: Dataset, members: Sequence[Evaluation]
+) -> Evaluation:
+    """What several networks make of a data set together.
+
+    The lengths of their class capsules, or their probabilities, are averaged. Nothing
+    is drawn; margins are those of the first run.
+
+    Args:
+        runs: Of one kind of network.
+        dataset: The images.
+        members: What each run makes of them.
+    """
+    length = np.mean([one.prediction.length for one in members], axis=0)
+    return _evaluation(runs[0], dataset, Prediction(length.argmax(-1), length, None))
+
+
+def _evaluation(run: Run, dataset: Dataset, prediction: Prediction) -> Evaluation:
+    @jax.jit
+    def summed(params: Any, batch: Batch, prediction: Prediction) -> Metrics:
+        image, source = _middle(batch, run.model)
+        length: Any = prediction.length
+        if isinstance(run.model, BaselineCNN):
+            # Of a probability that was rounded to zero the logarithm is not finite.
+            log_probability = jnp.log(jnp.maximum(length, np.finfo(np.float32).tiny))
+            each = measure_probability(log_probability, batch.label)
+        else:
+            each = measure(
+                *(run.model, params, prediction.pose, length, image, batch.label),
+                loss=run.config.loss,
+                source=source,
+            )
+        return jax.tree.map(jnp.sum, each)
+
+    sums = []
+    for part, batch in _batches(run, dataset):
+        seen = jax.tree.map(lambda whole, part=part: whole[part], prediction)
+        sums.append(jax.tree.map(np.asarray, summed(run.params, batch, seen)))
+    return Evaluation(
+        _means(sums, len(dataset)),
+        prediction,
+        _confusion(dataset.label, prediction.length),
+    )
+
+
+def _batches(run: Run, dataset: Dataset) -> Iterator[tuple[slice, Batch]]:
+    """A data set's images, as many at a time as the run evaluates at once."""
+    step = run.config.eval_batch_size
+    for start in range(0, len(dataset), step):
+        part = slice(start, min(start + step, len(dataset)))
+        yield part, dataset.batch(np.arange(part.start, part.stop))
+
+
+def _confusion(label: np.ndarray, length: Float[np.ndarray, "m n"]) -> np.ndarray:
+    shown = label if label.ndim > 1 else np.eye(length.shape[1], dtype=bool)[label]
+    taken = np.asarray(mask_longest(jnp.asarray(length), jnp.asarray(shown.sum(1)))) > 0
+    confusion = np.diag((shown & taken).sum(0))
+    # By image and then by class; of each image as many were missed as taken for them.
+    missed, instead = np.nonzero(shown & ~taken)[1], np.nonzero(taken & ~shown)[1]
+    np.add.at(confusion, (missed, instead), 1)
+    return confusion
+
+
+def _summary(metrics: Metrics, num_images: int) -> str:
+    wrong = round(num_images * (1 - metrics.accuracy))
+    found = ""
+    if metrics.label_accuracy is not None:
+        found = f"; {metrics.label_accuracy:.2%} of the classes found"
+    return (
+        f"loss {metrics.loss:.6f}, accuracy {metrics.accuracy:.2%} "
+        f"({wrong} wrong){found}"
+    )
+
+
+def _tell(dataset: Dataset, evaluation: Evaluation) -> None:
+    print(f"{_summary(evaluation.metrics, len(dataset))}\n")
     wide = max(5, *(len(name) for name in dataset.class_names))
     head = "".join(f" {name:>{wide}}" for name in dataset.class_names)
     print(f"{'label':{wide}} images accuracy  taken for")
     print(" " * (wide + 16) + head)
-    for k, (name, row) in enumerate(zip(dataset.class_names, confusion, strict=True)):
+    rows = zip(dataset.class_names, evaluation.confusion, strict=True)
+    for k, (name, row) in enumerate(rows):
         total = row.sum()
         share = f"{row[k] / total:.2%}" if total else ""
         cells = "".join(f" {count or '.':>{wide}}" for count in row)
         print(f"{name:{wide}} {total:6} {share:>8} {cells}")
     print()
-    for kind in ("primary", "classes"):
-        lengths: Lengths = getattr(evaluation, kind)
-        what = "class" if kind == "classes" else kind
-        print(
-            f"{len(lengths.longest)} {what} capsules: {lengths.num_dead} dead (never "
-            f"longer than {DEAD}), {lengths.num_saturated} saturated (never shorter "
-            f"than {SATURATED})"
-        )
+    for what, lengths in (
+        ("primary", evaluation.primary),
+        ("class", evaluation.classes),
+    ):
+        if lengths is not None:
+            print(
+                f"{len(lengths.longest)} {what} capsules: {lengths.num_dead} dead "
+                f"(never longer than {DEAD}), {lengths.num_saturated} saturated (never "
+                f"shorter than {SATURATED})"
+            )
+
+
+def _load_test_set(runs: Sequence[Run], name: str | None) -> Dataset:
+    """The first run's test images, or those of another data set, if they fit all.
+
+    Raises:
+        DatasetError: If they can't be had or don't fit.
+        WorkdirError: If the runs don't go together.
+    """
+    first = runs[0]
+    data = first.config.data
+    dataset = load(
+        name or data.name, "test", path=data.path, image_size=data.image_size
+    ).fixed()
+    for run in runs:
+        path = run.workdir.path
+        if run.config.model.name != first.config.model.name:
+            raise WorkdirError(
+                f"{first.workdir.path} and {path} are no ensemble: the former is of a "
+                f"{first.config.model.name}, the latter of a {run.config.model.name}."
+            )
+        if run.image_shape != dataset.image_shape:
+            raise DatasetError(
+                f"{dataset.name} does not fit {path}: its images are "
+                f"{dataset.image_shape}, and {run.image_shape} there."
+            )
+        if run.class_names != dataset.class_names:
+            raise DatasetError(
+                f"{dataset.name} does not fit {path}: its classes are not those that "
+                "were learnt there."
+            )
+        if isinstance(run.model, BaselineCNN) and dataset.is_multi_label:
+            raise DatasetError(
+                f"{dataset.name} does not fit {path}: it shows several classes in an "
+                "image, of which the baseline names one."
+            )
+    return dataset
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -288,30 +320,43 @@ def main(argv: Sequence[str] | None = None) -> int:
         "capsjax.evaluate",
         description="What a run's best network makes of the test images.",
     )
-    parser.add_argument("--workdir", required=True, help="the folder of a trained run")
+    parser.add_argument(
+        "--workdir",
+        nargs="+",
+        required=True,
+        metavar="DIR",
+        help="the folder of a trained run; several are an ensemble",
+    )
+    parser.add_argument(
+        "--data", metavar="NAME", help="another data set, of the same form and classes"
+    )
     parser.add_argument("--no-figures", action="store_true", help="only print")
     arguments = parser.parse_args(argv)
     try:
         keep_compiled_programs()
-        run = load_run(arguments.workdir)
-        dataset = load(run.config.data.name, "test")
-        if (dataset.image_shape, dataset.class_names) != (
-            run.image_shape,
-            run.class_names,
-        ):
-            raise DatasetError(
-                f"{dataset.name} is not what {run.workdir.path} was trained on: its "
-                "images or classes are others now."
-            )
-        evaluation = evaluate_run(run, dataset)
-        _tell(run, dataset, evaluation)
-        if not arguments.no_figures:
+        runs = [load_run(path) for path in arguments.workdir]
+        dataset = _load_test_set(runs, arguments.data)
+        print(f"{len(dataset)} test images of {dataset.name}")
+        members = []
+        for run in runs:
+            members.append(evaluate_run(run, dataset))
+            what = f"{run.workdir.path}, step {run.step}, learnt {run.config.data.name}"
+            told = _summary(members[-1].metrics, len(dataset))
+            print(what if len(runs) == 1 else f"{what}: {told}")
+        evaluation = members[0]
+        if len(runs) > 1:
+            print(f"all {len(runs)} together:")
+            evaluation = evaluate_ensemble(runs, dataset, members)
+        _tell(dataset, evaluation)
+        if not arguments.no_figures and len(runs) == 1:
             from capsjax import figures
 
-            written = figures.draw(
-                run, dataset, evaluation.prediction, evaluation.confusion
-            )
-            print(f"{len(written)} figures in {run.workdir.figures}")
+            folder = runs[0].workdir.figures
+            if arguments.data:
+                folder /= re.sub(r"[^\w.-]+", "-", arguments.data).strip(".-")
+            _, prediction, confusion, *_ = evaluation
+            written = figures.draw(runs[0], dataset, prediction, confusion, folder)
+            print(f"{len(written)} figures in {folder}")
     except (WorkdirError, CheckpointError, OSError, ValueError) as error:
         print(f"capsjax.evaluate: error: {error}", file=sys.stderr)
         return 1

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from capsjax import plots
 from capsjax.data import Dataset
+from capsjax.data.augment import crop_middle
 from capsjax.ops import safe_norm, tweak_pose
 from capsjax.routings.routed import cast_votes
 from capsjax.run import Prediction, Run
@@ -50,12 +51,11 @@ def couplings(run: Run, image: Float[Any, "n h w c"]) -> Coupling:
         image: Some images, with pixels from 0 to 1.
     """
     weights = dict(run.params["params"]["class_caps"])
-    primary: Any = run.model.apply(
-        run.params, jnp.asarray(image), method=run.model.primary
-    )
+    model: Any = run.model
+    primary = model.apply(run.params, jnp.asarray(image), method=model.primary)
     capsules = primary.reshape(len(image), -1, primary.shape[-1])
     votes = cast_votes(capsules, weights.pop("weight"))
-    routing: Any = run.model.routing
+    routing = model.routing
     rounds = [
         dataclasses.replace(routing, num_iterations=r + 1)(votes, parameters=weights)
         for r in range(routing.num_iterations)
@@ -83,7 +83,7 @@ def tweaked(
     poses = np.zeros((dim * _NUM_STEPS, len(run.class_names), dim), np.float32)
     poses[:, label] = moved.reshape(-1, dim)
     drawn = run.draw(poses, np.full(len(poses), label))
-    return drawn.reshape(dim, _NUM_STEPS, *run.image_shape)
+    return drawn.reshape(dim, _NUM_STEPS, *run.model.image_shape)
 
 
 def draw(
@@ -91,19 +91,21 @@ def draw(
     dataset: Dataset,
     prediction: Prediction,
     confusion: Int[np.ndarray, "n n"],
+    folder: pathlib.Path,
 ) -> list[pathlib.Path]:
-    """Draws everything, and tells which files were written.
+    """Draws everything that there is, and tells which files were written.
 
     Args:
-        run: Whose folder.
+        run: Whose network.
         dataset: The test images.
         prediction: What the run's network makes of them.
         confusion: How often each class (a row) was taken for which (a column).
+        folder: For the figures.
     """
-    names, folder = dataset.class_names, run.workdir.figures
-    image = dataset.image / np.float32(255)
+    names = dataset.class_names
+    image = crop_middle(dataset.image, run.model.image_shape) / np.float32(255)
     predicted, length, pose = prediction
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.png"):  # Of another network, perhaps of other classes.
         old.unlink()
     can_draw = run.config.loss.reconstruction_weight > 0
@@ -116,29 +118,41 @@ def draw(
     def named(labels: Any) -> list[str]:
         return [names[k] for k in labels]
 
-    save("samples", plots.samples(image[:30], named(dataset.label[:30])))
-    if can_draw:
-        first = slice(0, 10)
-        drawn = run.draw(pose[first], predicted[first])
-        told = named(dataset.label[first]), named(predicted[first])
-        save("reconstructions", plots.reconstructions(image[first], drawn, *told))
+    shown = dataset.label[:30]
+    if dataset.is_multi_label:
+        titles = [" ".join(named(np.flatnonzero(row))) for row in shown]
+    else:
+        titles = named(shown)
+    save("samples", plots.samples(image[:30], titles))
     save("confusion", plots.confusion(confusion, names))
     save("training", plots.training_curves(*_curves(run.workdir.read_metrics())))
+    if dataset.is_multi_label:
+        return written
 
     all_wrong = np.flatnonzero(predicted != dataset.label)
     most_confident = np.argsort(-length[all_wrong].max(-1), kind="stable")
     wrong = all_wrong[most_confident][:_MOST_MISTAKES]
     two = np.argsort(-length[wrong], axis=-1, kind="stable")[:, :2]
-    drawn = [run.draw(pose[wrong], two[:, k]) for k in (0, 1)] if can_draw else None
+    drawn = None
+    if can_draw and pose is not None:
+        drawn = np.stack([run.draw(pose[wrong], two[:, k]) for k in (0, 1)], axis=1)
     figure = plots.mistakes(
         image[wrong],
-        None if drawn is None else np.stack(drawn, axis=1),
+        drawn,
         [named(pair) for pair in two],
         np.take_along_axis(length[wrong], two, axis=-1),
         named(dataset.label[wrong]),
         title=f"{len(wrong)} of {len(all_wrong)} mistakes, most confident first",
     )
     save("mistakes", figure)
+    if pose is None:
+        return written
+
+    if can_draw:
+        first = slice(0, 10)
+        redrawn = run.draw(pose[first], predicted[first])
+        told = named(dataset.label[first]), named(predicted[first])
+        save("reconstructions", plots.reconstructions(image[first], redrawn, *told))
 
     # The first of each class that was got right.
     right = np.where(predicted == dataset.label, dataset.label, -1)
@@ -183,10 +197,10 @@ def _by_position(
     run: Run, share: Float[Array, "round n i"]
 ) -> tuple[Float[np.ndarray, "round n H W"], tuple[float, float, float, float]]:
     """Sums over the types of capsules, and where on the image their centres are."""
-    model = run.model
+    model: Any = run.model
     window = model.conv_kernel + model.primary_kernel - 1
     height, width = (
-        (size - window) // model.primary_stride + 1 for size in run.image_shape[:2]
+        (size - window) // model.primary_stride + 1 for size in model.image_shape[:2]
     )
     rounds, images, _ = share.shape
     maps = np.asarray(share).reshape(rounds, images, height, width, -1).sum(-1)

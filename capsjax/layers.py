@@ -25,7 +25,7 @@ Initializer = Callable[..., Array]
 
 
 class Convolution(nn.Module):
-    """A convolution without padding, fast on every backend.
+    """A convolution, fast on every backend.
 
     Where a variable ``prepared/kernel`` is given, as :func:`capsjax.models.prepare`
     makes it, that is used and not transformed again.
@@ -36,6 +36,8 @@ class Convolution(nn.Module):
         stride: Step of the window.
         compute_dtype: Type of the product's operands; sums and result are float32.
         kernel_init: How the kernel starts.
+        padding: ``VALID`` for none; ``SAME`` for zeros around, so that a stride of 1
+            keeps the size.
     """
 
     features: int
@@ -43,6 +45,7 @@ class Convolution(nn.Module):
     stride: int = 1
     compute_dtype: str = "float32"
     kernel_init: Initializer = jax.nn.initializers.he_normal()
+    padding: str = "VALID"
 
     @nn.compact
     def __call__(
@@ -56,7 +59,11 @@ class Convolution(nn.Module):
         strides = (self.stride, self.stride)
         if self.is_mutable_collection("prepared") and not self.is_initializing():
             prepared = prepare_kernel(
-                kernel, image.shape, strides, "VALID", compute_dtype=self.compute_dtype
+                kernel,
+                image.shape,
+                strides,
+                self.padding,
+                compute_dtype=self.compute_dtype,
             )
             self.put_variable("prepared", "kernel", prepared)
         if self.has_variable("prepared", "kernel"):
@@ -66,7 +73,7 @@ class Convolution(nn.Module):
                 image,
                 kernel,
                 strides,
-                "VALID",
+                self.padding,
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
                 compute_dtype=self.compute_dtype,
             )
@@ -195,9 +202,7 @@ class Decoder(nn.Module):
         masked = pose * mask[..., None]
         hidden = masked.reshape(*masked.shape[:-2], -1)
         dense = functools.partial(
-            nn.Dense,
-            bias_init=self.bias_init,
-            dot_general=functools.partial(_dot_general, dtype=self.compute_dtype),
+            make_dense, compute_dtype=self.compute_dtype, bias_init=self.bias_init
         )
         for features in self.features:
             hidden = nn.relu(dense(features, kernel_init=self.kernel_init)(hidden))
@@ -205,6 +210,29 @@ class Decoder(nn.Module):
         size = height * width * channels
         pixels = dense(size, kernel_init=self.output_init)(hidden)
         return nn.sigmoid(pixels).reshape(*hidden.shape[:-1], *self.image_shape)
+
+
+def make_dense(
+    features: int,
+    *,
+    compute_dtype: str,
+    kernel_init: Initializer,
+    bias_init: Initializer,
+) -> nn.Dense:
+    """A fully connected layer.
+
+    Args:
+        features: Output units.
+        compute_dtype: Type of the product's operands; sums and result are float32.
+        kernel_init: How the kernel starts.
+        bias_init: How the bias starts.
+    """
+    return nn.Dense(
+        features,
+        kernel_init=kernel_init,
+        bias_init=bias_init,
+        dot_general=functools.partial(_dot_general, dtype=compute_dtype),
+    )
 
 
 def _dot_general(lhs: Array, rhs: Array, *arguments: Any, dtype: str, **options: Any):

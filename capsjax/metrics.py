@@ -21,9 +21,9 @@ class MetricWriter:
     """Appends one JSON object a line to a file; to TensorBoard too, if asked.
 
     A line has ``kind`` (train, validation or test), ``step`` (optimizer steps done),
-    ``epoch`` (of that step, from 1) and the metrics: ``loss``, ``margin_loss`` and
-    ``reconstruction_loss`` (means over images, the latter two not weighted),
-    ``accuracy`` (0 to 1) and ``images_per_second``.
+    ``epoch`` (of that step, from 1), ``images_per_second`` and the metrics, means over
+    images: ``loss``, ``accuracy`` (0 to 1) and, as far as the network and the data have
+    them, the others of :class:`capsjax.measure.Metrics`.
 
     Args:
         path: The file; None to write nothing.

@@ -23,8 +23,13 @@ def save(figure: Figure, path: str | pathlib.Path) -> None:
 
 
 def _show(axes: Any, image: Float[Any, "h w c"], **options: Any) -> None:
-    axes.imshow(np.squeeze(image), cmap="gray", vmin=0, vmax=1, **options)
+    axes.imshow(_visible(image), cmap="gray", vmin=0, vmax=1, **options)
     axes.set_axis_off()
+
+
+def _visible(image: Float[Any, "h w c"]) -> Float[Any, "..."]:
+    """Colours, or the first channel of any other kind of image."""
+    return image if image.shape[-1] == 3 else image[..., 0]
 
 
 def _name_row(row: Any, text: str) -> None:
@@ -94,7 +99,7 @@ def tweaks(
     rows, columns, height, width, _ = drawn.shape
     figure = Figure(figsize=(0.55 * columns + 1, 0.55 * rows + 1), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(_mosaic(np.asarray(drawn)).squeeze(), cmap="gray", vmin=0, vmax=1)
+    axes.imshow(_visible(_mosaic(np.asarray(drawn))), cmap="gray", vmin=0, vmax=1)
     axes.set_xticks(
         [2 + (width + 2) * (k + 0.5) - 1 for k in range(columns)],
         [f"{step:+.2f}" for step in np.linspace(low, high, columns)],
@@ -201,14 +206,14 @@ def mistakes(
     *,
     title: str = "",
 ) -> Figure:
-    """Images that were got wrong, and what their two longest capsules draw.
+    """Images that were got wrong, for what they were taken, and what that draws.
 
     Args:
         image: The images.
         drawn: Reconstructions of the longest and the second longest capsule; None if
             there is no decoder that has learnt to.
         name: The classes of the two.
-        length: Their lengths.
+        length: Their lengths, or probabilities.
         label: What it should have been.
         title: Over all of them.
     """

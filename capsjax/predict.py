@@ -19,6 +19,7 @@ from PIL import Image
 from capsjax.checkpoint import CheckpointError
 from capsjax.compilation import keep_compiled_programs
 from capsjax.data.image_file import ImageError, fit, read_image
+from capsjax.models import BaselineCNN
 from capsjax.run import Prediction, Run, load_run
 from capsjax.workdir import WorkdirError
 
@@ -96,31 +97,44 @@ def _like_mnist(
 
 
 def verdicts(run: Run, prediction: Prediction) -> list[dict[str, Any]]:
-    """For each image: who is present, in words, and every class's length."""
-    are_digits = run.class_names == tuple("0123456789")
-    noun, nouns = ("digit", "digits") if are_digits else ("class", "classes")
+    """For each image: what it shows, in words, and every class's length.
+
+    Of the baseline it is every class's probability.
+    """
+    is_baseline = isinstance(run.model, BaselineCNN)
     result = []
     for length in prediction.length:
         order = np.argsort(-length, kind="stable")
         names = [run.class_names[k] for k in order]
         num_present = int((length >= PRESENT).sum())
-        verdict = names[0]
-        if num_present == 0:
-            verdict = f"no {noun}"
-        elif num_present > 1:
-            verdict = f"{names[0]}, or two {nouns}? ({names[0]} and {names[1]})"
+        numbers = {
+            name: round(float(length[k]), 4)
+            for name, k in zip(names, order, strict=True)
+        }
         result.append(
-            {
-                "verdict": verdict,
+            {"verdict": names[0], "label": names[0], "probabilities": numbers}
+            if is_baseline
+            else {
+                "verdict": _verdict(run, names, num_present),
                 "label": names[0],
                 "num_present": num_present,
-                "lengths": {
-                    name: round(float(length[k]), 4)
-                    for name, k in zip(names, order, strict=True)
-                },
+                "lengths": numbers,
             }
         )
     return result
+
+
+def _verdict(run: Run, names: Sequence[str], num_present: int) -> str:
+    """Who is present, given the classes from the longest capsule on."""
+    are_digits = run.class_names == tuple("0123456789")
+    noun, nouns = ("digit", "digits") if are_digits else ("class", "classes")
+    if run.num_shown is not None and run.num_shown > 1:
+        return " and ".join(names[: run.num_shown])
+    if num_present == 0:
+        return f"no {noun}"
+    if num_present == 1:
+        return names[0]
+    return f"{names[0]}, or two {nouns}? ({names[0]} and {names[1]})"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -149,21 +163,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (WorkdirError, CheckpointError, OSError) as error:
         return _fail(error)
     # One after the other, so that large ones need not fit in memory together.
-    answers = [_answer(run, path, arguments.invert) for path in arguments.images]
+    answers = [_answer(run, path, invert=arguments.invert) for path in arguments.images]
     told = [answer for answer in answers if answer is not None]
     if arguments.json:
         print(json.dumps(told, indent=2))
     elif told:
         wide = max(len("image"), *(len(line["file"]) for line in told))
-        print(f"{'image':{wide}}  longest capsules    answer")
+        kind = _kind(told[0])
+        head = {"lengths": "longest capsules", "probabilities": "most probable"}[kind]
+        print(f"{'image':{wide}}  {head:18}  answer")
         for line in told:
-            longest = list(line["lengths"].items())[:3]
+            longest = list(line[kind].items())[:3]
             lengths = "  ".join(f"{name} {length:.2f}" for name, length in longest)
             print(f"{line['file']:{wide}}  {lengths:18}  {line['verdict']}")
     return int(len(told) < len(answers))
 
 
-def _answer(run: Run, path: str, invert: bool | None) -> dict[str, Any] | None:
+def _kind(told: dict[str, Any]) -> str:
+    return "lengths" if "lengths" in told else "probabilities"
+
+
+def _answer(run: Run, path: str, *, invert: bool | None) -> dict[str, Any] | None:
     """What is told of an image; None, with a line that says why, if it can't be."""
     try:
         image = read_image(path)
@@ -176,7 +196,7 @@ def _answer(run: Run, path: str, invert: bool | None) -> dict[str, Any] | None:
         _fail(error)
         return None
     told = verdicts(run, run.predict(np.stack(fitted)))
-    return {"file": path, **max(told, key=lambda one: max(one["lengths"].values()))}
+    return {"file": path, **max(told, key=lambda one: max(one[_kind(one)].values()))}
 
 
 def _fail(error: Exception) -> int:

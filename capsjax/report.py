@@ -1,11 +1,13 @@
 """Runs side by side: ``python -m capsjax.report runs/mnist-*``.
 
 Runs of one recipe are gathered over their seeds: mean and sample standard deviation of
-the test accuracy, of the last network and of the best by validation loss. They must
+the test accuracy, of the last network and of the best by validation loss; and of the
+latter the share of the classes that were found, where an image shows several. They must
 agree in everything but the seed.
 """
 
 import argparse
+import itertools
 import pathlib
 import statistics
 import sys
@@ -28,6 +30,8 @@ class Finished(NamedTuple):
         config: Of ``config.json``.
         best: Test accuracy of the best network by validation loss.
         last: Test accuracy of the last.
+        found: Share of the classes that the best found, where an image shows several.
+        epochs: Done.
         seconds: Spent in steps and evaluations.
         num_parameters: How many numbers the weights are.
         curve: Epoch and accuracy of every validation.
@@ -38,6 +42,8 @@ class Finished(NamedTuple):
     config: dict[str, Any]
     best: float
     last: float
+    found: float | None
+    epochs: int
     seconds: float
     num_parameters: int
     curve: list[tuple[int, float]]
@@ -62,6 +68,8 @@ def read_run(path: str | pathlib.Path) -> Finished:
             config=config,
             best=result["test"]["accuracy"],
             last=result["test_of_last"]["accuracy"],
+            found=result["test"].get("label_accuracy"),
+            epochs=result.get("epochs_done", result["num_epochs"]),
             seconds=result["seconds"],
             num_parameters=result["num_parameters"],
             curve=[
@@ -120,19 +128,26 @@ def table(groups: dict[str, list[Finished]]) -> str:
     """A Markdown table with one row a recipe."""
     heads = ["recipe", "seeds", "epochs", "test accuracy, best by validation, %"]
     heads += ["test accuracy, last, %", "minutes", "parameters"]
-    lines = [f"| {' | '.join(heads)} |", "| --- " * 3 + "| --: " * 4 + "|"]
+    runs = itertools.chain.from_iterable(groups.values())
+    if has_several := any(run.found is not None for run in runs):
+        heads += ["classes found, best by validation, %"]
+    rule = "| --- " * 3 + "| --: " * (len(heads) - 3) + "|"
+    lines = [f"| {' | '.join(heads)} |", rule]
     for recipe, group in groups.items():
         seeds = sorted(run.config["seed"] for run in group)
         seconds = statistics.mean(run.seconds for run in group)
         cells = [
             recipe,
             ", ".join(map(str, seeds)),
-            str(group[0].config["num_epochs"]),
+            ", ".join(map(str, sorted({run.epochs for run in group}))),
             _mean_and_deviation([run.best for run in group]),
             _mean_and_deviation([run.last for run in group]),
             f"{seconds / 60:.1f}",
             f"{group[0].num_parameters:,}",
         ]
+        if has_several:
+            found = [run.found for run in group if run.found is not None]
+            cells.append(_mean_and_deviation(found) if found else "")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

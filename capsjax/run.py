@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from capsjax.checkpoint import Checkpoints
-from capsjax.data.augment import scale_to_unit
-from capsjax.models import make_model, prepare
+from capsjax.data.augment import crop_middle, cropped_shape, scale_to_unit
+from capsjax.models import CapsNet, make_model, prepare
 from capsjax.workdir import Workdir, WorkdirError
 
 _LONGEST_SIDE = 2**16  # Of an image that a network could be made for.
@@ -26,13 +26,14 @@ class Prediction(NamedTuple):
 
     Attributes:
         label: The longest class capsule of each image, an index into ``class_names``.
-        length: The length of every class capsule, from 0 to 1.
-        pose: The poses of the class capsules.
+        length: The length of every class capsule, from 0 to 1; of the baseline, which
+            has none, every class's probability.
+        pose: The poses of the class capsules; None of the baseline.
     """
 
     label: Int[np.ndarray, " n"]
     length: Float[np.ndarray, "n classes"]
-    pose: Float[np.ndarray, "n classes d"]
+    pose: Float[np.ndarray, "n classes d"] | None
 
 
 class Run:
@@ -42,6 +43,9 @@ class Run:
         workdir: Its folder.
         config: How it was trained.
         class_names: What its class capsules stand for.
+        image_shape: Height, width and channels of the images that it was trained on, of
+            which the network may see a part only.
+        num_shown: How many classes each image shows; None where that differs.
         model: The network.
         params: Its weights, or their moving average where the recipe evaluates that.
         step: The optimizer steps after which these were the weights.
@@ -54,9 +58,11 @@ class Run:
         try:
             self.class_names = _names(about["class_names"])
             height, width, channels = map(_side, about["image_shape"])
+            self.num_shown = _count(about.get("num_shown", 1))
         except (KeyError, TypeError, ValueError) as error:
             raise WorkdirError(f"{workdir.dataset} is damaged: {error!r}.") from error
-        shape = (height, width, channels)
+        self.image_shape = (height, width, channels)
+        shape = cropped_shape(self.image_shape, self.config.data.crop)
         try:
             self.model = make_model(self.config.model, shape, len(self.class_names))
             image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
@@ -65,11 +71,6 @@ class Run:
             raise WorkdirError(f"{workdir.path}: {error}") from error
         self.step, self.params = self._restored(params)
         self._encoders: dict[int, Any] = {}  # by batch size
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of the images that it was trained on."""
-        return self.model.image_shape
 
     def _restored(self, shapes: Any) -> tuple[int, Any]:
         nothing = WorkdirError(
@@ -104,7 +105,8 @@ class Run:
 
         Args:
             image: One image ``[h, w, c]`` or several ``[n, h, w, c]`` of
-                ``image_shape``, uint8 from 0 to 255.
+                ``image_shape``, uint8 from 0 to 255. Where the network was trained on
+                crops, it sees the middle of them.
 
         Raises:
             ValueError: If the images are of another shape.
@@ -118,35 +120,50 @@ class Run:
             )
         if image.dtype != np.uint8:
             raise TypeError(f"images must be uint8, from 0 to 255; got {image.dtype}.")
-        image = image.reshape(-1, *self.image_shape)
+        shape = self.model.image_shape
+        image = crop_middle(image.reshape(-1, *self.image_shape), shape)
         # Of few sizes, for each of which something is compiled; the last is filled up.
         size = min(_next_power_of_two(len(image)), self.config.eval_batch_size)
         if size not in self._encoders:
             self._encoders[size] = prepare(self.model, self.params, batch_size=size)
-        num_classes, dim = len(self.class_names), self.model.class_dim
-        pose = np.empty((len(image), num_classes, dim), np.float32)
+        num_classes, pose = len(self.class_names), None
+        if isinstance(self.model, CapsNet):
+            pose = np.empty((len(image), num_classes, self.model.class_dim), np.float32)
         length = np.empty((len(image), num_classes), np.float32)
         for start in range(0, len(image), size):
-            batch = image[start : start + size]
-            filled = np.zeros((size, *self.image_shape), np.uint8)
+            part = slice(start, start + size)
+            batch = image[part]
+            filled = np.zeros((size, *shape), np.uint8)
             filled[: len(batch)] = batch
-            routed = self._encoders[size](scale_to_unit(filled))
-            pose[start : start + size] = routed.pose[: len(batch)]
-            length[start : start + size] = routed.activation[: len(batch)]
+            seen = self._encoders[size](scale_to_unit(filled))
+            if pose is None:
+                length[part] = np.exp(seen[: len(batch)])
+            else:
+                pose[part] = seen.pose[: len(batch)]
+                length[part] = seen.activation[: len(batch)]
         return Prediction(length.argmax(-1), length, pose)
 
     def draw(
         self, pose: Float[Any, "n classes d"], label: Int[Any, " n"]
     ) -> Float[np.ndarray, "n h w c"]:
-        """The images that the labels' capsules stand for, with pixels from 0 to 1."""
+        """The images that the labels' capsules stand for, with pixels from 0 to 1.
+
+        They are as large as what the network sees.
+
+        Raises:
+            ValueError: If the network is the baseline, which draws nothing.
+        """
+        if not isinstance(self.model, CapsNet):
+            raise ValueError(f"{self.workdir.path} is a baseline: it draws nothing.")
         if not len(pose):
-            return np.zeros((0, *self.image_shape), np.float32)
+            return np.zeros((0, *self.model.image_shape), np.float32)
         mask = jax.nn.one_hot(label, len(self.class_names))
         return np.asarray(self._decode(self.params, pose, mask))
 
     @functools.cached_property
     def _decode(self) -> Any:
-        return jax.jit(functools.partial(self.model.apply, method=self.model.decode))
+        model: Any = self.model
+        return jax.jit(functools.partial(model.apply, method=model.decode))
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:
@@ -177,4 +194,10 @@ def _names(value: Any) -> tuple[str, ...]:
 def _side(value: Any) -> int:
     if type(value) is not int or not 1 <= value <= _LONGEST_SIDE:
         raise ValueError(f"image_shape has {value!r}")
+    return value
+
+
+def _count(value: Any) -> int | None:
+    if value is not None and (type(value) is not int or value < 1):
+        raise ValueError(f"num_shown is {value!r}")
     return value

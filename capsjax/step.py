@@ -13,14 +13,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from capsjax import config as configs
-from capsjax.data import Batch, Dataset, batch_indices
-from capsjax.data.augment import apply_shifts, draw_shifts, scale_to_unit
-from capsjax.evaluate import Metrics, image_metrics
-from capsjax.models import CapsNet
+from capsjax.data import Batch, Dataset, Generated, batch_indices
+from capsjax.data.augment import (
+    apply_crops,
+    apply_shifts,
+    draw_corners,
+    draw_shifts,
+    scale_to_unit,
+)
+from capsjax.measure import Metrics, image_metrics
+from capsjax.models import BaselineCNN, Network
 from capsjax.parallel import AXIS, my_shares
+
+# What a step folds into its key to draw the crops, and the dropout. The shifts take the
+# key itself, of which they use what 0 and 1 would make.
+_CROPS, _DROPOUT = 2, 3
 
 
 class TrainState(NamedTuple):
@@ -64,13 +74,12 @@ class Outcome(NamedTuple):
     is_finite: Bool[Array, "*steps parts"]
 
 
-def parts(params: Any) -> list[str]:
+def parts(params: Any, metrics: Metrics) -> list[str]:
     """What is looked at for numbers that are not finite, in the outcome's order."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     names = [jax.tree_util.keystr(k, simple=True, separator="/") for k, _ in leaves]
     return [
-        "margin loss",
-        "reconstruction loss",
+        *(name.replace("_", " ") for name in metrics.parts()),
         *(f"gradient of {name}" for name in names),
         "update",
     ]
@@ -98,7 +107,7 @@ def make_optimizer(
 
 
 def init_state(
-    model: CapsNet, optimizer: optax.GradientTransformation, config: configs.Config
+    model: Network, optimizer: optax.GradientTransformation, config: configs.Config
 ) -> TrainState:
     """The state before the first step: a function of the seed."""
     init_key, augment_key = jax.random.split(jax.random.key(config.seed))
@@ -109,7 +118,7 @@ def init_state(
 
 
 def make_train_step(
-    model: CapsNet, optimizer: optax.GradientTransformation, config: configs.Config
+    model: Network, optimizer: optax.GradientTransformation, config: configs.Config
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Outcome]]:
     """One update, as a function of the state and one device's share of the batch.
 
@@ -117,17 +126,30 @@ def make_train_step(
     that is not finite is left out: of the state only the step changes.
     """
 
-    def loss_fn(params, image, label):
-        mask = jax.nn.one_hot(label, model.num_classes)
-        each = image_metrics(model, params, image, label, loss=config.loss, mask=mask)
+    def loss_fn(params, image, source, label, kept):
+        is_shown = label if label.ndim > 1 else jax.nn.one_hot(label, model.num_classes)
+        each = image_metrics(
+            model,
+            params,
+            image,
+            label,
+            loss=config.loss,
+            source=source,
+            mask=is_shown.astype(jnp.float32),
+            kept=kept,
+        )
         means = jax.tree.map(jnp.mean, each)
         return means.loss, means
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Outcome]:
         key = jax.random.fold_in(state.augment_key, state.step)
-        image = scale_to_unit(_shifted(key, batch.image, config.data.max_shift))
+        image, source = _augmented(key, batch, config.data.max_shift, model.image_shape)
+        kept = None
+        if isinstance(model, BaselineCNN):
+            key = jax.random.fold_in(key, _DROPOUT)
+            kept = _my_share(model.draw_kept(key, _num_images(batch)))
         grads, metrics = jax.grad(loss_fn, has_aux=True)(
-            state.params, image, batch.label
+            state.params, image, source, batch.label, kept
         )
         grads, metrics = jax.lax.pmean((grads, metrics), AXIS)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -139,8 +161,7 @@ def make_train_step(
         is_finite = jnp.isfinite(
             jnp.stack(
                 [
-                    metrics.margin_loss,
-                    metrics.reconstruction_loss,
+                    *metrics.parts().values(),
                     # Adam squares them: what overflows there spoils its moments.
                     *map(_sum_of_squares, jax.tree.leaves(grads)),
                     sum(map(_sum_of_squares, jax.tree.leaves(updates))),
@@ -178,33 +199,63 @@ def chunk_end(step: int, *, steps_per_dispatch: int, steps_per_epoch: int) -> in
 
 
 def stack_batches(
-    dataset: Dataset, steps: range, *, batch_size: int, seed: int
+    dataset: Dataset | Generated, steps: range, *, batch_size: int, seed: int
 ) -> Batch:
-    """This process's share of these steps' batches, ``[device, step, image, ...]``."""
+    """This process's share of batches, ``[device, step, image, ...]``.
+
+    Args:
+        dataset: The training images.
+        steps: Which batches, all of one epoch.
+        batch_size: Images in each, over all devices.
+        seed: The seed of the run.
+    """
     indices = np.stack(
         [batch_indices(len(dataset), batch_size, seed, step) for step in steps]
     )
-    return dataset.batch(my_shares(indices, axis=1))
+    epoch = steps.start // (len(dataset) // batch_size)
+    return dataset.in_epoch(seed, epoch).batch(my_shares(indices, axis=1))
 
 
-def num_parameters(params: Any) -> int:
-    """How many numbers the weights are."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
+def _augmented(
+    key: Key[Array, ""], batch: Batch, max_shift: int, shape: tuple[int, int, int]
+) -> tuple[Float[Array, "batch h w c"], Float[Array, "batch s h w c"] | None]:
+    """Shifts, crops and scales this device's images, and what is in them alike.
 
-
-def _shifted(key: Key[Array, ""], image: Array, max_shift: int) -> Array:
-    """Shifts this device's share, drawn for the batch of all devices.
-
-    So the shifts are a function of seed and step, not of the number of devices.
+    It is drawn for the batch of all devices, and so a function of seed and step, not of
+    the number of devices.
     """
-    if max_shift == 0:
-        return image
-    share = len(image)
-    shifts = draw_shifts(key, share * jax.lax.axis_size(AXIS), max_shift)
+    *_, height, width, channels = batch.image.shape
+    whole = (height, width, channels)
+    changes = []
+    if max_shift:
+        shifts = _my_share(draw_shifts(key, _num_images(batch), max_shift))
+        changes.append(lambda image: apply_shifts(image, shifts, max_shift))
+    if whole != shape:
+        key = jax.random.fold_in(key, _CROPS)
+        corners = _my_share(draw_corners(key, _num_images(batch), whole, shape))
+        changes.append(lambda image: apply_crops(image, corners, shape))
+
+    def changed(image):
+        for change in changes:
+            image = change(image)
+        return scale_to_unit(image)
+
+    source = batch.source
+    if source is not None:
+        source = jax.vmap(changed, in_axes=1, out_axes=1)(source)
+    return changed(batch.image), source
+
+
+def _num_images(batch: Batch) -> int:
+    """In the batch of all devices."""
+    return len(batch.image) * jax.lax.axis_size(AXIS)
+
+
+def _my_share(drawn: Array) -> Array:
+    """This device's part of what was drawn for all images."""
+    share = len(drawn) // jax.lax.axis_size(AXIS)
     start = jax.lax.axis_index(AXIS) * share
-    return apply_shifts(
-        image, jax.lax.dynamic_slice_in_dim(shifts, start, share), max_shift
-    )
+    return jax.lax.dynamic_slice_in_dim(drawn, start, share)
 
 
 def _sum_of_squares(array: Array) -> Array:

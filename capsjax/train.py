@@ -5,7 +5,6 @@ The order of things in a run; the step itself is in ``capsjax.step``.
 
 import contextlib
 import functools
-import importlib.util
 import io
 import math
 import os
@@ -14,24 +13,16 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from capsjax import config as configs
 from capsjax.checkpoint import CheckpointError, Checkpoints
 from capsjax.compilation import keep_compiled_programs
-from capsjax.data import (
-    Batch,
-    Dataset,
-    DatasetError,
-    batch_indices,
-    load,
-    split_validation,
-)
-from capsjax.evaluate import Metrics, evaluate, make_eval_step
+from capsjax.data import Batch, Dataset, DatasetError, batch_indices
+from capsjax.evaluate import evaluate, make_eval_step
 from capsjax.flags import UsageError, parse
 from capsjax.hosts import (
     HostsError,
@@ -43,8 +34,9 @@ from capsjax.hosts import (
     wait_for_all,
 )
 from capsjax.interrupt import Interrupt, noticed
+from capsjax.measure import Metrics
 from capsjax.metrics import MetricWriter, Progress, fail, say, warn
-from capsjax.models import CapsNet, make_model
+from capsjax.models import num_parameters
 from capsjax.parallel import parallel, replicated, spread
 from capsjax.provenance import provenance
 from capsjax.step import (
@@ -54,13 +46,12 @@ from capsjax.step import (
     make_optimizer,
     make_train_chunk,
     make_train_step,
-    num_parameters,
     parts,
     stack_batches,
 )
+from capsjax.task import Task, make_task
 from capsjax.workdir import Workdir, WorkdirError, default_path, write_bytes, write_json
 
-_MOST_PARAMETERS = 2**30
 _MOST_SKIPPED = 100  # Steps in a row, with which a run has come to its end.
 _MOST_BAD_BATCHES = 10  # Files; the first ones tell enough.
 
@@ -87,7 +78,7 @@ def train(
         HostsError: If the processes are not of one run.
     """
     configs.validate(config)
-    task = _make_task(config)
+    task = make_task(config)
     _require_countable(config, len(task.train_set))
     workdir.check(config)
     result = _finished(config, workdir)
@@ -108,80 +99,16 @@ def train(
         wait_for_all("the folder is this run's")
         run = _Run(config, task, workdir, stack, interrupt)
         agree_to_stop(interrupt, run.num_chunks)
-        while run.step < run.num_steps and interrupt.signal is None:
+        while not run.has_ended and interrupt.signal is None:
             before = run.step
             run.train_epoch()
             if run.step > before and run.step % run.steps_per_epoch == 0:
                 run.validate_and_save()
-        if run.step == run.num_steps:
+        if run.has_ended:
             with contextlib.suppress(_InterruptedError):
                 return run.finish(command)
         run.save_interrupted()
         return interrupt
-
-
-class _Task(NamedTuple):
-    """What is learnt, checked before anything is written."""
-
-    train_set: Dataset
-    validation_set: Dataset | None
-    test_set: Dataset
-    model: CapsNet
-
-
-def _make_task(config: configs.Config) -> _Task:
-    data, devices = config.data, jax.device_count()
-    if config.batch_size % devices:
-        raise configs.ConfigError(
-            f"config.batch_size={config.batch_size} can't be shared evenly by "
-            f"{devices} devices; choose a multiple of {devices}."
-        )
-    if config.tensorboard and importlib.util.find_spec("tensorboardX") is None:
-        raise configs.ConfigError(
-            "config.tensorboard needs tensorboardX: pip install 'capsjax[tensorboard]'."
-        )
-    train_set, test_set = load(data.name, "train"), load(data.name, "test")
-    if test_set.image_shape != train_set.image_shape:
-        raise DatasetError(
-            f"{data.name}: the test images are {test_set.image_shape}, the training "
-            f"images {train_set.image_shape}: they must be of one shape."
-        )
-    if data.num_validation >= len(train_set):
-        raise configs.ConfigError(
-            f"config.data.num_validation={data.num_validation} leaves none of the "
-            f"{len(train_set)} training images."
-        )
-    train_set, validation_set = split_validation(train_set, data.num_validation)
-    for field, wanted in (
-        ("data.num_train", data.num_train),
-        ("batch_size", config.batch_size),
-    ):
-        if wanted > len(train_set):
-            raise configs.ConfigError(
-                f"config.{field}={wanted} is more than the {len(train_set)} training "
-                "images that there are."
-            )
-        if field == "data.num_train" and wanted:
-            train_set = train_set.subset(np.arange(wanted))
-    height, width, _ = train_set.image_shape
-    if data.max_shift >= min(height, width):
-        raise configs.ConfigError(
-            f"config.data.max_shift={data.max_shift} moves images of {height}x{width} "
-            "out of sight."
-        )
-    try:
-        model = make_model(config.model, train_set.image_shape, train_set.num_classes)
-        init_key = jax.eval_shape(lambda: jax.random.key(0))
-        image = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
-        params = jax.eval_shape(model.init, init_key, image)
-    except ValueError as error:
-        raise configs.ConfigError(str(error)) from error
-    if num_parameters(params) > _MOST_PARAMETERS:
-        raise configs.ConfigError(
-            f"config.model has {num_parameters(params):,} parameters; at most "
-            f"{_MOST_PARAMETERS:,} are allowed."
-        )
-    return _Task(train_set, validation_set, test_set, model)
 
 
 class _InterruptedError(Exception):
@@ -194,7 +121,7 @@ class _Run:
     def __init__(
         self,
         config: configs.Config,
-        task: _Task,
+        task: Task,
         workdir: Workdir,
         stack: contextlib.ExitStack,
         interrupt: Interrupt,
@@ -225,6 +152,7 @@ class _Run:
                     "name": self.train_set.name,
                     "image_shape": self.train_set.image_shape,
                     "class_names": self.train_set.class_names,
+                    "num_shown": task.num_shown,
                 },
             )
         self.writer = MetricWriter(
@@ -241,6 +169,13 @@ class _Run:
     def epoch(self) -> int:
         """The epoch of the last step done, from 1."""
         return max(0, self.step - 1) // self.steps_per_epoch + 1
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether all epochs are done, or a validation was as good as asked for."""
+        accuracy = self.checkpoints.accuracy(self.step)
+        is_good = accuracy is not None and 0 < self.config.stop_at <= accuracy
+        return is_good or self.step == self.num_steps
 
     def _restored(self) -> TrainState:
         init = functools.partial(init_state, self.model, self.optimizer, self.config)
@@ -260,7 +195,6 @@ class _Run:
         say(
             f"{self.train_set.name}: {len(self.train_set)} images to train on, "
             f"{validation} to validate; "
-            f"{num_parameters(self.state.params):,} parameters; "
             f"{len(devices)} x {devices[0].device_kind}; {self.workdir.path}"
         )
         if (num_processes := jax.process_count()) > 1:
@@ -337,22 +271,22 @@ class _Run:
         self.step = steps.stop
         is_good = np.all(is_finite, axis=-1)
         for n in np.flatnonzero(~is_good).tolist():
-            self._bad_numbers(steps[n], is_finite[n])
+            self._bad_numbers(steps[n], is_finite[n], outcome.metrics)
         if not is_good.any():
             return {}
         self.skipped_in_a_row = int(is_good[::-1].argmax())
         means = {
             name: float(np.mean(np.asarray(values)[is_good], dtype=np.float64))
-            for name, values in outcome.metrics._asdict().items()
+            for name, values in outcome.metrics.known().items()
         }
         images = len(steps) * self.config.batch_size
         means["images_per_second"] = images / (time.monotonic() - started)
         self.writer.write("train", step=self.step, epoch=self.epoch, **means)
         return means
 
-    def _bad_numbers(self, step: int, is_finite: np.ndarray) -> None:
+    def _bad_numbers(self, step: int, is_finite: np.ndarray, metrics: Metrics) -> None:
         """Tells of a step whose update was left out; stops if that is to be."""
-        names = parts(self.state.params)
+        names = parts(self.state.params, metrics)
         bad = [name for name, good in zip(names, is_finite, strict=True) if not good]
         told = (
             f"step {step + 1} of {self.num_steps}: not finite: {', '.join(bad[:3])}"
@@ -384,10 +318,11 @@ class _Run:
             others = set(folder.glob("*.npz")) - {path}
             if len(others) >= _MOST_BAD_BATCHES:
                 return f"its batch is not kept: there are {len(others)} in {folder}"
+            seed, epoch = self.config.seed, step // self.steps_per_epoch
             index = batch_indices(
-                len(self.train_set), self.config.batch_size, self.config.seed, step
+                len(self.train_set), self.config.batch_size, seed, step
             )
-            batch = self.train_set.batch(index)._asdict()
+            batch = self.train_set.in_epoch(seed, epoch).batch(index)._asdict()
             arrays = {name: a for name, a in batch.items() if a is not None}
             file = io.BytesIO()
             np.savez_compressed(file, index=index, **arrays)
@@ -418,7 +353,14 @@ class _Run:
             f"{metrics.loss:.6f}, accuracy {metrics.accuracy:.2%}"
             + (" (improved)" if is_better else "")
         )
-        self.checkpoints.save(self.step, self.state, loss=float(metrics.loss))
+        self.checkpoints.save(
+            self.step,
+            self.state,
+            loss=float(metrics.loss),
+            accuracy=float(metrics.accuracy),
+        )
+        if self.has_ended and self.step < self.num_steps:
+            say(f"that is at least config.stop_at={self.config.stop_at}: the run ends")
 
     def save_interrupted(self) -> None:
         """Saves in the middle of an epoch and says how to go on."""
@@ -445,6 +387,7 @@ class _Run:
             "tested_before": _tests_before(self.workdir),
             "num_parameters": num_parameters(self.state.params),
             "num_epochs": self.config.num_epochs,
+            "epochs_done": self.epoch,
             "seconds": round(self._seconds(), 1) if is_writer() else None,
             "command": command,
             **self.provenance,
@@ -455,7 +398,7 @@ class _Run:
 
     def _tested(self, params: Any, step: int) -> dict[str, Any]:
         metrics = self._evaluate("test", self.test_set, params, step)
-        return {"step": step, **metrics._asdict()}
+        return {"step": step, **metrics.known()}
 
     def _evaluate(self, kind: str, dataset: Dataset, params: Any, step: int) -> Metrics:
         started = time.monotonic()
@@ -480,7 +423,7 @@ class _Run:
         rate = len(dataset) / (time.monotonic() - started)
         epoch = (step - 1) // self.steps_per_epoch + 1
         self.writer.write(
-            kind, step=step, epoch=epoch, **metrics._asdict(), images_per_second=rate
+            kind, step=step, epoch=epoch, **metrics.known(), images_per_second=rate
         )
         return metrics
 
@@ -567,8 +510,11 @@ def main(argv: Sequence[str]) -> int:
     if isinstance(outcome, Interrupt):
         return outcome.exit_code
     test = outcome["test"]
+    found = ""
+    if "label_accuracy" in test:
+        found = f" ({test['label_accuracy']:.2%} of the classes found)"
     say(
-        f"test accuracy {test['accuracy']:.2%}, loss {test['loss']:.6f} "
+        f"test accuracy {test['accuracy']:.2%}{found}, loss {test['loss']:.6f} "
         f"(step {test['step']}; {workdir.result})"
     )
     return 0

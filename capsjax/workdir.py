@@ -2,7 +2,8 @@
 
 =====================  =================================================================
 ``config.json``        the configuration, written when the run starts
-``dataset.json``       what it is trained on: name, image shape, class names
+``dataset.json``       what it is trained on: name, image shape, class names, and how
+                       many of these each image shows
 ``metrics.jsonl``      one JSON object a line, see ``capsjax.metrics``
 ``checkpoints/``       the latest state and the best by validation loss
 ``result.json``        what came out, once the run has ended

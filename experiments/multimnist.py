@@ -4,8 +4,8 @@
 
 Pairs are made as they are needed, to the paper's description: an epoch shows each
 training digit once as the first of a pair, with another partner and other shifts of up
-to 4 pixels every time, so that 18 epochs of 55,000 are a million pairs (the paper has 60
-million). ``accuracy`` is the share of images of which both digits are right,
+to 4 pixels every time, so that 18 epochs of 55,000 are a million pairs (the paper has
+60 million). ``accuracy`` is the share of images of which both digits are right,
 ``label_accuracy`` that of digits. Validation and test pairs are fixed, one for each
 digit, and none of their digits are trained on.
 

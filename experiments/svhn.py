@@ -23,9 +23,7 @@ def get_config(variant: str = "") -> Config:
     config = Config(experiment="svhn", variant=variant)
     config.num_epochs = 20
     config.data = Data(name="svhn_cropped", max_shift=0)
-    config.model = Model(
-        conv_features=64, primary_types=16, primary_dim=6, class_dim=8
-    )
+    config.model = Model(conv_features=64, primary_types=16, primary_dim=6, class_dim=8)
     config.optimizer = Optimizer(learning_rate=0.001)
     if variant == "smoke":
         make_smoke(config)

@@ -17,6 +17,7 @@ ORDER = [
     {"convolution", "routings", "losses"},
     {"initializers", "config", "data", "layers", "parallel", "plots"},
     {"models"},
+    {"measure"},
     {"workdir", "interrupt"},
     {"hosts"},
     {"metrics", "flags"},
@@ -25,6 +26,8 @@ ORDER = [
     {"figures"},
     {"evaluate", "provenance"},
     {"step"},
+    {"memory"},
+    {"task"},
     {"train", "predict", "report"},
 ]
 OWNERS = {

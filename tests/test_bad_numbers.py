@@ -12,7 +12,7 @@ import capsjax.step
 from capsjax import train
 from capsjax.checkpoint import Checkpoints
 from capsjax.data import batch_indices, load, split_validation
-from capsjax.evaluate import image_metrics
+from capsjax.measure import Metrics, image_metrics
 from capsjax.parallel import parallel
 from capsjax.step import make_train_chunk, make_train_step, parts, stack_batches
 from capsjax.workdir import Workdir
@@ -77,7 +77,7 @@ def test_a_bad_step_changes_nothing_but_the_count(monkeypatch, part):
     batches = stack_batches(train_set, steps, batch_size=8, seed=0)
     together, outcome = program(state, batches)
     assert np.asarray(outcome.is_finite).all(-1).tolist() == [True, False, True]
-    names = parts(state.params)
+    names = parts(state.params, outcome.metrics)
     good = dict(zip(names, outcome.is_finite[1].tolist(), strict=True))
     assert not good[part]
     for n in range(3):
@@ -168,9 +168,7 @@ def test_an_update_that_overflows_is_bad(tmp_path):
 def test_a_validation_loss_that_is_not_a_number_is_never_the_best(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(
-        train, "evaluate", lambda *_, **__: train.Metrics(np.nan, 0.0, 0.0, 0.0)
-    )
+    monkeypatch.setattr(train, "evaluate", lambda *_, **__: Metrics(np.nan, 0.0))
     with pytest.raises(FloatingPointError, match="the validation loss is nan"):
         train.train(recipe(), Workdir(tmp_path))
     assert list((tmp_path / "checkpoints").iterdir()) == []

@@ -133,7 +133,9 @@ def test_a_file_that_may_not_be_read_is_not_taken_for_damage():
         data = list((folder / "2" / "state").rglob("d/*"))
         for path in data:
             path.chmod(0)
-        told = r"can't read the checkpoint of step 2 now \(Permission denied\); it may be"
+        told = (
+            r"can't read the checkpoint of step 2 now \(Permission denied\); it may be"
+        )
         with as_nobody(), pytest.raises(CheckpointError, match=told):
             checkpoints.restore_latest(like(state(0)))
         for path in data:
@@ -167,3 +169,13 @@ def test_a_reading_that_failed_this_once_is_told_as_such(
     ):
         checkpoints.restore_latest(like(state(0)))
     assert checkpoints.steps == [1, 2]
+
+
+def test_the_accuracy_of_a_validation_is_kept_with_its_step(checkpoints, tmp_path):
+    checkpoints.save(1, state(1), loss=0.5, accuracy=0.75)
+    checkpoints.save(2, state(2))
+    checkpoints.wait()
+    again = Checkpoints(tmp_path / "checkpoints", read_only=True)
+    for kept in (checkpoints, again):
+        assert (kept.accuracy(1), kept.accuracy(2)) == (0.75, None)
+    again.close()

@@ -3,10 +3,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from tiny import tiny_cnn
 
 from capsjax import config as configs
-from capsjax.models import CapsNet, make_model, mask_longest, prepare
-from capsjax.train import num_parameters
+from capsjax.models import (
+    BaselineCNN,
+    CapsNet,
+    make_model,
+    mask_longest,
+    num_parameters,
+    prepare,
+    split_mask,
+)
 
 SMALL = {"conv_features": 8, "primary_types": 2, "decoder_features": (16,)}
 
@@ -69,6 +77,19 @@ def test_inference_reconstructs_from_the_longest_capsule(key):
     assert np.abs(from_other - drawn).max() > 0
 
 
+def test_as_many_of_the_longest_are_let_through_as_are_asked_for():
+    length = jnp.array([[0.3, 0.9, 0.1, 0.5], [0.2, 0.2, 0.2, 0.2]])
+    assert mask_longest(length, 2).tolist() == [[0, 1, 0, 1], [1, 1, 0, 0]]
+    each = mask_longest(length, jnp.array([3, 0]))
+    assert each.tolist() == [[1, 1, 0, 1], [0, 0, 0, 0]]
+
+
+def test_a_mask_is_split_in_the_order_of_the_classes():
+    mask = jnp.array([[0.0, 1, 0, 1], [1, 0, 0, 1]])
+    expected = [[[0, 1, 0, 0], [0, 0, 0, 1]], [[1, 0, 0, 0], [0, 0, 0, 1]]]
+    assert split_mask(mask, 2).tolist() == expected
+
+
 def test_unknown_names_in_a_config_are_told_with_their_field():
     with pytest.raises(ValueError, match=r"config.model.routing must be one of"):
         make_model(configs.Model(routing="em"), (28, 28, 1), 10)
@@ -117,6 +138,15 @@ def test_a_prepared_network_answers_as_an_unprepared_one(key, compute_dtype):
     assert "prepared" not in params
 
 
+def test_a_prepared_baseline_answers_as_an_unprepared_one(key):
+    model = tiny_cnn((12, 10, 3))
+    image = jax.random.uniform(key, (50, 12, 10, 3))
+    params = jax.jit(model.init)(key, image)
+    expected = jax.jit(model.apply)(params, image)
+    predict = prepare(model, params, batch_size=50)
+    np.testing.assert_allclose(predict(image), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_the_network_is_an_nnx_module_through_flaxs_bridge(key):
     image = jax.random.uniform(key, (2, 17, 17, 1))
     model = nnx.bridge.ToNNX(CapsNet((17, 17, 1), 4, **SMALL), rngs=nnx.Rngs(0))
@@ -124,3 +154,72 @@ def test_the_network_is_an_nnx_module_through_flaxs_bridge(key):
     routed, drawn = model(image)
     assert routed.pose.shape == (2, 4, 16)
     assert drawn.shape == image.shape
+
+
+def test_the_baseline_has_the_papers_35_million_parameters():
+    convolutions = [
+        5 * 5 * 1 * 256 + 256,
+        5 * 5 * 256 * 256 + 256,
+        5 * 5 * 256 * 128 + 128,
+    ]
+    dense = [28 * 28 * 128 * 328 + 328, 328 * 192 + 192, 192 * 10 + 10]
+    count = sum(convolutions) + sum(dense)
+    assert round(count / 1e6, 1) == 35.4  # The paper, section 5.
+    model = make_model(configs.Model(name="cnn"), (28, 28, 1), 10)
+    assert parameter_count(model) == count == 35_445_522
+
+
+def test_the_baseline_is_convolutions_hidden_layers_and_a_softmax(key):
+    model = tiny_cnn((9, 7, 2), bias_init=jax.nn.initializers.normal(0.5))
+    image = jax.random.normal(key, (3, 9, 7, 2))
+    variables = jax.jit(model.init)(key, image)
+    weights = jax.tree.map(
+        lambda leaf: np.asarray(leaf, np.float64), variables["params"]
+    )
+    hidden = np.asarray(image, np.float64)
+    for n in (0, 1):
+        kernel, bias = weights[f"conv{n}"]["kernel"], weights[f"conv{n}_bias"]
+        padded = np.pad(hidden, ((0, 0), (2, 2), (2, 2), (0, 0)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (5, 5), (1, 2))
+        hidden = np.einsum("nhwcyx,yxcd->nhwd", windows, kernel) + bias
+        hidden = np.maximum(hidden, 0)
+    hidden = hidden.reshape(3, -1)
+    for n in (0, 1, 2):
+        layer = weights[f"Dense_{n}"]
+        hidden = hidden @ layer["kernel"] + layer["bias"]
+        hidden = np.maximum(hidden, 0) if n < 2 else hidden
+    expected = hidden - np.log(np.exp(hidden).sum(-1, keepdims=True))
+    actual = jax.jit(model.apply)(variables, image)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_leaves_out_the_last_hidden_units_and_scales_the_others(key):
+    model = tiny_cnn((9, 7, 2), dropout=0.25)
+    image = jax.random.normal(key, (3, 9, 7, 2))
+    variables = jax.jit(model.init)(key, image)
+    kept = model.draw_kept(key, 3)
+    assert kept.shape == (3, 12)
+    actual = model.apply(variables, image, kept)
+    kernel = variables["params"]["Dense_2"]["kernel"]
+    for n in range(3):
+        # To leave out a unit is to set its weights to zero.
+        scaled = jnp.where(kept[n][:, None], kernel / 0.75, 0)
+        changed = jax.tree.map(lambda leaf: leaf, variables)
+        changed["params"]["Dense_2"]["kernel"] = scaled
+        expected = model.apply(changed, image[n])
+        np.testing.assert_allclose(actual[n], expected, rtol=1e-5, atol=1e-6)
+    share = BaselineCNN((9, 7, 2), 10, dropout=0.25).draw_kept(key, 1000).mean()
+    assert abs(share - 0.75) < 0.005  # Five standard deviations of 192,000 draws.
+
+
+def test_the_baseline_of_a_config_has_its_dropout_and_compute_type(key):
+    init = configs.Initializers(bias="constant(0.1)")
+    config = configs.Model(
+        name="cnn", dropout=0.2, compute_dtype="bfloat16", initializers=init
+    )
+    model = make_model(config, (6, 6, 1), 3)
+    assert (model.dropout, model.compute_dtype) == (0.2, "bfloat16")
+    params = jax.jit(model.init)(key, jnp.zeros((1, 6, 6, 1)))["params"]
+    np.testing.assert_array_equal(params["conv1_bias"], np.float32(0.1))
+    with pytest.raises(ValueError, match=r"images of shape \(6, 6, 1\), got \(6, 7, 1"):
+        model.apply({"params": params}, jnp.zeros((1, 6, 7, 1)))

@@ -119,3 +119,16 @@ def test_an_impossible_batch_size_is_refused(batch_size):
 def test_a_negative_seed_or_step_is_refused(seed, step):
     with pytest.raises(DatasetError, match="must be at least 0"):
         indices_of_batch(23, 5, seed, step)
+
+
+def test_what_is_held_out_is_the_same_in_every_epoch():
+    class Generated(Dataset):
+        def fixed(self):
+            return plain
+
+    plain = small_dataset()
+    generated = Generated(plain.name, plain.image, plain.label, plain.class_names)
+    train, validation = split_validation(generated, 2)
+    assert isinstance(train, Generated)
+    assert validation is plain
+    assert plain.fixed() is plain.in_epoch(0, 1) is plain

@@ -191,5 +191,5 @@ def test_where_the_ground_is_not_plain_the_longer_capsule_counts(tiny_run, tmp_p
     run = load_run(tiny_run)
     both = [predict.fit_image(image, SHAPE, invert=invert) for invert in (True, False)]
     longest = run.predict(np.stack(both)).length.max()
-    told = predict._answer(run, str(tmp_path / "grey.png"), None)
+    told = predict._answer(run, str(tmp_path / "grey.png"), invert=None)
     assert max(told["lengths"].values()) == pytest.approx(longest, abs=1e-4)

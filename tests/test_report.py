@@ -13,7 +13,7 @@ from capsjax.workdir import WorkdirError
 def made(tmp_path):
     """Writes what a run that has ended leaves behind."""
 
-    def make(name, accuracy=0.99, last=None, **fields):
+    def make(name, accuracy=0.99, last=None, told=(), found=None, **fields):
         path = tmp_path / name
         path.mkdir()
         config = configs.Config(**{"experiment": "mnist", **fields})
@@ -24,7 +24,10 @@ def made(tmp_path):
             "seconds": 120.0,
             "num_parameters": 8215568,
             "num_epochs": config.num_epochs,
+            **dict(told),
         }
+        if found is not None:
+            result["test"]["label_accuracy"] = found
         (path / "result.json").write_text(json.dumps(result))
         lines = [
             {"kind": "validation", "epoch": k, "accuracy": accuracy - 0.01 / k}
@@ -58,6 +61,20 @@ def test_seeds_become_mean_and_sample_deviation(made, capsys):
     assert paper[:4] == ["mnist-paper", "0", "10", "90.00"]
 
 
+def test_epochs_that_were_done_and_classes_that_were_found_are_told(made, capsys):
+    paths = [
+        made(f"a{seed}", found=found, told={"epochs_done": epochs}, seed=seed)
+        for seed, (found, epochs) in enumerate([(0.96, 3), (0.98, 5)])
+    ]
+    paths.append(made("b", variant="paper"))
+    assert report.main([str(path) for path in paths]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    head, _, several, one = ([c.strip() for c in x.split("|")[1:-1]] for x in lines[:4])
+    assert head[-1] == "classes found, best by validation, %"
+    assert (several[2], several[-1]) == ("3, 5", "97.00 ± 1.41")
+    assert (one[2], one[-1]) == ("10", "")
+
+
 def test_runs_of_another_configuration_are_not_averaged(made, capsys):
     paths = [made("a"), made("b", seed=1, batch_size=64)]
     assert report.main([str(path) for path in paths]) == 1
@@ -66,10 +83,10 @@ def test_runs_of_another_configuration_are_not_averaged(made, capsys):
     assert "seed" not in error.split("averaged")[1]
 
 
-def test_how_many_are_evaluated_at_once_does_not_matter(made):
+def test_what_does_not_change_what_is_learnt_does_not_matter(made):
     runs = [
         report.read_run(made("a")),
-        report.read_run(made("b", seed=1, eval_batch_size=7)),
+        report.read_run(made("b", seed=1, eval_batch_size=7, max_gigabytes=3.0)),
     ]
     assert len(report.gather(runs)["mnist"]) == 2
 

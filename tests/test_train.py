@@ -16,6 +16,7 @@ from tiny import made, tiny
 from capsjax import config as configs
 from capsjax import train
 from capsjax.checkpoint import Checkpoints
+from capsjax.measure import Metrics
 from capsjax.workdir import Workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -170,6 +171,48 @@ def test_what_does_not_fit_is_told_before_anything_is_written(tmp_path):
     with pytest.raises(configs.ConfigError, match="the smallest is 33x33"):
         run(config, folder)
     assert not folder.exists()
+
+
+def ending(path, **options):
+    """What a run ends with that stops at any validation."""
+    result = run(tiny(stop_at=1e-3, **options), path)
+    del result["seconds"]
+    return result
+
+
+def test_a_run_ends_with_the_first_epoch_that_is_good_enough(
+    tmp_path, monkeypatch, capsys
+):
+    accuracies = iter([0.4, 0.5, 0.6])
+    monkeypatch.setattr(
+        train, "evaluate", lambda *_, **__: Metrics(1.0, next(accuracies))
+    )
+    config = tiny(stop_at=0.5)
+    config.num_epochs = 3
+    result = run(config, tmp_path)
+    assert result["test_of_last"] == {"step": 10, "loss": 1.0, "accuracy": 0.6}
+    assert (result["epochs_done"], result["num_epochs"]) == (2, 3)
+    assert [row["epoch"] for row in lines(tmp_path, "validation")] == [1, 2]
+    assert "at least config.stop_at=0.5: the run ends" in capsys.readouterr().out
+    assert run(config, tmp_path) == result
+
+
+def test_a_run_that_was_good_enough_and_then_killed_ends_the_same(
+    tmp_path, monkeypatch
+):
+    whole = ending(tmp_path / "whole")
+    assert whole["test_of_last"]["step"] == 5
+
+    def killed(self, command):
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train._Run, "finish", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            ending(tmp_path / "parts")
+    assert ending(tmp_path / "parts") == whole
+    rows = [lines(tmp_path / name, "train") for name in ("whole", "parts")]
+    assert without_clock(rows[0]) == without_clock(rows[1])
 
 
 def test_fewer_epochs_than_are_done_are_refused(tmp_path, monkeypatch):

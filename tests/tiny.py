@@ -1,9 +1,11 @@
 """A network of seconds, on MNIST."""
 
 import jax
+import numpy as np
 
 from capsjax import config as configs
-from capsjax.models import make_model
+from capsjax.data import Dataset, load
+from capsjax.models import BaselineCNN, make_model
 from capsjax.step import init_state, make_optimizer
 
 
@@ -28,8 +30,30 @@ def tiny(**options):
     return config
 
 
-def made(config):
-    model = make_model(config.model, (28, 28, 1), 10)
+def made(config, model=None):
+    """The network (the config's by default), its optimizer and its first state."""
+    if model is None:
+        model = make_model(config.model, (28, 28, 1), 10)
     optimizer = make_optimizer(config.optimizer, 10)
     state = jax.jit(lambda: init_state(model, optimizer, config))()
     return model, optimizer, state
+
+
+def tiny_cnn(image_shape=(28, 28, 1), **options):
+    """The baseline, narrow."""
+    return BaselineCNN(
+        image_shape, 10, conv_features=(4, 8), hidden_features=(16, 12), **options
+    )
+
+
+def pairs(number, split="test"):
+    """Digits of MNIST in pairs, one laid over the other, with both kept."""
+    digits = load("mnist", split)
+    index = np.random.default_rng(0).integers(len(digits), size=(4 * number, 2))
+    # Less than, so that the sources are in the order of the classes.
+    is_pair = digits.label[index[:, 0]] < digits.label[index[:, 1]]
+    index = index[is_pair][:number]
+    label = np.zeros((number, 10), bool)
+    np.put_along_axis(label, digits.label[index], values=True, axis=1)
+    source = digits.image[index]
+    return Dataset("pairs", source.max(1), label, digits.class_names, source)

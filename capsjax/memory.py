@@ -1,0 +1,103 @@
+"""How much memory a run needs, told before it takes any.
+
+The training step is traced with shapes alone, and its operations are gone through in
+order: what is alive at once is at most so much. The compiler fuses some of them, which
+needs less, and orders others anew.
+"""
+
+import collections
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.extend.core import Jaxpr, Var, jaxprs_in_params
+
+from capsjax import config as configs
+from capsjax.data import Batch, Dataset, Generated
+from capsjax.models import Network
+from capsjax.parallel import AXIS
+from capsjax.step import init_state, make_optimizer, make_train_step
+
+
+class Memory(NamedTuple):
+    """Gigabytes, by what they are for.
+
+    Attributes:
+        state: Weights and optimizer.
+        step: What a training step makes: activations, gradients, new weights.
+        data: The data sets, and the batches on their way to the devices.
+    """
+
+    state: float
+    step: float
+    data: float
+
+    @property
+    def total(self) -> float:
+        """All together."""
+        return sum(self)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.total:.2f} GB (weights and optimizer {self.state:.2f}, a training "
+            f"step {self.step:.2f}, data {self.data:.2f})"
+        )
+
+
+def estimate_memory(
+    model: Network, config: configs.Config, datasets: Sequence[Dataset | Generated]
+) -> Memory:
+    """Roughly what training takes, in gigabytes; on a CPU over all of its devices.
+
+    Args:
+        model: The network.
+        config: The run.
+        datasets: All that are held in memory; the first is trained on.
+    """
+    optimizer = make_optimizer(config.optimizer, 1)
+    state = jax.eval_shape(lambda: init_state(model, optimizer, config))
+    example = datasets[0].batch(np.arange(1))
+    share = config.batch_size // jax.device_count()
+    batch = jax.tree.map(
+        lambda array: jax.ShapeDtypeStruct((share, *array.shape[1:]), array.dtype),
+        example,
+    )
+    step = jax.make_jaxpr(
+        make_train_step(model, optimizer, config),
+        axis_env=[(AXIS, jax.device_count())],
+    )(state, batch)
+    # Those of a CPU share its memory.
+    devices = jax.local_device_count() if jax.default_backend() == "cpu" else 1
+    # Once where they are gathered, once where they are used.
+    batches = 2 * config.steps_per_dispatch * config.batch_size * _num_bytes(example)
+    held = [one.base if isinstance(one, Generated) else one for one in datasets]
+    sets = [Batch(one.image, one.label, one.source) for one in held]
+    return Memory(
+        state=devices * _num_bytes(state) / 1e9,
+        step=devices * peak_bytes(step.jaxpr) / 1e9,
+        data=(_num_bytes(sets) + batches) / 1e9,
+    )
+
+
+def peak_bytes(jaxpr: Jaxpr) -> int:
+    """The most bytes of results that are alive at once, operation by operation."""
+    last = {}
+    for n, operation in enumerate(jaxpr.eqns):
+        last.update((v, n) for v in operation.invars if isinstance(v, Var))
+    last.update((v, len(jaxpr.eqns)) for v in jaxpr.outvars if isinstance(v, Var))
+    ending = collections.Counter()
+    for n, operation in enumerate(jaxpr.eqns):
+        for result in operation.outvars:
+            ending[last.get(result, n)] += _num_bytes(result.aval)
+    alive = peak = 0
+    for n, operation in enumerate(jaxpr.eqns):
+        made = _num_bytes([result.aval for result in operation.outvars])
+        inside = max(map(peak_bytes, jaxprs_in_params(operation.params)), default=0)
+        peak = max(peak, alive + max(made, inside))
+        alive += made - ending[n]
+    return peak
+
+
+def _num_bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

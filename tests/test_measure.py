@@ -1,0 +1,150 @@
+"""What is measured of images that show one class, several, or go to the baseline."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from tiny import made, tiny, tiny_cnn
+
+from capsjax import config as configs
+from capsjax.data import load
+from capsjax.measure import image_metrics, measure
+from capsjax.models import CapsNet
+
+SMALL = CapsNet(
+    (17, 17, 1), 5, conv_features=4, primary_types=2, class_dim=3, decoder_features=(8,)
+)
+
+
+@pytest.fixture
+def params(key):
+    return jax.jit(SMALL.init)(key, jnp.zeros((1, 17, 17, 1)))
+
+
+def drawn(params, pose, classes):
+    """What some class capsules of one image draw together, the others set to zero."""
+    mask = np.zeros((1, 5), np.float32)
+    mask[0, list(classes)] = 1
+    return SMALL.apply(params, pose[None], jnp.asarray(mask), method=SMALL.decode)[0]
+
+
+def squared_error(a, b):
+    return np.sum((np.asarray(a, np.float64) - np.asarray(b)) ** 2)
+
+
+def random_case(key, shown, num_images=4):
+    """Images, sources, poses and lengths for labels that show these classes each."""
+    keys = jax.random.split(key, 3)
+    image = jax.random.uniform(keys[0], (num_images, 17, 17, 1))
+    source = jax.random.uniform(keys[1], (num_images, len(shown[0]), 17, 17, 1))
+    pose = jax.random.normal(keys[2], (num_images, 5, 3))
+    label = np.zeros((num_images, 5), bool)
+    np.put_along_axis(label, np.array(shown), values=True, axis=1)
+    return image, source, pose, jnp.asarray(label)
+
+
+SHOWN = [(0, 3), (1, 2), (2, 4), (0, 4)]
+# Both classes are longest, one of them, none, and both in the other order.
+LENGTH = [
+    (0.9, 0.1, 0.2, 0.8, 0.3),
+    (0.9, 0.1, 0.8, 0.2, 0.0),
+    (0.5, 0.9, 0.4, 0.8, 0.1),
+    (0.6, 0.1, 0.2, 0.3, 0.7),
+]
+LONGEST = [(0, 3), (0, 2), (1, 3), (0, 4)]
+
+
+def test_exact_matches_and_found_classes_are_counted_by_image(key, params):
+    image, _, _, label = random_case(key, SHOWN)
+    metrics = measure(
+        *(SMALL, params, None, jnp.array(LENGTH), image, label), loss=configs.Loss()
+    )
+    assert metrics.accuracy.tolist() == [1, 0, 0, 1]
+    assert metrics.label_accuracy.tolist() == [1, 0.5, 0, 1]
+    expected = [
+        reference.margin_loss(length, own)
+        for length, own in zip(LENGTH, np.asarray(label), strict=True)
+    ]
+    np.testing.assert_allclose(metrics.margin_loss, expected, rtol=1e-5)
+    assert metrics.loss.tolist() == metrics.margin_loss.tolist()
+
+
+def test_images_may_show_different_numbers_of_classes(key, params):
+    label = jnp.array([[1, 0, 0, 0, 0], [1, 1, 1, 0, 0], [0, 0, 0, 0, 0]], bool)
+    length = jnp.array([[0.9, 0.8, 0.7, 0.1, 0.1]] * 3)
+    image = random_case(key, SHOWN)[0][:3]
+    metrics = measure(*(SMALL, params, None, length, image, label), loss=configs.Loss())
+    assert metrics.accuracy.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_each_class_is_drawn_alone_and_compared_with_its_own_image(
+    key, params, is_training
+):
+    image, source, pose, label = random_case(key, SHOWN)
+    loss = configs.Loss(reconstruction_weight=0.3)
+    metrics = measure(
+        *(SMALL, params, pose, jnp.array(LENGTH), image, label),
+        loss=loss,
+        source=source,
+        mask=label.astype(jnp.float32) if is_training else None,
+    )
+    classes = SHOWN if is_training else LONGEST
+    expected = [
+        sum(
+            squared_error(drawn(params, pose[n], [k]), source[n, s])
+            for s, k in enumerate(classes[n])
+        )
+        for n in range(4)
+    ]
+    np.testing.assert_allclose(metrics.reconstruction_loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        metrics.loss, metrics.margin_loss + 0.3 * np.array(expected), rtol=1e-5
+    )
+
+
+def test_without_sources_all_classes_are_drawn_together(key, params):
+    image, _, pose, label = random_case(key, SHOWN)
+    metrics = measure(
+        *(SMALL, params, pose, jnp.array(LENGTH), image, label), loss=configs.Loss()
+    )
+    expected = [
+        squared_error(drawn(params, pose[n], LONGEST[n]), image[n]) for n in range(4)
+    ]
+    np.testing.assert_allclose(metrics.reconstruction_loss, expected, rtol=1e-5)
+
+
+def test_nothing_is_drawn_where_nobody_asked_for_it():
+    config = tiny()
+    config.loss.reconstruction_weight = 0.0
+    model, _, state = made(config)
+    params = jax.tree.map(lambda leaf: leaf, state.params)
+    del params["params"]["decoder"]
+    metrics = image_metrics(
+        model,
+        params,
+        jnp.zeros((2, 28, 28, 1)),
+        jnp.zeros(2, int),
+        loss=config.loss,
+    )
+    assert metrics.reconstruction_loss is None
+    assert set(metrics.known()) == {"loss", "accuracy", "margin_loss"}
+    assert list(metrics.parts()) == ["margin_loss"]
+    assert metrics.loss.tolist() == metrics.margin_loss.tolist()
+
+
+def test_the_baseline_has_a_cross_entropy_and_no_other_loss(key):
+    dataset = load("mnist", "test").subset(np.arange(20))
+    model = tiny_cnn()
+    image = jnp.asarray(dataset.image) / 255
+    params = jax.jit(model.init)(key, image)
+    label = jnp.asarray(dataset.label)
+    metrics = image_metrics(model, params, image, label, loss=configs.Loss())
+    probability = np.exp(np.asarray(model.apply(params, image), np.float64))
+    np.testing.assert_allclose(probability.sum(-1), 1, rtol=1e-5)
+    expected = -np.log(probability[np.arange(20), dataset.label])
+    np.testing.assert_allclose(metrics.loss, expected, rtol=1e-4)
+    assert set(metrics.known()) == {"loss", "accuracy", "cross_entropy"}
+    is_right = probability.argmax(-1) == dataset.label
+    assert metrics.accuracy.tolist() == is_right.tolist()

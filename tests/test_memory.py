@@ -1,0 +1,82 @@
+"""What a run is said to need."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import made, pairs
+
+from capsjax import config as configs
+from capsjax.data import load
+from capsjax.memory import Memory, estimate_memory, peak_bytes
+from capsjax.models import make_model
+from capsjax.parallel import parallel
+from capsjax.step import make_train_chunk, make_train_step, stack_batches
+
+MEGABYTE = jnp.zeros(2**18)
+
+
+def peak(function, *operands):
+    return peak_bytes(jax.make_jaxpr(function)(*operands).jaxpr) / 2**20
+
+
+def test_what_is_used_again_stays_and_what_is_not_goes():
+    def chain(x):
+        return jnp.sin(jnp.sin(jnp.sin(x)))
+
+    def fork(x):
+        first = jnp.sin(x)
+        second = jnp.sin(first)
+        return first + jnp.sin(second)
+
+    assert peak(chain, MEGABYTE) == 2
+    assert peak(fork, MEGABYTE) == 3
+    assert peak(lambda x: jnp.sin(x).sum() + x, MEGABYTE) == pytest.approx(1, abs=1e-4)
+
+
+def test_what_a_loop_or_a_branch_needs_inside_is_counted():
+    def wide(x):
+        return jnp.concatenate([x, x, x]).reshape(3, -1).sum(0)
+
+    def loop(x):
+        return jax.lax.fori_loop(0, 3, lambda _, x: wide(x), x)
+
+    def branch(x):
+        return jax.lax.cond(x[0] > 0, wide, jnp.sin, x)
+
+    inside = peak(wide, MEGABYTE)
+    assert inside >= 6
+    assert peak(loop, MEGABYTE) == pytest.approx(inside, abs=0.01)
+    assert peak(branch, MEGABYTE) == pytest.approx(inside, abs=0.01)
+
+
+def test_state_and_data_are_counted_to_the_byte():
+    config = configs.Config(batch_size=8, steps_per_dispatch=3)
+    config.optimizer.average = 0.9
+    model = make_model(config.model, (28, 28, 1), 10)
+    sets = [pairs(10), load("mnist", "test").subset(np.arange(7))]
+    memory = estimate_memory(model, config, sets)
+    num_parameters = 8_215_568
+    # Weights, two moments and the average on each of four devices.
+    assert memory.state == pytest.approx(4 * 4 * 4 * num_parameters / 1e9, rel=1e-5)
+    image, pair = 28 * 28 + 4, 3 * 28 * 28 + 10
+    batches = 2 * 3 * 8 * pair
+    assert memory.data * 1e9 == pytest.approx(10 * pair + 7 * image + batches)
+    assert str(Memory(1.0, 2.0, 0.25)).startswith("3.25 GB (weights and optimizer 1.00")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["capsnet", "cnn"])
+def test_a_step_of_the_papers_networks_needs_what_is_said(name):
+    config = configs.Config(steps_per_dispatch=1)
+    config.model.name = name
+    dataset = load("mnist", "test").subset(np.arange(config.batch_size))
+    said = estimate_memory(make_model(config.model, (28, 28, 1), 10), config, [dataset])
+    model, optimizer, state = made(config)
+    step = make_train_chunk(make_train_step(model, optimizer, config))
+    program = parallel(step, donate=True)
+    batches = stack_batches(dataset, range(1), batch_size=config.batch_size, seed=0)
+    compiled = program.lower(state, batches).compile()
+    # Of each of the four devices.
+    needed = 4 * compiled.memory_analysis().temp_size_in_bytes / 1e9
+    assert needed / 2 < said.step < 2 * needed
