@@ -198,7 +198,7 @@ def adam(arguments):
         params, opt_state = held
         updates, opt_state = optimizer.update(grads, opt_state, params)
         new = optax.apply_updates(params, updates), opt_state
-        squares = [jnp.sum(x**2) for x in jax.tree.leaves((grads, updates))]
+        squares = [jnp.vdot(x, x) for x in jax.tree.leaves(grads)]
         is_finite = jnp.isfinite(jnp.stack(squares)).all()
         return jax.tree.map(functools.partial(jnp.where, is_finite), new, held)
 

@@ -302,7 +302,11 @@ def validate(config: Config) -> None:
     for field in ("down_weight", "margin_weight", "reconstruction_weight"):
         _require(loss, field, lambda v: v >= 0, "at least 0")
     _require_one_of(loss, "reconstruction_reduction", ("sum", "mean"))
-    _require(optimizer, "learning_rate", lambda v: v > 0, "above 0")
+    # With these bounds no update of finite gradients overflows, or divides by zero.
+    _require(
+        optimizer, "learning_rate", lambda v: 0 < v <= 1000, "above 0, at most 1000"
+    )
+    _require(optimizer, "eps", lambda v: v >= 1e-30, "at least 1e-30")
     _require_one_of(optimizer, "schedule", ("constant", "exponential", "cosine"))
     _require(optimizer, "decay_rate", lambda v: 0 < v < 1, "above 0, below 1")
     _require(optimizer, "decay_steps", lambda v: v >= 1, "at least 1")
@@ -317,7 +321,6 @@ def validate(config: Config) -> None:
         _require(optimizer, field, lambda v: v < 2**31, "below 2^31")
     for field in ("b1", "b2"):
         _require(optimizer, field, lambda v: 0 <= v < 1, "at least 0, below 1")
-    _require(optimizer, "eps", lambda v: v > 0, "above 0")
     _require(optimizer, "average", lambda v: 0 <= v < 1, "at least 0, below 1")
 
 

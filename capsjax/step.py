@@ -81,7 +81,6 @@ def parts(params: Any, metrics: Metrics) -> list[str]:
     return [
         *(name.replace("_", " ") for name in metrics.parts()),
         *(f"gradient of {name}" for name in names),
-        "update",
     ]
 
 
@@ -122,8 +121,9 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Outcome]]:
     """One update, as a function of the state and one device's share of the batch.
 
-    It runs under ``AXIS``, over which gradients and metrics are averaged. An update
-    that is not finite is left out: of the state only the step changes.
+    It runs under ``AXIS``, over which gradients and metrics are averaged. The update of
+    losses or gradients that are not finite is left out: of the state only the step
+    changes.
     """
 
     def loss_fn(params, image, source, label, kept):
@@ -162,9 +162,10 @@ def make_train_step(
             jnp.stack(
                 [
                     *metrics.parts().values(),
-                    # Adam squares them: what overflows there spoils its moments.
+                    # Adam squares them: what overflows there spoils its moments. Where
+                    # it does not, updates are finite, by the bounds of the config: to
+                    # look at them too would take longer than Adam itself.
                     *map(_sum_of_squares, jax.tree.leaves(grads)),
-                    sum(map(_sum_of_squares, jax.tree.leaves(updates))),
                 ]
             )
         )
@@ -259,7 +260,7 @@ def _my_share(drawn: Array) -> Array:
 
 
 def _sum_of_squares(array: Array) -> Array:
-    return jnp.sum(jnp.square(array))
+    return jnp.vdot(array, array)  # Faster on a CPU than the sum of squares.
 
 
 def _average_decay(step: Array, decay: float) -> Array:

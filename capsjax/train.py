@@ -74,7 +74,7 @@ def train(
         DatasetError: If the data can't be had.
         WorkdirError: If the folder is in use, holds another run or can't be written.
         CheckpointError: If a checkpoint can't be read or written.
-        FloatingPointError: If a loss, gradient or update is not finite.
+        FloatingPointError: If a loss or gradient is not finite.
         HostsError: If the processes are not of one run.
     """
     configs.validate(config)

@@ -95,6 +95,8 @@ WRONG = [
     ("loss.absent", 0.95, "config.loss.absent must be at most present=0.9"),
     ("loss.reconstruction_reduction", "max", "must be one of sum, mean"),
     ("optimizer.learning_rate", float("nan"), "must be a finite number, got nan"),
+    ("optimizer.learning_rate", 1001.0, "must be above 0, at most 1000, got 1001"),
+    ("optimizer.eps", 1e-31, "must be at least 1e-30, got 1e-31"),
     ("optimizer.schedule", "step", "must be one of constant, exponential, cosine"),
     ("optimizer.floor", 1.0, "config.optimizer.floor must be from 0 to learning_rate"),
     ("optimizer.b2", 1.0, "config.optimizer.b2 must be at least 0, below 1"),
