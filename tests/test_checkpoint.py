@@ -133,7 +133,9 @@ def test_a_file_that_may_not_be_read_is_not_taken_for_damage():
         data = list((folder / "2" / "state").rglob("d/*"))
         for path in data:
             path.chmod(0)
-        told = r"can't read the checkpoint of step 2 now \(Permission denied\); it may be"
+        told = (
+            r"can't read the checkpoint of step 2 now \(Permission denied\); it may be"
+        )
         with as_nobody(), pytest.raises(CheckpointError, match=told):
             checkpoints.restore_latest(like(state(0)))
         for path in data:

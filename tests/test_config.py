@@ -165,7 +165,10 @@ MISTAKES = [
     ([], "--config is missing; for example --config experiments/mnist.py"),
     (["--config=nope.py"], "No such file or directory: 'nope.py'"),
     ([f"--config={EXPERIMENT}:smok"], "unknown variant 'smok' .* choose from notebook"),
-    (["--config.model.rounds=5"], "config.model has no field rounds.* It has name, conv_"),
+    (
+        ["--config.model.rounds=5"],
+        "config.model has no field rounds.* It has name, conv_",
+    ),
     (["--config.model.class_dims=5"], "no field class_dims; did you mean class_dim?"),
     (["--config.sed.deep=5"], "config has no field sed; did you mean seed?"),
     (["--flagfile=/nope"], "nope"),
