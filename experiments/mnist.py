@@ -11,7 +11,8 @@ paper     The paper's text: 3 rounds, summed squared error, shifts of up to 2 pi
           recipe's) nor the decay of the learning rate (ours is that of their code).
 authors   Their released code: margin loss / 20 (so that the reconstruction weighs 20
           times as much as in the text), primary capsules / 32, all biases 0.1,
-          truncated normals.
+          truncated normals. They trained for 300,000 steps of 128 images, 640 epochs;
+          ours are 10, in which the rate falls by 8 % only.
 smoke     A narrow network and a fifth of the images: half a minute on two cores.
 
 The plain recipe is the paper's with 12 epochs of a cosine schedule from 0.003 and

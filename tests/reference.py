@@ -48,3 +48,57 @@ def margin_loss(length, is_present, *, present=0.9, absent=0.1, down_weight=0.5)
         loss += t * max(0.0, present - n) ** 2
         loss += down_weight * (1 - t) * max(0.0, n - absent) ** 2
     return loss
+
+
+def convolve(image, kernel, stride=1):
+    """A convolution of one image [h, w, c] without padding, window by window."""
+    height, width = kernel.shape[:2]
+    return np.array(
+        [
+            [
+                np.einsum(
+                    "hwc,hwco->o",
+                    image[row : row + height, column : column + width],
+                    kernel,
+                )
+                for column in range(0, image.shape[1] - width + 1, stride)
+            ]
+            for row in range(0, image.shape[0] - height + 1, stride)
+        ]
+    )
+
+
+def encode(weights, image, config):
+    """Section 4 for one image [h, w, c]: the poses [j, d] that a config asks for."""
+    primary, dense = weights["primary_caps"], weights["class_caps"]
+    features = convolve(image, weights["conv"]["kernel"]) + weights["conv_bias"]
+    features = np.maximum(0, features)
+    s = convolve(features, primary["conv"]["kernel"], config.primary_stride)
+    s = config.primary_scale * s + primary["bias"]
+    if config.primary_relu:
+        s = np.maximum(0, s)
+    capsules = [
+        squash(channels[start : start + config.primary_dim])
+        for row in s
+        for channels in row
+        for start in range(0, len(channels), config.primary_dim)
+    ]
+    pairs = zip(dense["weight"], capsules, strict=True)
+    votes = [[matrix @ capsule for matrix in matrices] for matrices, capsule in pairs]
+    pose, _ = dynamic_routing(
+        votes,
+        config.num_iterations,
+        bias=dense["bias"] if config.routing_bias else None,
+        none_of_the_above=config.none_of_the_above,
+    )
+    return pose
+
+
+def decode(weights, pose, mask):
+    """Section 4.1 for one example: its pixels, one after the other."""
+    hidden = np.concatenate([m * v for m, v in zip(mask, pose, strict=True)])
+    layers = weights["decoder"]
+    *inner, last = [layers[f"Dense_{n}"] for n in range(len(layers))]
+    for layer in inner:
+        hidden = np.maximum(0, hidden @ layer["kernel"] + layer["bias"])
+    return 1 / (1 + np.exp(-(hidden @ last["kernel"] + last["bias"])))

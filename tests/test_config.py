@@ -5,11 +5,16 @@ import json
 import pathlib
 import re
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
 from capsjax import config as configs
 from capsjax import flags
 from capsjax.hosts import Hosts
+from capsjax.step import make_optimizer
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
 EXPERIMENT = EXPERIMENTS / "mnist.py"
@@ -26,7 +31,9 @@ def parse(*arguments):
     return flags.parse(["train", *arguments], "about")
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS.glob("*.py"), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted(EXPERIMENTS.glob("*.py")), ids=lambda path: path.stem
+)
 def test_every_recipe_is_valid_and_survives_json(path):
     variants = experiment(path).VARIANTS
     assert {"", "smoke"} <= set(variants)
@@ -226,3 +233,23 @@ def test_help_tells_the_flags(capsys):
         parse("--help")
     assert end.value.code == 0
     assert "--workdir" in capsys.readouterr().out
+
+
+def test_the_authors_rate_falls_by_4_percent_in_2000_steps_to_a_millionth():
+    config = experiment().get_config("authors")
+    optimizer = make_optimizer(config.optimizer, 500_000)
+    one, update = jnp.ones(()), jax.jit(optimizer.update)
+
+    def rate(step):
+        """Adam's update, when all gradients so far were one."""
+        state = optax.tree.set(
+            optimizer.init(one),
+            count=jnp.array(step),
+            mu=jnp.array(1 - 0.9**step),
+            nu=jnp.array(1 - 0.999**step),
+        )
+        return -update(one, state)[0]
+
+    for step in (0, 1_000, 2_000, 6_000, 100_000, 338_000):
+        np.testing.assert_allclose(rate(step), 1e-3 * 0.96 ** (step / 2_000), rtol=1e-4)
+    np.testing.assert_allclose(rate(400_000), 1e-6, rtol=1e-4)

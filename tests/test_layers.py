@@ -5,6 +5,7 @@ import pytest
 import reference
 
 from capsjax import DynamicRouting
+from capsjax.initializers import initializer
 from capsjax.layers import Decoder, DenseCaps, PrimaryCaps
 
 normal = jax.nn.initializers.normal
@@ -110,3 +111,38 @@ def test_layers_take_any_number_of_batch_axes(key, batch):
     assert capsules.shape == (*batch, 4, 4, 3, 4)
     flat = layer.apply(params, image.reshape(-1, 9, 9, 2))
     np.testing.assert_allclose(capsules.reshape(flat.shape), flat, rtol=1e-5, atol=1e-7)
+
+
+def test_the_scale_is_of_the_convolution_and_not_of_the_bias(key):
+    # In the authors' code one round of routing makes it the 32nd part.
+    image = jax.random.normal(key, (9, 7, 5))
+    layer = primary_caps(scale=1 / 32, bias_init=normal(0.1))
+    params = jax.jit(layer.init)(key, image)
+    kernel = np.asarray(params["params"]["conv"]["kernel"], np.float64)
+    bias = np.asarray(params["params"]["bias"], np.float64)
+    s = reference.convolve(np.asarray(image, np.float64), kernel, 2) / 32 + bias
+    expected = np.apply_along_axis(reference.squash, -1, s.reshape(4, 3, 3, 4))
+    actual = jax.jit(layer.apply)(params, image)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "deviation", "beyond", "longest"),
+    [
+        ("normal(0.1)", 0.1, 0.317311, (0.4, 0.7)),
+        # Drawn again beyond 0.2 and not made wider for it, as TensorFlow's: the
+        # deviation is sqrt(1 - 4 density(2) / 0.954500) times 0.1.
+        ("truncated_normal(0.1)", 0.0879626, 0.284768, (0.1999, 0.2000001)),
+    ],
+)
+def test_weights_are_drawn_as_the_initializer_s_name_says(
+    key, name, deviation, beyond, longest
+):
+    num_drawn = 400_000
+    drawn = np.asarray(initializer(name)(key, (num_drawn,)), np.float64)
+    # All within five standard errors, and this is one key.
+    assert abs(drawn.mean()) < 5 * deviation / num_drawn**0.5
+    assert abs(drawn.std() / deviation - 1) < 5 / (2 * num_drawn) ** 0.5
+    share = np.mean(np.abs(drawn) > 0.1)
+    assert abs(share - beyond) < 5 * (beyond * (1 - beyond) / num_drawn) ** 0.5
+    assert longest[0] < np.abs(drawn).max() < longest[1]

@@ -1,7 +1,11 @@
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference
 from flax import nnx
 from tiny import tiny_cnn
 
@@ -107,6 +111,144 @@ def test_class_capsules_start_short_enough_to_learn():
     params = jax.jit(model.init)(jax.random.key(0), image)
     length = jax.jit(lambda p, x: model.apply(p, x, method=model.encode))(params, image)
     assert 1e-4 < length.activation.mean() < 0.2
+
+
+SHAPE = (9, 12, 2)
+SMALLEST = {
+    "conv_features": 6,
+    "conv_kernel": 3,
+    "primary_types": 2,
+    "primary_dim": 4,
+    "primary_kernel": 3,
+    "class_dim": 5,
+    "decoder_features": (7, 11),
+    # Long capsules and biases that matter.
+    "initializers": configs.Initializers(
+        conv="normal(0.3)",
+        primary="normal(0.3)",
+        weight="normal(1.0)",
+        bias="normal(0.3)",
+        routing_bias=0.5,
+    ),
+}
+
+
+def smallest(key, **fields):
+    """A network of 24 primary capsules, its weights, and two images."""
+    model = make_model(configs.Model(**{**SMALLEST, **fields}), SHAPE, 3)
+    image = jax.random.uniform(key, (2, *SHAPE))
+    return model, jax.jit(model.init)(key, image), image
+
+
+def in_float64(tree):
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_iterations", 1),
+        ("primary_relu", True),
+        ("primary_scale", 0.5),
+        ("routing_bias", True),
+        ("none_of_the_above", True),
+        ("decoder_features", (8,)),
+    ],
+)
+def test_a_network_computes_what_its_config_says(key, field, value):
+    model, params, image = smallest(key, **{field: value})
+    mask = np.eye(3, dtype=np.float32)[[0, 2]]
+    routed, drawn = jax.jit(model.apply)(params, image, mask)
+    weights = in_float64(params["params"])
+    assert weights["conv"]["kernel"].shape == (3, 3, 2, 6)
+    assert weights["primary_caps"]["conv"]["kernel"].shape == (3, 3, 6, 8)
+    assert weights["class_caps"]["weight"].shape == (24, 3, 5, 4)
+    plain = configs.Model(**SMALLEST)
+    config = dataclasses.replace(plain, **{field: value})
+    widths = [len(layer["bias"]) for layer in weights["decoder"].values()]
+    assert widths == [*config.decoder_features, 9 * 12 * 2]
+    for n in range(2):
+        pose = reference.encode(weights, in_float64(image[n]), config)
+        np.testing.assert_allclose(routed.pose[n], pose, rtol=1e-5, atol=1e-6)
+        pixels = reference.decode(weights, pose, mask[n]).reshape(SHAPE)
+        np.testing.assert_allclose(drawn[n], pixels, rtol=1e-5, atol=1e-6)
+        if field != "decoder_features":
+            other = reference.encode(weights, in_float64(image[n]), plain)
+            assert np.abs(pose - other).max() > 0.01
+
+
+def test_stop_gradient_changes_the_gradient_and_nothing_else(key):
+    value, gradient = {}, {}
+    for stop in (False, True):
+        model, params, image = smallest(key, stop_gradient=stop)
+
+        def total(params, model=model, image=image):
+            return model.apply(params, image, method=model.encode).activation.sum()
+
+        value[stop], gradient[stop] = jax.jit(jax.value_and_grad(total))(params)
+    np.testing.assert_allclose(value[True], value[False], rtol=1e-6)
+    weights = in_float64(params["params"])
+    direction = np.random.default_rng(0).normal(size=(24, 3, 5, 4))
+
+    def total_after(step):
+        moved = {"weight": weights["class_caps"]["weight"] + step * direction}
+        config = configs.Model(**SMALLEST)
+        poses = [
+            reference.encode({**weights, "class_caps": moved}, in_float64(one), config)
+            for one in image
+        ]
+        return np.linalg.norm(poses, axis=-1).sum()
+
+    slope = (total_after(1e-5) - total_after(-1e-5)) / 2e-5
+    through, stopped = (
+        np.vdot(gradient[stop]["params"]["class_caps"]["weight"], direction)
+        for stop in (False, True)
+    )
+    np.testing.assert_allclose(through, slope, rtol=1e-4)
+    assert abs(stopped / slope - 1) > 0.01
+
+
+def test_the_compute_type_reaches_every_large_product(key):
+    single, params, image = smallest(key)
+    mixed, _, _ = smallest(key, compute_dtype="bfloat16")
+    features = jax.random.uniform(key, (2, 7, 10, 6))
+    pose, mask = jax.random.normal(key, (2, 3, 5)), jnp.ones((2, 3))
+    for product in (
+        lambda net: net.conv(image),
+        lambda net: net.primary_caps(features),
+        lambda net: net.decode(pose, mask),
+    ):
+        expected, actual = (
+            np.asarray(jax.jit(functools.partial(net.apply, method=product))(params))
+            for net in (single, mixed)
+        )
+        assert actual.dtype == np.float32
+        assert 1e-4 < np.abs(actual - expected).max() / np.abs(expected).max() < 0.03
+
+
+def test_every_initializer_of_a_config_reaches_its_own_weights(key):
+    starts = configs.Initializers(
+        conv="constant(1)",
+        primary="constant(2)",
+        weight="constant(3)",
+        decoder="constant(4)",
+        reconstruction="constant(5)",
+        bias="constant(6)",
+        routing_bias=7.0,
+    )
+    _, params, _ = smallest(key, initializers=starts, routing_bias=True)
+    values = jax.tree.map(lambda leaf: np.unique(leaf).tolist(), params["params"])
+    assert values == {
+        "conv": {"kernel": [1]},
+        "conv_bias": [6],
+        "primary_caps": {"conv": {"kernel": [2]}, "bias": [6]},
+        "class_caps": {"weight": [3], "bias": [7]},
+        "decoder": {
+            "Dense_0": {"kernel": [4], "bias": [6]},
+            "Dense_1": {"kernel": [4], "bias": [6]},
+            "Dense_2": {"kernel": [5], "bias": [6]},
+        },
+    }
 
 
 def test_bfloat16_changes_products_but_not_parameters_or_results(key):

@@ -1,5 +1,6 @@
 """One training step, several in one call, and what they may not depend on."""
 
+import functools
 import os
 import pathlib
 import subprocess
@@ -372,6 +373,79 @@ def test_the_whole_step_lowers_for_gpu_and_tpu():
         state, batches(2, 4, config)
     )
     assert "stablehlo.convolution" in exported.mlir_module()
+
+
+# Long capsules, so that it matters where a digit is and which of them is drawn.
+LONG = configs.Initializers(
+    primary="normal(0.3)", weight="normal(1.0)", decoder="normal(1.0)"
+)
+
+
+def shifted_by_hand(image, shifts):
+    padded = np.pad(image, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    pairs = zip(padded, np.asarray(shifts), strict=True)
+    return np.stack([one[2 - y : 30 - y, 2 - x : 30 - x] for one, (y, x) in pairs])
+
+
+def test_a_step_shifts_its_images_as_seed_and_step_say():
+    config = tiny(seed=3)
+    config.model.initializers = LONG
+    model, optimizer, state = made(config)
+    stacked = batches(1, 1, config)
+    step = mapped(make_train_chunk(make_train_step(model, optimizer, config)), 1)
+    metrics = step(state._replace(step=jnp.array(7)), stacked)[1].metrics
+    _, augment_key = jax.random.split(jax.random.key(3))
+    shifts = jax.random.randint(jax.random.fold_in(augment_key, 7), (8, 2), -2, 3)
+    image, label = stacked.image[0, 0], stacked.label[0, 0]
+    drawn_from = jax.jit(model.apply)
+
+    def error(image):
+        image = image / np.float32(255)
+        _, drawn = drawn_from(state.params, image, jnp.eye(10)[label])
+        return np.sum((np.asarray(drawn) - image) ** 2, axis=(1, 2, 3)).mean()
+
+    expected = error(shifted_by_hand(image, shifts))
+    np.testing.assert_allclose(metrics.reconstruction_loss[0], expected, rtol=1e-5)
+    assert abs(error(image) / expected - 1) > 1e-3
+
+
+def test_evaluation_takes_each_image_alone_unshifted_and_without_its_label():
+    config = tiny()
+    config.model.initializers = LONG
+    model, _, state = made(config)
+    dataset = load("mnist", "test").subset(np.arange(23))
+    step = parallel(evaluate.make_eval_step(model, config.loss))
+    actual = evaluate.evaluate(step, state.params, dataset, batch_size=8)
+    encode, decode = (
+        jax.jit(functools.partial(model.apply, method=method))
+        for method in (model.encode, model.decode)
+    )
+
+    def expected(images, mask=None):
+        """Margin loss, reconstruction loss and accuracy, image by image."""
+        each = []
+        for n, label in enumerate(dataset.label):
+            image = jnp.asarray(images[n : n + 1] / np.float32(255))
+            routed = encode(state.params, image)
+            length = np.linalg.norm(np.asarray(routed.pose[0], np.float64), axis=-1)
+            longest = int(length.argmax())
+            shown = longest if mask is None else mask[n]
+            drawn = decode(state.params, routed.pose, jnp.eye(10)[None, shown])
+            costs = 0.5 * np.maximum(0, length - 0.1) ** 2
+            costs[label] = max(0, 0.9 - length[label]) ** 2
+            error = np.sum((np.asarray(drawn, np.float64) - image) ** 2)
+            each.append((costs.sum(), error, longest == label))
+        return np.mean(each, axis=0)
+
+    margin, error, accuracy = expected(dataset.image)
+    np.testing.assert_allclose(actual.margin_loss, margin, rtol=1e-5)
+    np.testing.assert_allclose(actual.reconstruction_loss, error, rtol=1e-5)
+    np.testing.assert_allclose(actual.loss, margin + 0.0005 * error, rtol=1e-5)
+    np.testing.assert_allclose(actual.accuracy, accuracy, rtol=1e-6)
+    # Were it otherwise, this would show.
+    assert abs(expected(dataset.image, mask=dataset.label)[1] / error - 1) > 1e-3
+    moved = shifted_by_hand(dataset.image, np.tile([1, -1], (23, 1)))
+    assert abs(expected(moved)[0] / margin - 1) > 1e-3
 
 
 def test_bfloat16_trains_a_float32_state():

@@ -130,6 +130,44 @@ def test_a_finished_run_prints_its_result_and_can_be_extended(tmp_path, capsys):
     assert "going on after step 10 of 15" in capsys.readouterr().out
 
 
+def test_the_result_is_the_best_by_validation_and_tests_come_last(
+    tmp_path, monkeypatch
+):
+    config = tiny()
+    config.num_epochs, config.steps_per_dispatch = 3, 5
+    read, evaluated = [], []
+    real_batch, real_evaluate = train.Dataset.batch, train.evaluate
+
+    def batch(self, indices):
+        read.append(len(self))
+        return real_batch(self, indices)
+
+    def evaluate(step, params, dataset, **options):
+        """Of few images, and the validation says that the second epoch is the best."""
+        weights = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params)]
+        evaluated.append((len(dataset), weights))
+        few = dataset.subset(np.arange(48))
+        metrics = real_evaluate(step, params, few, **options)
+        if len(dataset) == 50:
+            metrics = metrics._replace(loss=(0.3, 0.2, 0.4)[len(evaluated) - 1])
+        return metrics
+
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    monkeypatch.setattr(train.Dataset, "batch", batch)
+    result = run(config, tmp_path)
+
+    sizes, weights = zip(*evaluated, strict=True)
+    assert sizes == (50, 50, 50, 10_000, 10_000)
+    assert weights[3:] == (weights[2], weights[1])
+    assert set(read[read.index(10_000) :]) == {10_000, 48}
+    last, best = lines(tmp_path, "test")
+    assert (last["step"], best["step"]) == (15, 10)
+    for told, row in ((result["test"], best), (result["test_of_last"], last)):
+        assert (told["step"], told["loss"]) == (row["step"], row["loss"])
+    # The last would be chosen if the test images had a say.
+    assert last["loss"] < best["loss"]
+
+
 def test_without_validation_the_last_checkpoint_is_the_result(tmp_path):
     config = tiny()
     config.data.num_validation = 0
