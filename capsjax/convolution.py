@@ -108,12 +108,12 @@ def _padding_pairs(padding, image_shape, kernel_shape, strides):
 def _choose_form(batch, kernel_shape, outputs, strides, dtype, is_prepared) -> str:
     # Measured by benchmarks/convolution.py. Below eight channels the transforms cost
     # more than they save, and below 300 outputs that of the kernel does. Where it has
-    # been done before, below 150; but below 400 in bfloat16, whose products are fast.
+    # been done before, below 100; but below 400 in bfloat16, whose products are fast.
     height, width, channels, _ = kernel_shape
     taps = max(ceil_div(kernel_shape, strides))
     fewest = 300
     if is_prepared:
-        fewest = 400 if dtype == jnp.bfloat16 else 150
+        fewest = 400 if dtype == jnp.bfloat16 else 100
     if channels < 8 or batch * math.prod(outputs) < fewest or taps == 1:
         return "patches"
     # XLA's own is slow in the gradient of strides, and for large windows.

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from capsjax import plots
 from capsjax.data import Dataset
@@ -17,6 +17,7 @@ from capsjax.run import Prediction, Run
 
 _NUM_STEPS = 11
 _MOST_MISTAKES = 20
+_NUM_OVERLAPS = 6
 
 
 class Coupling(NamedTuple):
@@ -127,6 +128,8 @@ def draw(
     save("confusion", plots.confusion(confusion, names))
     save("training", plots.training_curves(*_curves(run.workdir.read_metrics())))
     if dataset.is_multi_label:
+        if can_draw and dataset.source is not None and dataset.source.shape[1] == 2:
+            save("overlaps", _overlaps(run, dataset.label, image, prediction))
         return written
 
     all_wrong = np.flatnonzero(predicted != dataset.label)
@@ -175,6 +178,38 @@ def draw(
         titles = named(dataset.label[examples])
         save("couplings", plots.coupling_maps(shown, maps, titles, extent=extent))
     return written
+
+
+def _overlaps(
+    run: Run,
+    label: Bool[np.ndarray, "n classes"],
+    image: Float[Any, "n h w c"],
+    prediction: Prediction,
+) -> Any:
+    """Figure 5 of the paper: right answers, wrong ones, and what is not there."""
+    assert prediction.pose is not None
+    shown = np.nonzero(label)[1].reshape(-1, 2)
+    told = np.sort(np.argsort(-prediction.length, kind="stable")[:, :2])
+    is_right = (told == shown).all(-1)
+    right, wrong = (
+        np.flatnonzero(is_right == x)[:_NUM_OVERLAPS] for x in (True, False)
+    )
+    # Of a right one: one class that is there, and the next that is not.
+    asked = right[: _NUM_OVERLAPS // 2]
+    absent = np.array([np.flatnonzero(~label[n])[0] for n in asked], int)
+    pairs = [told[right], told[wrong], np.stack([shown[asked, 0], absent], axis=-1)]
+    kinds = ["right"] * len(right) + ["wrong"] * len(wrong) + ["asked"] * len(asked)
+    index, pair = np.concatenate([right, wrong, asked]), np.concatenate(pairs)
+    drawn = [run.draw(prediction.pose[index], pair[:, k]) for k in (0, 1)]
+
+    def named(classes: Any) -> str:
+        return ", ".join(run.class_names[k] for k in classes)
+
+    titles = [
+        (f"label {named(shown[n])}", f"{kind}: {named(both)}")
+        for n, both, kind in zip(index, pair, kinds, strict=True)
+    ]
+    return plots.overlaps(image[index], np.stack(drawn, axis=1), titles)
 
 
 def _curves(lines: list[dict[str, Any]]) -> list[np.ndarray]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -89,6 +90,35 @@ def reconstructions(
         )
     _name_row(grid[0], "image\nlabel above")
     _name_row(grid[1], "redrawn\nprediction above")
+    return figure
+
+
+def overlaps(
+    image: Float[Any, "n h w c"],
+    drawn: Float[Any, "n two h w c"],
+    title: Sequence[tuple[str, str]],
+) -> Figure:
+    """Images of two classes above what was drawn of each, one over the other.
+
+    As figure 5 of the paper; the first class is orange, the second blue.
+
+    Args:
+        image: The images, one a column.
+        drawn: What was drawn of two class capsules, alone.
+        title: Over each image and over what was drawn.
+    """
+    columns = len(image)
+    figure = Figure(figsize=(1.1 * columns + 1, 3.2), layout="constrained")
+    grid = figure.subplots(2, columns, squeeze=False)
+    colour = np.array([to_rgb(COLOURS[4]), to_rgb(COLOURS[5])])
+    brightness = np.asarray(drawn).mean(-1)
+    both = np.clip(np.einsum("nkhw,kc->nhwc", brightness, colour), 0, 1)
+    for column, one, coloured, texts in zip(grid.T, image, both, title, strict=True):
+        for axes, shown, text in zip(column, (one, coloured), texts, strict=True):
+            _show(axes, shown)
+            axes.set_title(text, fontsize=8)
+    _name_row(grid[0], "image")
+    _name_row(grid[1], "redrawn")
     return figure
 
 

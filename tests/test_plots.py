@@ -22,6 +22,7 @@ def test_any_number_of_images_of_any_kind(channels, number, tmp_path):
         [
             plots.samples(image, names),
             plots.reconstructions(image, image, names, ["b", *names[1:]]),
+            plots.overlaps(image, two, pairs),
             plots.mistakes(image, two, pairs, images(number, 2), names),
             plots.tweaks(
                 images(4, number, 20, 24, channels), low=-1.0, high=1.0, title="tweak"

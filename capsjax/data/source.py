@@ -5,13 +5,10 @@ import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from capsjax.data.dataset import Dataset, DatasetError
 from capsjax.data.generated import RECIPES, Generated
 from capsjax.data.idx import load_idx_folder, load_mnist
-from capsjax.data.image_file import fit
-from capsjax.data.image_folder import load_image_folder
 
 _SPLITS = ("train", "test")
 _IMAGE_FOLDER = "image_folder"
@@ -71,7 +68,10 @@ def load(
             f"data set {name!r} and path {str(path)!r} do not go together: the path is "
             f"that of an {_IMAGE_FOLDER!r}, which needs it"
         )
+    # Image files and TFDS take time to import, which other sets need not wait for.
     if name == _IMAGE_FOLDER:
+        from capsjax.data.image_folder import load_image_folder
+
         return load_image_folder(
             path, split, image_size=image_size, max_bytes=max_bytes
         )
@@ -112,6 +112,10 @@ def _resized(dataset: Dataset, image_size: int) -> Dataset:
     shape = (image_size, image_size)
     if image_size == 0 or dataset.image.shape[1:3] == shape:
         return dataset
+    from PIL import Image
+
+    from capsjax.data.image_file import fit
+
     image = np.empty((len(dataset), *shape, dataset.image_shape[-1]), np.uint8)
     for index, channel in np.ndindex(len(dataset), dataset.image_shape[-1]):
         pixels = Image.fromarray(dataset.image[index, ..., channel])
