@@ -286,8 +286,9 @@ def _load_test_set(runs: Sequence[Run], name: str | None) -> Dataset:
     """
     first = runs[0]
     data = first.config.data
+    folder = data.path if name in (None, data.name) else ""
     dataset = load(
-        name or data.name, "test", path=data.path, image_size=data.image_size
+        name or data.name, "test", path=folder, image_size=data.image_size
     ).fixed()
     for run in runs:
         path = run.workdir.path

@@ -3,7 +3,7 @@
 A grey network gets the image as MNIST's were made: light strokes on a dark ground, the
 longer side of what is drawn 20 of 28 pixels, the centre of mass in the middle. Where it
 is not plain whether it is dark on light, both are tried, and the longer capsule counts.
-A colour network gets the middle of the image, scaled.
+A colour network, or one of an image folder, gets the middle of the image, scaled.
 """
 
 import argparse
@@ -187,16 +187,23 @@ def _answer(run: Run, path: str, *, invert: bool | None) -> dict[str, Any] | Non
     """What is told of an image; None, with a line that says why, if it can't be."""
     try:
         image = read_image(path)
-        try:
-            fitted = [fit_image(image, run.image_shape, invert=invert)]
-        except UnclearGroundError:
-            both = (True, False)
-            fitted = [fit_image(image, run.image_shape, invert=i) for i in both]
+        fitted = _fitted(run, image, invert=invert)
     except ImageError as error:
         _fail(error)
         return None
     told = verdicts(run, run.predict(np.stack(fitted)))
     return {"file": path, **max(told, key=lambda one: max(one[_kind(one)].values()))}
+
+
+def _fitted(run: Run, image: Image.Image, *, invert: bool | None) -> list[np.ndarray]:
+    """As the run's own images were made; both ways where the ground is not plain."""
+    if run.config.data.name == "image_folder":
+        return [fit(image, run.image_shape)]
+    try:
+        return [fit_image(image, run.image_shape, invert=invert)]
+    except UnclearGroundError:
+        both = (True, False)
+        return [fit_image(image, run.image_shape, invert=ground) for ground in both]
 
 
 def _fail(error: Exception) -> int:

@@ -71,7 +71,13 @@ def _load_sets(
     """The images to train on, to validate and to test."""
     data = config.data
     train_set, test_set = (
-        load(data.name, split, path=data.path, image_size=data.image_size)
+        load(
+            data.name,
+            split,
+            path=data.path,
+            image_size=data.image_size,
+            max_bytes=int(config.max_gigabytes * 1e9),
+        )
         for split in ("train", "test")
     )
     if test_set.image_shape != train_set.image_shape:

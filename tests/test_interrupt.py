@@ -89,7 +89,7 @@ def test_afterwards_signals_are_python_s_again():
         signal.raise_signal(signal.SIGINT)
         assert interrupt.noted == signal.SIGINT
     assert signal.getsignal(signal.SIGINT) is before
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads  # Others may end meanwhile.
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
 

@@ -39,7 +39,7 @@ def read_image(path: str | Path) -> Image.Image:
 def _is_light(image: Image.Image) -> bool:
     opacity = np.asarray(image.getchannel("A"), np.float64)
     brightness = np.asarray(image.convert("L"), np.float64)
-    return (opacity * brightness).sum() > 127 * opacity.sum()
+    return bool((opacity * brightness).sum() > 127 * opacity.sum())
 
 
 def is_grey(path: str | Path) -> bool:
