@@ -344,12 +344,13 @@ def _from_dict(kind: type, values: Any, path: str) -> Any:
         raise ConfigError(f"{path} must be an object with fields, got {values!r}.")
     if unknown := sorted(values.keys() - fields.keys()):
         raise ConfigError(f"{path} has unknown fields: {', '.join(unknown)}.")
-    made = {}
+    section = kind()
     for name, value in values.items():
         if dataclasses.is_dataclass(fields[name].type):
             value = _from_dict(fields[name].type, value, f"{path}.{name}")  # pyright: ignore
-        made[name] = tuple(value) if isinstance(value, list) else value
-    return kind(**made)
+        # Of any type yet: that is for ``validate``.
+        setattr(section, name, tuple(value) if isinstance(value, list) else value)
+    return section
 
 
 def _check_types(path: str, section: Any) -> None:

@@ -8,6 +8,7 @@ agree in everything but the seed.
 
 import argparse
 import itertools
+import math
 import pathlib
 import statistics
 import sys
@@ -79,7 +80,10 @@ def read_run(path: str | pathlib.Path) -> Finished:
             ],
         )
         is_extended = result["num_epochs"] < config["num_epochs"]
-    except (KeyError, TypeError) as error:
+        # That they are numbers: of a damaged file anything may come.
+        math.fsum([run.best, run.last, run.seconds, run.num_parameters])
+        math.fsum(number for point in run.curve for number in point)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise WorkdirError(f"{path} is damaged: {error!r}.") from error
     if is_extended:
         raise WorkdirError(f"{path} has not ended: it goes on for more epochs.")

@@ -109,6 +109,18 @@ def test_what_has_not_ended_is_refused(made, tmp_path, capsys):
     assert "damaged" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("value", [None, "9", [], 10**400], ids=type)
+@pytest.mark.parametrize("name", ["seconds", "num_parameters", "accuracy"])
+def test_a_result_of_other_types_is_told(made, capsys, name, value):
+    path = made("a")
+    result = json.loads((path / "result.json").read_text())
+    (result["test"] if name == "accuracy" else result)[name] = value
+    (path / "result.json").write_text(json.dumps(result))
+    assert report.main([str(path)]) == 1
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "damaged" in told
+
+
 def test_the_curves_are_drawn(made, tmp_path):
     figure = tmp_path / "curves.png"
     paths = [made("a"), made("b", seed=1), made("c", variant="paper")]

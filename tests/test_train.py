@@ -198,7 +198,7 @@ def test_what_does_not_fit_is_told_before_anything_is_written(tmp_path):
         run(config, folder)
     config = tiny()
     config.model.conv_features, config.model.primary_types = 2**16, 2**10
-    with pytest.raises(configs.ConfigError, match=r"parameters; at most"):
+    with pytest.raises(configs.ConfigError, match=r"max_gigabytes=16.0: training needs"):
         run(config, folder)
     config = tiny()
     config.num_epochs = 2**31 // 5 + 1
