@@ -213,7 +213,9 @@ def test_what_does_not_fit_is_told_before_anything_is_written(tmp_path):
 
 def ending(path, **options):
     """What a run ends with that stops at any validation."""
-    result = run(tiny(stop_at=1e-3, **options), path)
+    config = tiny(stop_at=1e-3, **options)
+    config.data.num_validation = 100  # In which there is every class.
+    result = run(config, path)
     del result["seconds"]
     return result
 
