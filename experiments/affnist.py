@@ -15,7 +15,8 @@ minute.
 
 References: the paper reports 79 % for its CapsNet and 66 % for its CNN.
 
-RESULTS
+Results: none yet. affNIST itself could not be downloaded where this was written; only
+``smoke`` has been run.
 """
 
 from capsjax.config import Config, Optimizer, make_smoke, require_variant

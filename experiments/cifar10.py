@@ -11,7 +11,8 @@ Variants: ``smoke``, a minute.
 
 References: the paper reports 10.6 % wrong with seven networks.
 
-RESULTS
+Results: none yet. The set could not be downloaded where this was written; its reader is
+tested on small archives of the same layout.
 """
 
 from capsjax.config import Config, Data, Model, Optimizer, make_smoke, require_variant

@@ -8,7 +8,7 @@ Any folder of four IDX archives will do, for instance that of Debian's package
 
 Variants: ``smoke``, a minute.
 
-RESULTS
+Results: none yet. Only ``smoke`` has been run.
 """
 
 from capsjax.config import Config, Optimizer, make_smoke, require_variant

@@ -13,7 +13,7 @@ Variants: ``smoke``, a minute.
 
 References: the paper reports 5.2 % of wrong digits, and 8.1 % of its CNN.
 
-RESULTS
+Results: none yet. Only ``smoke`` has been run.
 """
 
 from capsjax.config import Config, Optimizer, make_smoke, require_variant

@@ -9,7 +9,8 @@ Variants: ``smoke``, a minute.
 
 References: the paper reports 2.7 % wrong.
 
-RESULTS
+Results: none yet. The set could not be downloaded where this was written; its reader is
+tested on small archives of the same layout.
 """
 
 from capsjax.config import Config, Data, Optimizer, make_smoke, require_variant
