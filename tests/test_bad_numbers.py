@@ -73,6 +73,7 @@ def recipe(**options):
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", POISONS)
 def test_a_bad_step_changes_nothing_but_the_count(monkeypatch, part):
     config = recipe()
@@ -109,6 +110,7 @@ def test_a_bad_step_changes_nothing_but_the_count(monkeypatch, part):
     )
 
 
+@pytest.mark.slow
 def test_the_run_stops_with_step_part_and_batch(tmp_path, monkeypatch):
     config = recipe()
     train_set = poison(monkeypatch, config, POISONS["margin loss"])
@@ -142,6 +144,7 @@ def test_a_skipped_step_is_told_and_not_in_the_metrics(tmp_path, monkeypatch, ca
     assert steps == [1, 2, 3, 4, 5, 6, 8, 9, 10]
 
 
+@pytest.mark.slow
 def test_a_run_that_skips_everything_stops(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "_MOST_SKIPPED", 4)
     monkeypatch.setattr(train, "_MOST_BAD_BATCHES", 2)

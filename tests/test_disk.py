@@ -13,6 +13,8 @@ from capsjax import train
 from capsjax.run import load_run
 from capsjax.workdir import Workdir, WorkdirError
 
+pytestmark = pytest.mark.slow  # they train one first
+
 ROOT = pathlib.Path(__file__).parents[1]
 ARGUMENTS = (
     "train",

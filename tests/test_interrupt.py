@@ -83,6 +83,8 @@ def test_it_stops_also_where_nobody_reads_what_it_says(number_of_signals):
 
 
 def test_afterwards_signals_are_python_s_again():
+    # A shell may have started the tests with it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.getsignal(signal.SIGINT)
     threads = threading.active_count()
     with noticed() as interrupt:

@@ -13,6 +13,8 @@ from capsjax.data import Dataset, load
 from capsjax.measure import measure
 from capsjax.workdir import Workdir
 
+pytestmark = pytest.mark.slow  # they train one first
+
 
 def trained(path, dataset, config):
     """The folder of a run on a data set of this process, and its result."""
@@ -153,7 +155,7 @@ def test_the_command_tells_both_figures_of_several_classes(
     assert "60 test images of pairs" in out
     assert f"; {result['test']['label_accuracy']:.2%} of the classes found" in out
     names = {file.stem for file in (path / "figures").iterdir()}
-    assert names == {"samples", "confusion", "training"}
+    assert names == {"samples", "confusion", "training", "overlaps"}
 
 
 def test_what_is_measured_of_the_baseline_is_written_down(baseline):

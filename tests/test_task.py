@@ -52,7 +52,7 @@ def test_the_data_set_is_asked_for_as_the_config_says(monkeypatch):
     config = tiny()
     config.data = configs.Data("image_folder", "photos", 28, num_validation=0)
     task.make_task(config)
-    options = {"path": "photos", "image_size": 28}
+    options = {"path": "photos", "image_size": 28, "max_bytes": 16 * 10**9}
     assert asked == [
         (("image_folder", "train"), options),
         (("image_folder", "test"), options),

@@ -198,7 +198,9 @@ def test_what_does_not_fit_is_told_before_anything_is_written(tmp_path):
         run(config, folder)
     config = tiny()
     config.model.conv_features, config.model.primary_types = 2**16, 2**10
-    with pytest.raises(configs.ConfigError, match=r"max_gigabytes=16.0: training needs"):
+    with pytest.raises(
+        configs.ConfigError, match=r"max_gigabytes=16.0: training needs"
+    ):
         run(config, folder)
     config = tiny()
     config.num_epochs = 2**31 // 5 + 1
@@ -316,6 +318,7 @@ def test_sigterm_saves_and_ends_with_143(tmp_path):
     assert (tmp_path / "checkpoints" / str(step) / "commit_success.txt").exists()
 
 
+@pytest.mark.slow
 def test_the_command_learns_real_digits_and_goes_on_after_ctrl_c(tmp_path):
     arguments = (*SMALL, f"--workdir={tmp_path}")
     first = command(*arguments)

@@ -39,6 +39,8 @@ def read_image(path: str | Path) -> Image.Image:
 def _is_light(image: Image.Image) -> bool:
     opacity = np.asarray(image.getchannel("A"), np.float64)
     brightness = np.asarray(image.convert("L"), np.float64)
+    if opacity.min() >= 128:  # There is no ground to be seen through.
+        return False
     return bool((opacity * brightness).sum() > 127 * opacity.sum())
 
 
