@@ -114,6 +114,7 @@ def resumed(workdir, monkeypatch):
     return states[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_the_newest_whole_step_is_used_and_one_line_tells(
     damage, tiny_run, workdir, tmp_path, monkeypatch, capsys
@@ -147,6 +148,7 @@ def test_the_newest_whole_step_is_used_and_one_line_tells(
     assert "warning" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_bytes_flipped_anywhere_are_found_or_of_no_use(tiny_run, tmp_path, monkeypatch):
     """In every data file of a step, at many places."""
     like = resumed(copied(tiny_run, tmp_path / "whole"), monkeypatch)
