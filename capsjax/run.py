@@ -52,7 +52,6 @@ class Run:
     """
 
     def __init__(self, workdir: Workdir):
-        workdir.require_plain_files()
         self.workdir, self.config = workdir, workdir.read_config()
         about = workdir.read_json(workdir.dataset)
         try:

@@ -120,6 +120,7 @@ class Workdir:
             WorkdirError: If the folder holds another configuration's run, naming the
                 fields that differ, or holds something that is not a run.
         """
+        self.require_plain_files()
         if not self.config.exists():
             # An empty folder is left by a process that was killed as it began.
             has_saved = self.checkpoints.exists() and any(self.checkpoints.iterdir())
@@ -151,8 +152,10 @@ class Workdir:
         """The configuration of the run that is here.
 
         Raises:
-            WorkdirError: If there is none, or it can't be read.
+            WorkdirError: If there is none, it can't be read, or something in the folder
+                is neither a file nor a folder.
         """
+        self.require_plain_files()
         if not self.config.exists():
             raise WorkdirError(
                 f"{self.path} holds no run: there is no {self.config.name} in it."

@@ -10,6 +10,7 @@ from rights import as_nobody, public_folder
 
 from capsjax import config as configs
 from capsjax.metrics import MetricWriter, Progress
+from capsjax.report import read_run
 from capsjax.run import load_run
 from capsjax.workdir import (
     Workdir,
@@ -121,7 +122,11 @@ def test_a_pipe_in_the_folder_is_refused_instead_of_waited_for(tmp_path):
     with pytest.raises(WorkdirError, match=told), Workdir(tmp_path).locked():
         pass
     with pytest.raises(WorkdirError, match=told):
+        Workdir(tmp_path).check(configs.Config())
+    with pytest.raises(WorkdirError, match=told):
         load_run(tmp_path)
+    with pytest.raises(WorkdirError, match=told):
+        read_run(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, "[1, 2", "9" * 5000])
