@@ -13,7 +13,8 @@ Variants: ``smoke``, a minute.
 
 References: the paper reports 5.2 % of wrong digits, and 8.1 % of its CNN.
 
-Results: none yet. Only ``smoke`` has been run.
+Results: none yet. Only ``smoke`` has been run: both digits of 45.49 %, 70.68 % of the
+digits, in 51 seconds.
 """
 
 from capsjax.config import Config, Optimizer, make_smoke, require_variant
