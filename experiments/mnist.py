@@ -51,12 +51,13 @@ validation; the losses are not of the same formula, so that only the accuracies 
 One seed each: differences of 0.1 % are within what seeds do.
 
 Every other test evaluation so far (but those of ``smoke`` and of the tutorial's narrow
-network, which are tested with every run of CI, about 96.8 and 98.5 %) is of a forerunner of the plain recipe, at 0.001 and
-0.999, on the same machine: of 5 epochs (commit 3a38063, seed 0, about 25 minutes of two
-shared cores) validation 99.42 %, test 99.41 %, loss 0.019886; and of six runs of two
-epochs (commit 6d2aa0f) that compare float32 with bfloat16 by their validation
-(docs/performance.md), 99.13, 98.99, 99.03 % in float32 and 99.14, 99.02, 99.01 % in
-bfloat16 (seeds 0, 1, 2). None of them chose anything.
+network, which are tested with every run of CI, about 96.8 and 98.5 %) is of a
+forerunner of the plain recipe, at 0.001 and 0.999, on the same machine: of 5 epochs
+(commit 3a38063, seed 0, about 25 minutes of two shared cores) validation 99.42 %, test
+99.41 %, loss 0.019886; and of six runs of two epochs (commit 6d2aa0f) that compare
+float32 with bfloat16 by their validation (docs/performance.md), 99.13, 98.99, 99.03 %
+in float32 and 99.14, 99.02, 99.01 % in bfloat16 (seeds 0, 1, 2). None of them chose
+anything.
 """
 
 from capsjax.config import (
