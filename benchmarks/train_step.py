@@ -18,6 +18,8 @@ images are random bytes; a step is everything from fetching the batch to Adam, a
 also shifts the images. `ms` is one step's, `cpu ms` the processor time of all threads,
 `images/s` the rate, all medians over the rounds; `spread` is the middle half.
 
+What `GLIBC_TUNABLES` is set to holds for all rows but those of the table `pages`.
+
 `of limit` compares with the time that the work's multiplications (as the formulas have
 them) would take at the rate of one large product in the same type, or its bytes at the
 memory's, whichever is longer; both are rows of the same table. More than 100 % means
@@ -44,14 +46,9 @@ TYPED_PARTS = ("conv", "primary", "decoder")
 OTHER_PARTS = ("augmentation", "squash", "routing", "adam")
 DTYPES = ("float32", "bfloat16")
 # Large pages, and freed memory kept: what glibc does without privilege.
-PAGES = {"large pages": "glibc.malloc.hugetlb=1"}
-PAGES["large pages, kept"] = ":".join(
-    [
-        PAGES["large pages"],
-        "glibc.malloc.mmap_max=0",
-        f"glibc.malloc.trim_threshold={2**40}",
-    ]
-)
+LARGE = "glibc.malloc.hugetlb=1"
+KEPT = f"{LARGE}:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold={2**40}"
+PAGES = {"usual pages": "", "large pages": LARGE, "large pages, kept": KEPT}
 
 
 class Contender(NamedTuple):
@@ -61,7 +58,7 @@ class Contender(NamedTuple):
     options: dict
     program: str = "capsjax"
     rounds: int = 1000
-    tunables: str = ""
+    environment: dict = {}
 
     def command(self, torch_python):
         script = [sys.executable, FOLDER / "worker.py", "--program", self.program]
@@ -83,7 +80,7 @@ class Worker:
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             contender.command(torch_python),
-            env=os.environ | {"GLIBC_TUNABLES": contender.tunables},
+            env=os.environ | contender.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
@@ -148,28 +145,29 @@ def limits(arguments):
 
 def layers(arguments, batch):
     """The step and its parts, which keep their memory, as within a step."""
-    rows, kept = [], {"tunables": PAGES["large pages, kept"]}
+    rows, kept = [], {"GLIBC_TUNABLES": KEPT}
     for dtype in arguments.dtypes:
         options = {"batch": batch, "dtype": dtype}
         step = options | {"work": "train", "steps": arguments.steps}
         rows.append(Contender(f"capsjax {dtype}", step))
         for part in TYPED_PARTS:
             work = options | {"work": part}
-            rows.append(Contender(f"{part} {dtype}", work, **kept))
+            rows.append(Contender(f"{part} {dtype}", work, environment=kept))
     for part in OTHER_PARTS:
-        rows.append(Contender(part, {"batch": batch, "work": part}, **kept))
+        rows.append(Contender(part, {"batch": batch, "work": part}, environment=kept))
     return rows
 
 
 def pages(arguments, batch):
     options = {"work": "train", "batch": batch, "steps": arguments.steps}
-    settings = {"usual pages": "", **PAGES}
     return [
         Contender(
-            f"capsjax {dtype}, {name}", options | {"dtype": dtype}, tunables=value
+            f"capsjax {dtype}, {name}",
+            options | {"dtype": dtype},
+            environment={"GLIBC_TUNABLES": value},
         )
         for dtype in arguments.dtypes
-        for name, value in settings.items()
+        for name, value in PAGES.items()
     ]
 
 
