@@ -260,7 +260,7 @@ def plain_train(arguments):
     def call():
         nonlocal held
         batch = dataset.batch(rng.integers(0, len(dataset), arguments.batch))
-        *held, loss = plain_jax.train_step(*held, *batch)
+        *held, loss = plain_jax.train_step(*held, batch.image, batch.label)
         return float(loss)
 
     work = {"images": arguments.batch}
@@ -291,7 +291,7 @@ def check(arguments):
         length = plain_jax.class_lengths(params, batch.image)
         held, losses = (params, plain_jax.OPTIMIZER.init(params)), []
         for _ in range(4):
-            *held, loss = plain_jax.train_step(*held, *batch)
+            *held, loss = plain_jax.train_step(*held, batch.image, batch.label)
             losses.append(float(loss))
     else:
         np.savez(arguments.file, **for_torch(params), **images_for_torch(batch))
