@@ -58,7 +58,10 @@ class Contender(NamedTuple):
     options: dict
     program: str = "capsjax"
     rounds: int = 1000
-    environment: dict = {}
+    tunables: str | None = None  # None: what they are outside
+
+    def environment(self):
+        return {} if self.tunables is None else {"GLIBC_TUNABLES": self.tunables}
 
     def command(self, torch_python):
         script = [sys.executable, FOLDER / "worker.py", "--program", self.program]
@@ -80,7 +83,7 @@ class Worker:
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             contender.command(torch_python),
-            env=os.environ | contender.environment,
+            env=os.environ | contender.environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
@@ -145,16 +148,16 @@ def limits(arguments):
 
 def layers(arguments, batch):
     """The step and its parts, which keep their memory, as within a step."""
-    rows, kept = [], {"GLIBC_TUNABLES": KEPT}
+    rows = []
     for dtype in arguments.dtypes:
         options = {"batch": batch, "dtype": dtype}
         step = options | {"work": "train", "steps": arguments.steps}
         rows.append(Contender(f"capsjax {dtype}", step))
         for part in TYPED_PARTS:
             work = options | {"work": part}
-            rows.append(Contender(f"{part} {dtype}", work, environment=kept))
+            rows.append(Contender(f"{part} {dtype}", work, tunables=KEPT))
     for part in OTHER_PARTS:
-        rows.append(Contender(part, {"batch": batch, "work": part}, environment=kept))
+        rows.append(Contender(part, {"batch": batch, "work": part}, tunables=KEPT))
     return rows
 
 
@@ -164,7 +167,7 @@ def pages(arguments, batch):
         Contender(
             f"capsjax {dtype}, {name}",
             options | {"dtype": dtype},
-            environment={"GLIBC_TUNABLES": value},
+            tunables=value,
         )
         for dtype in arguments.dtypes
         for name, value in PAGES.items()

@@ -8,6 +8,7 @@ averaged. ``--data`` names another data set of the same classes and image shape.
 """
 
 import argparse
+import dataclasses
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,13 @@ from capsjax.checkpoint import CheckpointError
 from capsjax.compilation import keep_compiled_programs
 from capsjax.data import Batch, Dataset, DatasetError, load
 from capsjax.data.augment import crop_middle, scale_to_unit
-from capsjax.measure import Metrics, image_metrics, measure, measure_probability
+from capsjax.measure import (
+    Metrics,
+    found,
+    image_metrics,
+    measure,
+    measure_probability,
+)
 from capsjax.models import BaselineCNN, Network, mask_longest
 from capsjax.ops import safe_norm
 from capsjax.parallel import AXIS, my_shares
@@ -32,6 +39,7 @@ from capsjax.workdir import WorkdirError
 
 # A capsule is dead if it was never longer, saturated if it was never shorter.
 DEAD, SATURATED = 0.05, 0.95
+ROUNDS = (1, 2, 3, 5, 8)
 
 
 def make_eval_step(model: Network, loss: configs.Loss) -> Callable[..., Metrics]:
@@ -144,6 +152,34 @@ def primary_lengths(run: Run, dataset: Dataset) -> Lengths:
     return Lengths(np.max(longest, axis=0), np.min(shortest, axis=0))
 
 
+def accuracy_by_rounds(
+    run: Run, dataset: Dataset, rounds: Sequence[int] = ROUNDS
+) -> dict[int, float]:
+    """Accuracy if the same weights route in so many rounds each."""
+    model: Any = run.model
+    each = [
+        model.clone(routing=dataclasses.replace(model.routing, num_iterations=number))
+        for number in rounds
+    ]
+
+    @jax.jit
+    def num_right(params: Any, batch: Batch) -> list[Array]:
+        image, _ = _middle(batch, model)
+        primary = model.apply(params, image, method=model.primary)
+        return [
+            found(one.apply(params, primary, method=one.route).activation, batch.label)[
+                0
+            ].sum()
+            for one in each
+        ]
+
+    right: Any = sum(
+        np.asarray(num_right(run.params, batch), np.float64)
+        for _, batch in _batches(run, dataset)
+    )
+    return dict(zip(rounds, (right / len(dataset)).tolist(), strict=True))
+
+
 class Evaluation(NamedTuple):
     """What a network, or several together, make of a data set.
 
@@ -155,6 +191,7 @@ class Evaluation(NamedTuple):
             those that were taken for them, both in the order of the classes.
         primary: Lengths of the primary capsules of one network, if it has any.
         classes: Lengths of the class capsules, if there are any.
+        by_rounds: Accuracy by the number of rounds of routing, if there is routing.
     """
 
     metrics: Metrics
@@ -162,6 +199,7 @@ class Evaluation(NamedTuple):
     confusion: Any
     primary: Lengths | None = None
     classes: Lengths | None = None
+    by_rounds: dict[int, float] | None = None
 
 
 def evaluate_run(run: Run, dataset: Dataset) -> Evaluation:
@@ -175,6 +213,7 @@ def evaluate_run(run: Run, dataset: Dataset) -> Evaluation:
     return evaluation._replace(
         primary=primary_lengths(run, dataset),
         classes=Lengths(length.max(0), length.min(0)),
+        by_rounds=accuracy_by_rounds(run, dataset),
     )
 
 
@@ -275,6 +314,9 @@ def _tell(dataset: Dataset, evaluation: Evaluation) -> None:
                 f"(never longer than {DEAD}), {lengths.num_saturated} saturated (never "
                 f"shorter than {SATURATED})"
             )
+    if evaluation.by_rounds is not None:
+        each = (f"{n}: {share:.2%}" for n, share in evaluation.by_rounds.items())
+        print(f"accuracy by rounds of routing, weights as they are: {', '.join(each)}")
 
 
 def _load_test_set(runs: Sequence[Run], name: str | None) -> Dataset:
@@ -338,6 +380,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = [load_run(path) for path in arguments.workdir]
         dataset = _load_test_set(runs, arguments.data)
         print(f"{len(dataset)} test images of {dataset.name}")
+        for run in () if arguments.data else runs:
+            if told := run.workdir.other_images({"test": dataset.identity()}):
+                print(f"beware: {run.workdir.path} {told}")
         members = []
         for run in runs:
             members.append(evaluate_run(run, dataset))
@@ -355,8 +400,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             folder = runs[0].workdir.figures
             if arguments.data:
                 folder /= re.sub(r"[^\w.-]+", "-", arguments.data).strip(".-")
-            _, prediction, confusion, *_ = evaluation
-            written = figures.draw(runs[0], dataset, prediction, confusion, folder)
+            _, prediction, confusion, *_, by_rounds = evaluation
+            written = figures.draw(
+                runs[0], dataset, prediction, confusion, by_rounds, folder
+            )
             print(f"{len(written)} figures in {folder}")
     except (WorkdirError, CheckpointError, OSError, ValueError) as error:
         print(f"capsjax.evaluate: error: {error}", file=sys.stderr)

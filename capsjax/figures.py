@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -27,10 +28,12 @@ class Coupling(NamedTuple):
         coupling: The couplings of every round.
         share: What each primary capsule gives to the longest class capsule of the last
             round: coupling times the vote's component along that round's pose.
+        logit_change: The mean size of what the round adds to a logit.
     """
 
     coupling: Float[Array, "round n i j"]
     share: Float[Array, "round n i"]
+    logit_change: Float[Array, " round"]
 
     @property
     def entropy(self) -> Float[np.ndarray, "round n i"]:
@@ -44,12 +47,15 @@ class Coupling(NamedTuple):
         return -np.sum(c * np.log2(np.where(c > 0, c, 1)), axis=-1)
 
 
-def couplings(run: Run, image: Float[Any, "n h w c"]) -> Coupling:
+def couplings(
+    run: Run, image: Float[Any, "n h w c"], num_iterations: int | None = None
+) -> Coupling:
     """Routes images and keeps every round's couplings; holds all votes.
 
     Args:
         run: Whose network.
         image: Some images, with pixels from 0 to 1.
+        num_iterations: Rounds of routing; by default those of the network.
     """
     weights = dict(run.params["params"]["class_caps"])
     model: Any = run.model
@@ -59,15 +65,18 @@ def couplings(run: Run, image: Float[Any, "n h w c"]) -> Coupling:
     routing = model.routing
     rounds = [
         dataclasses.replace(routing, num_iterations=r + 1)(votes, parameters=weights)
-        for r in range(routing.num_iterations)
+        for r in range(num_iterations or routing.num_iterations)
     ]
     winner = jnp.argmax(rounds[-1].activation, axis=-1)
-    shares = []
+    shares, changes = [], []
     for routed in rounds:
         direction = routed.pose / safe_norm(routed.pose, keepdims=True)
         along = jnp.einsum("nijd,njd->nij", votes, direction) * routed.coupling
         shares.append(jnp.take_along_axis(along, winner[:, None, None], -1)[..., 0])
-    return Coupling(jnp.stack([r.coupling for r in rounds]), jnp.stack(shares))
+        agreement = jnp.einsum("nijd,njd->nij", votes, routed.pose)
+        changes.append(jnp.abs(agreement).mean())
+    coupling = jnp.stack([routed.coupling for routed in rounds])
+    return Coupling(coupling, jnp.stack(shares), jnp.stack(changes))
 
 
 def tweaked(
@@ -92,6 +101,7 @@ def draw(
     dataset: Dataset,
     prediction: Prediction,
     confusion: Int[np.ndarray, "n n"],
+    by_rounds: Mapping[int, float] | None,
     folder: pathlib.Path,
 ) -> list[pathlib.Path]:
     """Draws everything that there is, and tells which files were written.
@@ -101,6 +111,7 @@ def draw(
         dataset: The test images.
         prediction: What the run's network makes of them.
         confusion: How often each class (a row) was taken for which (a column).
+        by_rounds: Accuracy by the number of rounds, if there is routing.
         folder: For the figures.
     """
     names = dataset.class_names
@@ -127,6 +138,11 @@ def draw(
     save("samples", plots.samples(image[:30], titles))
     save("confusion", plots.confusion(confusion, names))
     save("training", plots.training_curves(*_curves(run.workdir.read_metrics())))
+    some = image[: min(64, len(image))]
+    if by_rounds is not None:
+        change = np.asarray(couplings(run, some, max(by_rounds)).logit_change)
+        usual = run.config.model.num_iterations
+        save("rounds", plots.rounds(by_rounds, change, usual=usual))
     if dataset.is_multi_label:
         if can_draw and dataset.source is not None and dataset.source.shape[1] == 2:
             save("overlaps", _overlaps(run, dataset.label, image, prediction))
@@ -168,8 +184,8 @@ def draw(
             figure = plots.tweaks(rows, **limits, title=f"{names[label]}, tweaked")
             save(f"tweak-{label}-{limit}", figure)
 
-    some = couplings(run, image[: min(64, len(image))])
-    entropy = some.entropy.reshape(len(some.entropy), -1)
+    entropy = couplings(run, some).entropy
+    entropy = entropy.reshape(len(entropy), -1)
     choices = len(names) + run.config.model.none_of_the_above
     save("entropy", plots.coupling_entropy(entropy, num_classes=choices))
     if examples:

@@ -135,7 +135,7 @@ def measure(
         error = jnp.sum(error.reshape(len(margin), -1), axis=-1)
         total = total + loss.reconstruction_weight * error
     return Metrics(
-        total, *_found(length, label), margin_loss=margin, reconstruction_loss=error
+        total, *found(length, label), margin_loss=margin, reconstruction_loss=error
     )
 
 
@@ -150,16 +150,16 @@ def measure_probability(
     """
     own = jnp.take_along_axis(log_probability, label[:, None], axis=-1)
     entropy = -own[:, 0]
-    return Metrics(entropy, *_found(log_probability, label), cross_entropy=entropy)
+    return Metrics(entropy, *found(log_probability, label), cross_entropy=entropy)
 
 
-def _found(
+def found(
     activation: Float[Array, "batch n"], label: Label
 ) -> tuple[Float[Array, " batch"], Float[Array, " batch"] | None]:
-    """Accuracy and label accuracy."""
+    """Accuracy and label accuracy of each image, as of ``Metrics``."""
     if label.ndim == 1:
         is_right = jnp.argmax(activation, axis=-1) == label
         return is_right.astype(jnp.float32), None
     count = jnp.sum(label, axis=-1)
-    found = jnp.sum(mask_longest(activation, count) * label, axis=-1)
-    return (found == count).astype(jnp.float32), found / jnp.maximum(count, 1)
+    taken = jnp.sum(mask_longest(activation, count) * label, axis=-1)
+    return (taken == count).astype(jnp.float32), taken / jnp.maximum(count, 1)

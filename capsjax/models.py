@@ -157,7 +157,10 @@ class CapsNet(nn.Module):
         Raises:
             ValueError: As of ``primary``.
         """
-        primary = self.primary(image)
+        return self.route(self.primary(image))
+
+    def route(self, primary: Float[Array, "*batch H W t d"]) -> Routed:
+        """The class capsules that primary capsules vote for."""
         capsules = primary.reshape(*primary.shape[:-4], -1, primary.shape[-1])
         return self.class_caps(capsules)
 

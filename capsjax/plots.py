@@ -300,6 +300,33 @@ def coupling_entropy(entropy: Float[Any, "round n"], *, num_classes: int) -> Fig
     return figure
 
 
+def rounds(
+    accuracy: Mapping[int, float], logit_change: Float[Any, " round"], *, usual: int
+) -> Figure:
+    """What more rounds of routing bring: accuracy, and what each adds to the logits.
+
+    As figure B.1 of the paper on the right.
+
+    Args:
+        accuracy: From 0 to 1, by the number of rounds.
+        logit_change: The mean size of what each round adds to a logit.
+        usual: The number of rounds that the network has learnt with.
+    """
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot([*accuracy], [100 * share for share in accuracy.values()], "o-")
+    left.set(xlabel="rounds of routing", ylabel="accuracy, %")
+    right.semilogy(np.arange(1, len(logit_change) + 1), logit_change, "o-")
+    right.set(xlabel="round of routing", ylabel="mean change of a logit")
+    for axes in (left, right):
+        axes.lines[0].set_color(COLOURS[0])
+        axes.axvline(usual, color=COLOURS[1], linestyle="--", label="as learnt")
+        axes.set_xticks(range(1, max(accuracy) + 1))
+        axes.grid(visible=True, which="both", alpha=0.2)
+    left.legend()
+    return figure
+
+
 def coupling_maps(
     image: Float[Any, "n h w c"],
     share: Float[Any, "round n H W"],

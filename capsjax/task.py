@@ -1,7 +1,7 @@
 """What a run learns and from what, checked before anything is written."""
 
 import importlib.util
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,20 @@ class Task(NamedTuple):
             return 1
         source = self.train_set.batch(np.arange(1)).source
         return None if source is None else source.shape[1]
+
+    def about(self) -> dict[str, Any]:
+        """What ``dataset.json`` holds."""
+        sets = {"train": self.train_set, "validation": self.validation_set}
+        sets["test"] = self.test_set
+        return {
+            "name": self.train_set.name,
+            "image_shape": self.train_set.image_shape,
+            "class_names": self.train_set.class_names,
+            "num_shown": self.num_shown,
+            "splits": {
+                name: one.identity() for name, one in sets.items() if one is not None
+            },
+        }
 
 
 def make_task(config: configs.Config) -> Task:

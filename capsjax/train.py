@@ -80,11 +80,16 @@ def train(
     configs.validate(config)
     task = make_task(config)
     _require_countable(config, len(task.train_set))
-    workdir.check(config)
+    about = task.about()
+    workdir.check(config, about["splits"])
     result = _finished(config, workdir)
     # All have looked before the first of them writes.
     require_same(
-        {"their configuration": config, "whether it has ended": result is None}
+        {
+            "their configuration": config,
+            "their images": about,
+            "whether it has ended": result is None,
+        }
     )
     if result is not None:
         say(f"{workdir.path} is finished; its result stays.")
@@ -95,9 +100,10 @@ def train(
     with noticed(signals) as interrupt, contextlib.ExitStack() as stack:
         if is_writer():
             stack.enter_context(workdir.locked())
-            workdir.check(config)  # Again: what came first may be another run.
+            # Again: what came first may be another run.
+            workdir.check(config, about["splits"])
         wait_for_all("the folder is this run's")
-        run = _Run(config, task, workdir, stack, interrupt)
+        run = _Run(config, task, about, workdir, stack, interrupt)
         agree_to_stop(interrupt, run.num_chunks)
         while not run.has_ended and interrupt.signal is None:
             before = run.step
@@ -122,6 +128,7 @@ class _Run:
         self,
         config: configs.Config,
         task: Task,
+        about: dict[str, Any],
         workdir: Workdir,
         stack: contextlib.ExitStack,
         interrupt: Interrupt,
@@ -146,15 +153,7 @@ class _Run:
             )
         if is_writer():
             write_json(workdir.config, configs.to_dict(config))
-            write_json(
-                workdir.dataset,
-                {
-                    "name": self.train_set.name,
-                    "image_shape": self.train_set.image_shape,
-                    "class_names": self.train_set.class_names,
-                    "num_shown": task.num_shown,
-                },
-            )
+            write_json(workdir.dataset, about)
         self.writer = MetricWriter(
             workdir.metrics if is_writer() else None,
             step=self.step,

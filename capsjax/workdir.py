@@ -2,8 +2,8 @@
 
 =====================  =================================================================
 ``config.json``        the configuration, written when the run starts
-``dataset.json``       what it is trained on: name, image shape, class names, and how
-                       many of these each image shows
+``dataset.json``       what it is trained on: name, image shape, class names, how many
+                       of these each image shows, and the images of each split
 ``metrics.jsonl``      one JSON object a line, see ``capsjax.metrics``
 ``checkpoints/``       the latest state and the best by validation loss
 ``result.json``        what came out, once the run has ended
@@ -21,7 +21,7 @@ import pathlib
 import socket
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from capsjax import config as configs
@@ -113,12 +113,21 @@ class Workdir:
                         "device; no run has written it. Remove it."
                     )
 
-    def check(self, config: configs.Config) -> None:
-        """Compares the configuration with that of the run that is there, if any.
+    def check(
+        self,
+        config: configs.Config,
+        splits: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Compares configuration and images with those of the run that is there.
+
+        Args:
+            config: The configuration.
+            splits: What ``Dataset.identity`` tells of each split.
 
         Raises:
             WorkdirError: If the folder holds another configuration's run, naming the
-                fields that differ, or holds something that is not a run.
+                fields that differ, or one on other images, or something that is not a
+                run.
         """
         self.require_plain_files()
         if not self.config.exists():
@@ -147,6 +156,30 @@ class Workdir:
                 f"{'; '.join(final)}. Choose another --workdir. (Only "
                 f"{', '.join(configs.CHANGEABLE)} may change when a run goes on.)"
             )
+        if told := self.other_images(splits or {}):
+            raise WorkdirError(
+                f"{self.path} {told}. Put them back, or choose another --workdir."
+            )
+
+    def other_images(self, splits: Mapping[str, Mapping[str, Any]]) -> str | None:
+        """Tells how a split differs from that of the run that is here.
+
+        Args:
+            splits: What ``Dataset.identity`` tells of each.
+
+        Returns:
+            Words to follow the run's name; None if nothing is known to differ.
+        """
+        try:
+            there = self.read_json(self.dataset)["splits"]
+            before = {name: dict(there[name]) for name in splits}
+        except (WorkdirError, KeyError, TypeError, ValueError):
+            return None  # There is none, it is damaged, or older than this.
+        for name, now in splits.items():
+            if before[name].get("fingerprint") != now["fingerprint"]:
+                changed = _what_changed(before[name].get("files"), now.get("files"))
+                return f"is of other {name} images: {changed}"
+        return None
 
     def read_config(self) -> configs.Config:
         """The configuration of the run that is here.
@@ -192,6 +225,18 @@ class Workdir:
         if not read:
             raise WorkdirError(f"{self.metrics} has no line yet.")
         return read
+
+
+def _what_changed(before: Any, now: Any) -> str:
+    was, has = (
+        {*map(str, one)} if isinstance(one, list) else set() for one in (before, now)
+    )
+    told = [
+        f"{min(names)} {word}" + (f" and {len(names) - 1} more" if names[1:] else "")
+        for word, names in (("is gone", [*was - has]), ("is new", [*has - was]))
+        if names
+    ]
+    return "; ".join(told) or "pixels or labels are not what they were"
 
 
 def default_path(config: configs.Config) -> pathlib.Path:

@@ -81,7 +81,12 @@ def like_of(workdir):
     model = make_model(config.model, image_shape, num_classes)
     steps_per_epoch = config.data.num_train // config.batch_size
     optimizer = make_optimizer(config.optimizer, config.num_epochs * steps_per_epoch)
-    return jax.jit(lambda: init_state(model, optimizer, config))()
+    shapes = jax.eval_shape(lambda: init_state(model, optimizer, config))
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+        shapes,
+    )
 
 
 def outcome(path):

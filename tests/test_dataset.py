@@ -1,5 +1,7 @@
 """The one type of every data set, and what it refuses."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -26,6 +28,19 @@ def test_a_subset_is_a_data_set_of_the_same_name_and_classes():
     assert subset.name == "small"
     assert subset.class_names == ("a", "b", "c")
     np.testing.assert_array_equal(subset.image[:, 0, 0, 0], [20, 8])
+
+
+def test_other_images_labels_or_files_are_told_apart():
+    dataset = small_dataset()
+    assert dataset.identity() == small_dataset().identity()
+    assert dataset.identity()["num_images"] == 6
+    for one in ("image", "label"):
+        changed = getattr(dataset, one).copy()
+        changed.flat[1] = 0
+        other = dataclasses.replace(dataset, **{one: changed}).identity()
+        assert other["fingerprint"] != dataset.identity()["fingerprint"]
+    named = dataclasses.replace(dataset, files=np.array([f"{n}.png" for n in range(6)]))
+    assert named.subset(np.array([5, 2])).identity()["files"] == ["5.png", "2.png"]
 
 
 def test_a_data_set_does_not_print_its_images():

@@ -73,6 +73,27 @@ def test_couplings_are_those_of_the_network(run, few):
     np.testing.assert_allclose(squashed, expected, rtol=1e-4)
 
 
+def test_rounds_are_those_of_another_routing(run, few):
+    trained = run.config.model.num_iterations
+    accuracy = evaluate.accuracy_by_rounds(run, few, (1, trained))
+    assert accuracy[trained] == (run.predict(few.image).label == few.label).mean()
+    # One round is the average of the votes; the next adds what agrees with its pose.
+    image = jnp.asarray(few.image[:5]) / 255
+    primary = run.model.apply(run.params, image, method=run.model.primary)
+    weight = run.params["params"]["class_caps"]["weight"]
+    capsules = primary.reshape(5, -1, primary.shape[-1])
+    votes = np.einsum("nic,ijcd->nijd", capsules, weight)
+    pose = squash(votes.mean(1) * votes.shape[1] / 10)
+    right = (np.linalg.norm(pose, axis=-1).argmax(-1) == few.label[:5]).mean()
+    assert evaluate.accuracy_by_rounds(run, few.subset(np.arange(5)), (1,)) == {
+        1: pytest.approx(right)
+    }
+    change = figures.couplings(run, image, 2).logit_change
+    expected = np.abs(np.einsum("nijd,njd->nij", votes, pose)).mean()
+    assert change.shape == (2,)
+    np.testing.assert_allclose(change[0], expected, rtol=1e-4)
+
+
 def test_the_middle_of_a_tweak_is_the_reconstruction(run, few):
     label, _, pose = run.predict(few.image[:1])
     rows = figures.tweaked(run, pose[0, label[0]], label[0], low=-0.5, high=0.5)
@@ -90,11 +111,12 @@ def test_the_command_prints_and_draws(tiny_run, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "300 test images" in printed
     assert "capsules:" in printed
+    assert "accuracy by rounds of routing" in printed
     folder = tiny_run / "figures"
     names = {path.stem for path in folder.iterdir()}
     assert names >= {
         *("samples", "reconstructions", "training", "confusion"),
-        *("mistakes", "entropy", "couplings"),
+        *("mistakes", "entropy", "couplings", "rounds"),
     }
     assert any(name.startswith("tweak-") for name in names)
     for path in folder.iterdir():

@@ -68,3 +68,11 @@ def test_validation_curves_name_each_recipe_once():
     (axes,) = figure.axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [10, 5])
+
+
+def test_rounds_are_drawn_with_those_that_were_learnt():
+    figure = plots.rounds({1: 0.5, 3: 0.9}, np.array([1.0, 0.1, 0.01]), usual=3)
+    accuracy, change = figure.axes
+    np.testing.assert_allclose(accuracy.lines[0].get_xydata(), [[1, 50], [3, 90]])
+    np.testing.assert_allclose(change.lines[0].get_xdata(), [1, 2, 3])
+    assert {axes.lines[1].get_xdata()[0] for axes in figure.axes} == {3}

@@ -1,5 +1,6 @@
 """The order of things in a run, and a real run on real digits."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -14,10 +15,11 @@ import pytest
 from tiny import made, tiny
 
 from capsjax import config as configs
-from capsjax import train
+from capsjax import task, train
 from capsjax.checkpoint import Checkpoints
+from capsjax.data import load
 from capsjax.measure import Metrics
-from capsjax.workdir import Workdir
+from capsjax.workdir import Workdir, WorkdirError
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -128,6 +130,23 @@ def test_a_finished_run_prints_its_result_and_can_be_extended(tmp_path, capsys):
     result = run(config, tmp_path)
     assert result["test_of_last"]["step"] == 15
     assert "going on after step 10 of 15" in capsys.readouterr().out
+
+
+def test_a_run_goes_on_with_its_own_images_only(tmp_path, monkeypatch):
+    run(tiny(), tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.json*")}
+
+    def load_others(*arguments, **options):
+        dataset = load(*arguments, **options)
+        return dataclasses.replace(dataset, image=255 - dataset.image)
+
+    monkeypatch.setattr(task, "load", load_others)
+    config = tiny()
+    config.num_epochs = 3
+    told = "is of other train images: pixels or labels are not what they were"
+    with pytest.raises(WorkdirError, match=told):
+        run(config, tmp_path)
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_the_result_is_the_best_by_validation_and_tests_come_last(

@@ -49,6 +49,34 @@ def test_epochs_and_logging_may_change_and_tuples_are_lists(tmp_path):
     workdir.check(config)
 
 
+def test_a_run_goes_on_with_its_own_images_only(tmp_path):
+    workdir, config = Workdir(tmp_path), configs.Config()
+
+    def images(fingerprint, *numbers):
+        files = [f"cats/{number}.png" for number in numbers]
+        return {"test": {"fingerprint": fingerprint, "files": files}}
+
+    workdir.check(config, images("a", 1, 2))  # There is no run yet.
+    write_json(workdir.config, configs.to_dict(config))
+    write_json(workdir.dataset, {"splits": images("a", 1, 2)})
+    workdir.check(config, images("a", 1, 2))
+    with pytest.raises(
+        WorkdirError,
+        match=r"of other test images: cats/1.png is gone; cats/3.png is new and 1 more",
+    ):
+        workdir.check(config, images("b", 2, 3, 4))
+    with pytest.raises(WorkdirError, match="pixels or labels are not what they were"):
+        workdir.check(config, images("b", 1, 2))
+    with pytest.raises(WorkdirError, match=r"cats/3.png is new\. Put them back"):
+        workdir.check(config, images("b", 1, 2, 3))
+    for told in ("{", "3", "{}", '{"splits": 3}', '{"splits": {"test": [[]]}}'):
+        workdir.dataset.write_text(told)
+        workdir.check(config, images("b", 1, 2))
+    workdir.dataset.write_text('{"splits": {"test": {"files": [[]]}}}')
+    with pytest.raises(WorkdirError, match=r"\[\] is gone"):
+        workdir.check(config, images("b"))
+
+
 @pytest.mark.parametrize("damaged", ["", "[]", "{", "\xff"])
 def test_a_damaged_configuration_is_told(tmp_path, damaged):
     workdir = Workdir(tmp_path)

@@ -1,6 +1,7 @@
 """The one type that every data set becomes: arrays in memory, checked once."""
 
 import dataclasses
+import hashlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +39,7 @@ class Dataset:
         class_names: One name for each class.
         source: Where each image shows the same number of classes, what each looks like
             alone, in the order of the classes: uint8 ``[n s h w c]``.
+        files: Where each image is a file, what it is called, ``[n]``.
 
     Raises:
         DatasetError: There is no image, the arrays have another type or rank, their
@@ -50,6 +52,7 @@ class Dataset:
     label: np.ndarray = dataclasses.field(repr=False)
     class_names: tuple[str, ...]
     source: np.ndarray | None = dataclasses.field(default=None, repr=False)
+    files: np.ndarray | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self):
         _check_array(self.name, "image", self.image, np.uint8, "n h w c")
@@ -125,6 +128,13 @@ class Dataset:
         """How many classes there are."""
         return len(self.class_names)
 
+    def identity(self) -> dict[str, Any]:
+        """What tells these images from others: a fingerprint, and names if any."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.image).data)
+        digest.update(np.ascontiguousarray(self.label).data)
+        told = {"num_images": len(self), "fingerprint": digest.hexdigest()[:16]}
+        return told if self.files is None else {**told, "files": self.files.tolist()}
+
     def batch(self, indices: Int[np.ndarray, "*batch"]) -> Batch:
         """Returns the images and labels at ``indices``, in their order."""
         source = None if self.source is None else self.source[indices]
@@ -132,7 +142,8 @@ class Dataset:
 
     def subset(self, indices: Int[np.ndarray, " m"]) -> "Dataset":
         """Returns a data set of the images at ``indices``, in their order."""
-        return dataclasses.replace(self, **self.batch(indices)._asdict())
+        files = None if self.files is None else self.files[indices]
+        return dataclasses.replace(self, **self.batch(indices)._asdict(), files=files)
 
     def in_epoch(self, seed: int, epoch: int) -> "Dataset":
         """Returns itself: these images are the same for every seed in every epoch."""

@@ -9,6 +9,7 @@ came before.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -66,6 +67,10 @@ class Generated:
     def num_classes(self) -> int:
         """How many classes there are."""
         return self.base.num_classes
+
+    def identity(self) -> dict[str, Any]:
+        """That of the images from which others are made."""
+        return self.base.identity()
 
     def batch(self, indices: Int[np.ndarray, "*batch"]) -> Batch:
         """Makes the images at ``indices``, in their order.

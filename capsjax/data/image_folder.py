@@ -151,4 +151,7 @@ def _read(
     for row, file in zip(image, _flat(files), strict=True):
         row[...] = fit(read_image(file), shape)
     label = [class_names.index(of) for of in files for _ in files[of]]
-    return Dataset(name, image, np.array(label, np.int32), class_names)
+    names = [f"{file.parent.name}/{file.name}" for file in _flat(files)]
+    return Dataset(
+        name, image, np.array(label, np.int32), class_names, files=np.array(names)
+    )
