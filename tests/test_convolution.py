@@ -89,6 +89,7 @@ def slope(actual, expected) -> float:
 
 
 @pytest.mark.parametrize("case", SHAPES)
+@pytest.mark.numerics
 def test_every_form_is_the_direct_convolution_with_its_gradients(key, case):
     image_shape, kernel_shape, *how = SHAPES[case]
     image, kernel, gradient = draw(key, image_shape, kernel_shape, *how)
@@ -132,6 +133,7 @@ def paper_reference(image, kernel, gradient, stride):
 
 # The tile of the rule changes with the batch, so two batches are needed.
 @pytest.mark.parametrize("batch", [4, 40])
+@pytest.mark.numerics
 def test_primary_capsules_are_exact_at_the_paper_s_own_size(key, batch):
     how = (2, 2), "VALID"
     operands = draw(key, (batch, 20, 20, 256), (9, 9, 256, 256), *how)
@@ -386,6 +388,7 @@ def test_float64_stays_float64(key, case):
         assert error(a, e) < 1e-14
 
 
+@pytest.mark.numerics
 def test_bfloat16_operands_give_bfloat16(key, case):
     image_shape, kernel_shape, *how = case
     operands = [
@@ -399,6 +402,7 @@ def test_bfloat16_operands_give_bfloat16(key, case):
 
 
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+@pytest.mark.numerics
 def test_a_prepared_kernel_gives_the_same_numbers(key, case, dtype):
     image_shape, kernel_shape, *how = case
     image, kernel, _ = draw(key, image_shape, kernel_shape, *how)

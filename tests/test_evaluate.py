@@ -82,7 +82,7 @@ def test_rounds_are_those_of_another_routing(run, few):
     primary = run.model.apply(run.params, image, method=run.model.primary)
     weight = run.params["params"]["class_caps"]["weight"]
     capsules = primary.reshape(5, -1, primary.shape[-1])
-    votes = np.einsum("nic,ijcd->nijd", capsules, weight)
+    votes = np.einsum("nic,ijdc->nijd", capsules, weight)
     pose = squash(votes.mean(1) * votes.shape[1] / 10)
     right = (np.linalg.norm(pose, axis=-1).argmax(-1) == few.label[:5]).mean()
     assert evaluate.accuracy_by_rounds(run, few.subset(np.arange(5)), (1,)) == {

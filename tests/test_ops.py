@@ -18,6 +18,7 @@ def vectors(length, dim=8, count=50):
 
 
 @pytest.mark.parametrize("dim", [1, 2, 8, 257])
+@pytest.mark.numerics
 def test_safe_norm_is_exact_from_1e_16_to_1e18(dim):
     for length in LENGTHS:
         x = vectors(length, dim)
@@ -26,6 +27,7 @@ def test_safe_norm_is_exact_from_1e_16_to_1e18(dim):
 
 
 @pytest.mark.parametrize("dim", [1, 2, 8, 257])
+@pytest.mark.numerics
 def test_squash_is_exact_relative_to_its_length(dim):
     # Below 1e-16 the squashed length, its square, would leave float32.
     for length in LENGTHS:
@@ -36,6 +38,7 @@ def test_squash_is_exact_relative_to_its_length(dim):
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3, 8, 16, 1024])
+@pytest.mark.numerics
 def test_a_squashed_vector_is_at_most_2_ulp_longer_than_one(dim):
     for length in LENGTHS:
         v = np.asarray(squash(vectors(length, dim, 500)), np.float64)
@@ -61,6 +64,7 @@ def test_a_zero_vector_does_not_disturb_its_neighbours():
 
 
 @pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.numerics
 def test_norm_gradient_is_the_unit_vector_at_every_length(length):
     x = vectors(length)
     gradient = jax.grad(lambda x: safe_norm(x).sum())(x)
@@ -70,6 +74,7 @@ def test_norm_gradient_is_the_unit_vector_at_every_length(length):
 
 
 @pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.numerics
 def test_squash_jacobian_is_exact_relative_to_its_size(length):
     x = vectors(length, 4, 1)[0].astype(np.float64)
     n = np.linalg.norm(x)
@@ -88,6 +93,7 @@ def test_second_derivatives_are_finite_everywhere(function):
 
 
 @pytest.mark.parametrize("function", [safe_norm, squash])
+@pytest.mark.numerics
 def test_first_and_second_derivatives_equal_finite_differences(function):
     with jax.enable_x64(True):
         for length in [0.01, 0.7, 1.0, 1.3, 30.0]:

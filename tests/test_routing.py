@@ -88,6 +88,7 @@ def test_any_number_of_batch_axes_gives_the_same(key, route):
 
 
 @algorithms
+@pytest.mark.numerics
 def test_float32_equals_float64_to_rounding(key, route):
     votes = jax.random.normal(key, (3, 20, 4, 5))
     single = route(votes)
@@ -118,6 +119,7 @@ def test_activation_is_the_length_of_the_pose(key, route):
 @pytest.mark.parametrize("num_iterations", [1, 2, 3, 5])
 @pytest.mark.parametrize("none_of_the_above", [False, True])
 @pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.numerics
 def test_routing_follows_procedure_1(key, num_iterations, none_of_the_above, has_bias):
     votes = jax.random.normal(key, (2, 12, 4, 5))
     bias = 0.3 * jax.random.normal(key, (4, 5)) if has_bias else None
@@ -134,6 +136,7 @@ def test_routing_follows_procedure_1(key, num_iterations, none_of_the_above, has
         np.testing.assert_allclose(routed.coupling[n], coupling, rtol=1e-5)
 
 
+@pytest.mark.numerics
 def test_routing_follows_procedure_1_at_the_papers_size(key):
     votes = 0.1 * jax.random.normal(key, (2, 1152, 10, 16))
     routed = routing(votes)
@@ -167,6 +170,7 @@ FORMS = [*({"remat": remat} for remat in REMATS), {"unroll": 2}, {"unroll": True
 
 
 @pytest.mark.parametrize("stop_gradient", [False, True])
+@pytest.mark.numerics
 def test_all_forms_of_the_loop_give_the_same_values_and_gradients(key, stop_gradient):
     votes = jax.random.normal(key, (2, 9, 4, 5))
 
@@ -215,6 +219,7 @@ def test_gradient_flows_through_every_round():
         check_grads(jax.jit(lambda v: routing(v).pose), (votes,), order=1, atol=1e-6)
 
 
+@pytest.mark.numerics
 def test_stopped_gradient_is_that_of_fixed_couplings(key):
     votes = jax.random.normal(key, (6, 3, 4))
     bias = jnp.full((3, 4), 0.1)

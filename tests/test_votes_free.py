@@ -129,6 +129,7 @@ def assert_close(actual, expected, rtol=2e-6):
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.numerics
 def test_poses_and_all_gradients_are_those_of_the_plain_form(key, name):
     case = CASES[name]
     operands, gradient = draw(key, case)
@@ -141,6 +142,7 @@ def test_poses_and_all_gradients_are_those_of_the_plain_form(key, name):
     ("platform", "block_bytes"),
     [(votes_free.CPU, 1), (votes_free.OTHER, 2**14), (votes_free.OTHER, 2**30)],
 )
+@pytest.mark.numerics
 def test_the_size_of_the_blocks_and_the_platform_change_nothing(
     key, monkeypatch, platform, block_bytes
 ):
@@ -163,6 +165,7 @@ def test_zero_capsules_give_zero_poses_and_zero_gradients(key):
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e6])
+@pytest.mark.numerics
 def test_extreme_capsules_give_finite_poses_and_gradients(key, scale):
     (capsules, weight, bias), gradient = draw(key, SINGULAR)
     operands = scale * capsules, weight, bias
