@@ -40,7 +40,7 @@ _SECONDS_UNTIL_IT_HANGS = 60
 
 def fuzzed(share):
     """Settings for so large a part of the examples that are asked for in all."""
-    asked = int(os.environ.get("FUZZ_EXAMPLES", "250"))
+    asked = int(os.environ.get("FUZZ_EXAMPLES", "150"))
     return settings(
         max_examples=max(1, round(share * asked)),
         deadline=None,
