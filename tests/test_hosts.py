@@ -20,9 +20,6 @@ from kill_and_resume import outcome
 from capsjax import train
 from capsjax.hosts import Hosts, HostsError, join, require_same
 
-# All by one worker, where there are several: what `whole` comes to is made once.
-pytestmark = pytest.mark.xdist_group("hosts")
-
 ROOT = pathlib.Path(__file__).parents[1]
 RECIPE = (
     "--config=experiments/mnist.py:smoke",

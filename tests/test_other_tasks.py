@@ -155,7 +155,7 @@ def test_the_command_tells_both_figures_of_several_classes(
     assert "60 test images of pairs" in out
     assert f"; {result['test']['label_accuracy']:.2%} of the classes found" in out
     names = {file.stem for file in (path / "figures").iterdir()}
-    assert names == {"samples", "confusion", "training", "overlaps"}
+    assert names == {"samples", "confusion", "training", "rounds", "overlaps"}
 
 
 def test_what_is_measured_of_the_baseline_is_written_down(baseline):
