@@ -140,9 +140,11 @@ def draw(
     save("training", plots.training_curves(*_curves(run.workdir.read_metrics())))
     some = image[: min(64, len(image))]
     if by_rounds is not None:
-        change = np.asarray(couplings(run, some, max(by_rounds)).logit_change)
+        more = couplings(run, some, max(by_rounds))
+        changes = np.abs(np.diff(more.coupling, axis=0)).mean(axis=(1, 2, 3))
         usual = run.config.model.num_iterations
-        save("rounds", plots.rounds(by_rounds, change, usual=usual))
+        figure = plots.rounds(by_rounds, more.logit_change, changes, usual=usual)
+        save("rounds", figure)
     if dataset.is_multi_label:
         if can_draw and dataset.source is not None and dataset.source.shape[1] == 2:
             save("overlaps", _overlaps(run, dataset.label, image, prediction))

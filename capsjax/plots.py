@@ -301,29 +301,41 @@ def coupling_entropy(entropy: Float[Any, "round n"], *, num_classes: int) -> Fig
 
 
 def rounds(
-    accuracy: Mapping[int, float], logit_change: Float[Any, " round"], *, usual: int
+    accuracy: Mapping[int, float],
+    logit_change: Float[Any, " round"],
+    coupling_change: Float[Any, " fewer"],
+    *,
+    usual: int,
 ) -> Figure:
-    """What more rounds of routing bring: accuracy, and what each adds to the logits.
+    """What more rounds of routing bring: accuracy, and what each round changes.
 
-    As figure B.1 of the paper on the right.
+    On the right is figure B.1 of the paper. There the changes fall from round to round;
+    by Procedure 1 those of the logits need not: once the poses have settled, each round
+    adds the same agreement again.
 
     Args:
         accuracy: From 0 to 1, by the number of rounds.
         logit_change: The mean size of what each round adds to a logit.
+        coupling_change: The mean change of a coupling, from each round to the next.
         usual: The number of rounds that the network has learnt with.
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot([*accuracy], [100 * share for share in accuracy.values()], "o-")
     left.set(xlabel="rounds of routing", ylabel="accuracy, %")
-    right.semilogy(np.arange(1, len(logit_change) + 1), logit_change, "o-")
-    right.set(xlabel="round of routing", ylabel="mean change of a logit")
+    for what, change, style, colour in (
+        ("of a logit", logit_change, "o-", COLOURS[0]),
+        ("of a coupling", coupling_change, "s:", COLOURS[2]),
+    ):
+        number = np.arange(1, len(change) + 1)
+        right.semilogy(number, change, style, color=colour, label=what)
+    right.set(xlabel="by round", ylabel="mean change")
+    left.lines[0].set_color(COLOURS[0])
     for axes in (left, right):
-        axes.lines[0].set_color(COLOURS[0])
         axes.axvline(usual, color=COLOURS[1], linestyle="--", label="as learnt")
         axes.set_xticks(range(1, max(accuracy) + 1))
         axes.grid(visible=True, which="both", alpha=0.2)
-    left.legend()
+        axes.legend()
     return figure
 
 

@@ -71,8 +71,9 @@ def test_validation_curves_name_each_recipe_once():
 
 
 def test_rounds_are_drawn_with_those_that_were_learnt():
-    figure = plots.rounds({1: 0.5, 3: 0.9}, np.array([1.0, 0.1, 0.01]), usual=3)
+    figure = plots.rounds({1: 0.5, 3: 0.9}, np.ones(3), np.array([0.1, 0.01]), usual=3)
     accuracy, change = figure.axes
     np.testing.assert_allclose(accuracy.lines[0].get_xydata(), [[1, 50], [3, 90]])
-    np.testing.assert_allclose(change.lines[0].get_xdata(), [1, 2, 3])
-    assert {axes.lines[1].get_xdata()[0] for axes in figure.axes} == {3}
+    np.testing.assert_allclose(change.lines[0].get_xydata(), [[1, 1], [2, 1], [3, 1]])
+    np.testing.assert_allclose(change.lines[1].get_xydata(), [[1, 0.1], [2, 0.01]])
+    assert {axes.lines[-1].get_xdata()[0] for axes in figure.axes} == {3}
