@@ -10,6 +10,7 @@ averaged. ``--data`` names another data set of the same classes and image shape.
 import argparse
 import dataclasses
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -34,8 +35,9 @@ from capsjax.measure import (
 from capsjax.models import BaselineCNN, Network, mask_longest
 from capsjax.ops import safe_norm
 from capsjax.parallel import AXIS, my_shares
+from capsjax.provenance import provenance
 from capsjax.run import Prediction, Run, load_run
-from capsjax.workdir import WorkdirError
+from capsjax.workdir import WorkdirError, write_json
 
 # A capsule is dead if it was never longer, saturated if it was never shorter.
 DEAD, SATURATED = 0.05, 0.95
@@ -153,7 +155,7 @@ def primary_lengths(run: Run, dataset: Dataset) -> Lengths:
 
 
 def accuracy_by_rounds(
-    run: Run, dataset: Dataset, rounds: Sequence[int] = ROUNDS
+    run: Run, dataset: Dataset, rounds: Sequence[int]
 ) -> dict[int, float]:
     """Accuracy if the same weights route in so many rounds each."""
     model: Any = run.model
@@ -202,18 +204,27 @@ class Evaluation(NamedTuple):
     by_rounds: dict[int, float] | None = None
 
 
-def evaluate_run(run: Run, dataset: Dataset) -> Evaluation:
-    """Everything that is told of a run, but the figures."""
+def evaluate_run(
+    run: Run, dataset: Dataset, *, looks_inside: bool = True
+) -> Evaluation:
+    """Everything that is told of a run, but the figures.
+
+    Args:
+        run: Whose network.
+        dataset: The images.
+        looks_inside: Whether to tell of capsules and routing, if there are any.
+    """
     parts = [run.predict(batch.image) for _, batch in _batches(run, dataset)]
     prediction: Prediction = jax.tree.map(lambda *part: np.concatenate(part), *parts)
     evaluation = _evaluation(run, dataset, prediction)
-    if isinstance(run.model, BaselineCNN):
+    if isinstance(run.model, BaselineCNN) or not looks_inside:
         return evaluation
     length = prediction.length
+    rounds = sorted({*ROUNDS, run.config.model.num_iterations})
     return evaluation._replace(
         primary=primary_lengths(run, dataset),
         classes=Lengths(length.max(0), length.min(0)),
-        by_rounds=accuracy_by_rounds(run, dataset),
+        by_rounds=accuracy_by_rounds(run, dataset, rounds),
     )
 
 
@@ -282,12 +293,12 @@ def _confusion(label: np.ndarray, length: Float[np.ndarray, "m n"]) -> np.ndarra
 
 def _summary(metrics: Metrics, num_images: int) -> str:
     wrong = round(num_images * (1 - metrics.accuracy))
-    found = ""
+    several = ""
     if metrics.label_accuracy is not None:
-        found = f"; {metrics.label_accuracy:.2%} of the classes found"
+        several = f"; {metrics.label_accuracy:.2%} of the classes found"
     return (
         f"loss {metrics.loss:.6f}, accuracy {metrics.accuracy:.2%} "
-        f"({wrong} wrong){found}"
+        f"({wrong} wrong){several}"
     )
 
 
@@ -319,6 +330,20 @@ def _tell(dataset: Dataset, evaluation: Evaluation) -> None:
         print(f"accuracy by rounds of routing, weights as they are: {', '.join(each)}")
 
 
+def _about(
+    runs: Sequence[Run], dataset: Dataset, evaluation: Evaluation
+) -> dict[str, Any]:
+    by_rounds = evaluation.by_rounds or {}
+    return {
+        "data": {"name": dataset.name, **dataset.identity()},
+        "runs": [{"path": str(run.workdir.path), "step": run.step} for run in runs],
+        **evaluation.metrics.known(),
+        "accuracy_by_rounds": {str(n): share for n, share in by_rounds.items()},
+        "confusion": evaluation.confusion.tolist(),
+        **provenance(),
+    }
+
+
 def _load_test_set(runs: Sequence[Run], name: str | None) -> Dataset:
     """The first run's test images, or those of another data set, if they fit all.
 
@@ -330,7 +355,11 @@ def _load_test_set(runs: Sequence[Run], name: str | None) -> Dataset:
     data = first.config.data
     folder = data.path if name in (None, data.name) else ""
     dataset = load(
-        name or data.name, "test", path=folder, image_size=data.image_size
+        name or data.name,
+        "test",
+        path=folder,
+        image_size=data.image_size,
+        max_bytes=int(first.config.max_gigabytes * 1e9),
     ).fixed()
     for run in runs:
         path = run.workdir.path
@@ -373,7 +402,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--data", metavar="NAME", help="another data set, of the same form and classes"
     )
-    parser.add_argument("--no-figures", action="store_true", help="only print")
+    parser.add_argument(
+        "--no-figures", action="store_true", help="only print, write nothing"
+    )
     arguments = parser.parse_args(argv)
     try:
         keep_compiled_programs()
@@ -385,7 +416,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"beware: {run.workdir.path} {told}")
         members = []
         for run in runs:
-            members.append(evaluate_run(run, dataset))
+            is_alone = len(runs) == 1
+            members.append(evaluate_run(run, dataset, looks_inside=is_alone))
             what = f"{run.workdir.path}, step {run.step}, learnt {run.config.data.name}"
             told = _summary(members[-1].metrics, len(dataset))
             print(what if len(runs) == 1 else f"{what}: {told}")
@@ -394,12 +426,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"all {len(runs)} together:")
             evaluation = evaluate_ensemble(runs, dataset, members)
         _tell(dataset, evaluation)
-        if not arguments.no_figures and len(runs) == 1:
+        if arguments.no_figures:
+            return 0
+        folder = runs[0].workdir.figures
+        if len(runs) > 1:
+            folder /= "ensemble"
+        if arguments.data:
+            folder /= re.sub(r"[^\w.-]+", "-", arguments.data).strip(".-")
+        folder.mkdir(parents=True, exist_ok=True)
+        command = shlex.join(
+            ["python", "-m", "capsjax.evaluate", *(argv or sys.argv[1:])]
+        )
+        about = _about(runs, dataset, evaluation) | {"command": command}
+        write_json(folder / "evaluation.json", about)
+        print(f"{folder / 'evaluation.json'} has these numbers, and what made them")
+        if len(runs) == 1:
             from capsjax import figures
 
-            folder = runs[0].workdir.figures
-            if arguments.data:
-                folder /= re.sub(r"[^\w.-]+", "-", arguments.data).strip(".-")
             _, prediction, confusion, *_, by_rounds = evaluation
             written = figures.draw(
                 runs[0], dataset, prediction, confusion, by_rounds, folder

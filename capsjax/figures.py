@@ -18,7 +18,7 @@ from capsjax.run import Prediction, Run
 
 _NUM_STEPS = 11
 _MOST_MISTAKES = 20
-_NUM_OVERLAPS = 6
+_NUM_OVERLAPS = 4
 
 
 class Coupling(NamedTuple):
@@ -138,13 +138,15 @@ def draw(
     save("samples", plots.samples(image[:30], titles))
     save("confusion", plots.confusion(confusion, names))
     save("training", plots.training_curves(*_curves(run.workdir.read_metrics())))
-    some = image[: min(64, len(image))]
     if by_rounds is not None:
-        more = couplings(run, some, max(by_rounds))
-        changes = np.abs(np.diff(more.coupling, axis=0)).mean(axis=(1, 2, 3))
         usual = run.config.model.num_iterations
-        figure = plots.rounds(by_rounds, more.logit_change, changes, usual=usual)
+        routed = couplings(run, image[: min(64, len(image))], max(by_rounds))
+        changes = np.abs(np.diff(routed.coupling, axis=0)).mean(axis=(1, 2, 3))
+        figure = plots.rounds(by_rounds, routed.logit_change, changes, usual=usual)
         save("rounds", figure)
+        entropy = routed.entropy[:usual].reshape(usual, -1)
+        choices = len(names) + run.config.model.none_of_the_above
+        save("entropy", plots.coupling_entropy(entropy, num_classes=choices))
     if dataset.is_multi_label:
         if can_draw and dataset.source is not None and dataset.source.shape[1] == 2:
             save("overlaps", _overlaps(run, dataset.label, image, prediction))
@@ -186,10 +188,6 @@ def draw(
             figure = plots.tweaks(rows, **limits, title=f"{names[label]}, tweaked")
             save(f"tweak-{label}-{limit}", figure)
 
-    entropy = couplings(run, some).entropy
-    entropy = entropy.reshape(len(entropy), -1)
-    choices = len(names) + run.config.model.none_of_the_above
-    save("entropy", plots.coupling_entropy(entropy, num_classes=choices))
     if examples:
         shown = image[examples]
         maps, extent = _by_position(run, couplings(run, shown).share)
@@ -206,28 +204,43 @@ def _overlaps(
 ) -> Any:
     """Figure 5 of the paper: right answers, wrong ones, and what is not there."""
     assert prediction.pose is not None
-    shown = np.nonzero(label)[1].reshape(-1, 2)
-    told = np.sort(np.argsort(-prediction.length, kind="stable")[:, :2])
-    is_right = (told == shown).all(-1)
-    right, wrong = (
-        np.flatnonzero(is_right == x)[:_NUM_OVERLAPS] for x in (True, False)
-    )
-    # Of a right one: one class that is there, and the next that is not.
-    asked = right[: _NUM_OVERLAPS // 2]
-    absent = np.array([np.flatnonzero(~label[n])[0] for n in asked], int)
-    pairs = [told[right], told[wrong], np.stack([shown[asked, 0], absent], axis=-1)]
-    kinds = ["right"] * len(right) + ["wrong"] * len(wrong) + ["asked"] * len(asked)
-    index, pair = np.concatenate([right, wrong, asked]), np.concatenate(pairs)
+    columns = overlap_columns(label, prediction.length)
+    index = np.array([n for n, _, _ in columns], int)
+    pair = np.array([pair for _, _, pair in columns], int).reshape(-1, 2)
     drawn = [run.draw(prediction.pose[index], pair[:, k]) for k in (0, 1)]
 
     def named(classes: Any) -> str:
         return ", ".join(run.class_names[k] for k in classes)
 
     titles = [
-        (f"label {named(shown[n])}", f"{kind}: {named(both)}")
-        for n, both, kind in zip(index, pair, kinds, strict=True)
+        (f"label {named(np.flatnonzero(label[n]))}", f"{kind}: {named(classes)}")
+        for n, kind, classes in columns
     ]
     return plots.overlaps(image[index], np.stack(drawn, axis=1), titles)
+
+
+def overlap_columns(
+    label: Bool[np.ndarray, "n classes"], length: Float[np.ndarray, "n classes"]
+) -> list[tuple[int, str, tuple[int, int]]]:
+    """Which images of two classes to show, why, and of which two to draw each.
+
+    First right ones; then wrong ones, of what they were taken for and of their labels;
+    then right ones again, asked for a class that is there and one that is not.
+    """
+    shown = np.nonzero(label)[1].reshape(-1, 2)
+    told = np.sort(np.argsort(-length, kind="stable")[:, :2])
+    is_right = (told == shown).all(-1)
+    right, wrong = (
+        np.flatnonzero(is_right == value)[:_NUM_OVERLAPS] for value in (True, False)
+    )
+    columns = [(n, "right", told[n]) for n in right]
+    for n in wrong:
+        columns += [(n, "wrong", told[n]), (n, "label", shown[n])]
+    for k, n in enumerate(right[: _NUM_OVERLAPS // 2]):
+        absent = np.flatnonzero(~label[n])
+        if len(absent):
+            columns.append((n, "asked", (shown[n, 0], absent[k % len(absent)])))
+    return [(int(n), kind, (int(a), int(b))) for n, kind, (a, b) in columns]
 
 
 def _curves(lines: list[dict[str, Any]]) -> list[np.ndarray]:

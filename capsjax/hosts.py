@@ -134,7 +134,8 @@ def require_same(values: Mapping[str, Any]) -> None:
     ]:
         raise HostsError(
             f"the processes differ in {' and '.join(different)}. Start all with the "
-            "same flags, and with a --workdir that is the same folder for all of them."
+            "same flags and the same images, and with a --workdir that is the same "
+            "folder for all of them."
         )
 
 

@@ -15,6 +15,7 @@ from jax.extend.core import Jaxpr, Var, jaxprs_in_params
 
 from capsjax import config as configs
 from capsjax.data import Batch, Dataset, Generated
+from capsjax.evaluate import make_eval_step
 from capsjax.models import Network
 from capsjax.parallel import AXIS
 from capsjax.step import init_state, make_optimizer, make_train_step
@@ -25,7 +26,8 @@ class Memory(NamedTuple):
 
     Attributes:
         state: Weights and optimizer.
-        step: What a training step makes: activations, gradients, new weights.
+        step: What a training step makes: activations, gradients, new weights; or a
+            step of the evaluation, if that is more.
         data: The data sets, and the batches on their way to the devices.
     """
 
@@ -58,15 +60,16 @@ def estimate_memory(
     optimizer = make_optimizer(config.optimizer, 1)
     state = jax.eval_shape(lambda: init_state(model, optimizer, config))
     example = datasets[0].batch(np.arange(1))
-    share = config.batch_size // jax.device_count()
-    batch = jax.tree.map(
-        lambda array: jax.ShapeDtypeStruct((share, *array.shape[1:]), array.dtype),
-        example,
-    )
+    batch = _of_size(example, config.batch_size // jax.device_count())
     step = jax.make_jaxpr(
         make_train_step(model, optimizer, config),
         axis_env=[(AXIS, jax.device_count())],
     )(state, batch)
+    evaluated = _of_size(example, -(-config.eval_batch_size // jax.device_count()))
+    counts = jax.ShapeDtypeStruct((len(evaluated.image),), np.float32)
+    eval_step = jax.make_jaxpr(
+        make_eval_step(model, config.loss), axis_env=[(AXIS, jax.device_count())]
+    )(state.params, (evaluated, counts))
     # Those of a CPU share its memory.
     devices = jax.local_device_count() if jax.default_backend() == "cpu" else 1
     # Once where they are gathered, once where they are used.
@@ -75,8 +78,15 @@ def estimate_memory(
     sets = [Batch(one.image, one.label, one.source) for one in held]
     return Memory(
         state=devices * _num_bytes(state) / 1e9,
-        step=devices * peak_bytes(step.jaxpr) / 1e9,
+        step=devices * max(peak_bytes(step.jaxpr), peak_bytes(eval_step.jaxpr)) / 1e9,
         data=(_num_bytes(sets) + batches) / 1e9,
+    )
+
+
+def _of_size(example: Batch, size: int) -> Batch:
+    return jax.tree.map(
+        lambda array: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype),
+        example,
     )
 
 

@@ -130,18 +130,25 @@ def _mean_and_deviation(values: Sequence[float]) -> str:
 
 def table(groups: dict[str, list[Finished]]) -> str:
     """A Markdown table with one row a recipe."""
-    heads = ["recipe", "seeds", "epochs", "test accuracy, best by validation, %"]
+    heads = [
+        "recipe",
+        "data",
+        "seeds",
+        "epochs",
+        "test accuracy, best by validation, %",
+    ]
     heads += ["test accuracy, last, %", "minutes", "parameters"]
     runs = itertools.chain.from_iterable(groups.values())
     if has_several := any(run.found is not None for run in runs):
         heads += ["classes found, best by validation, %"]
-    rule = "| --- " * 3 + "| --: " * (len(heads) - 3) + "|"
+    rule = "| --- " * 4 + "| --: " * (len(heads) - 4) + "|"
     lines = [f"| {' | '.join(heads)} |", rule]
     for recipe, group in groups.items():
         seeds = sorted(run.config["seed"] for run in group)
         seconds = statistics.mean(run.seconds for run in group)
         cells = [
             recipe,
+            group[0].config["data"]["name"],
             ", ".join(map(str, seeds)),
             ", ".join(map(str, sorted({run.epochs for run in group}))),
             _mean_and_deviation([run.best for run in group]),

@@ -89,7 +89,10 @@ class Run:
                 shapes,
             )
             name = "average" if self.config.optimizer.average else "params"
-            restored = checkpoints.restore_best({name: params}, partly=True)
+            restore = checkpoints.restore_best
+            if self.config.stop_at:  # It is the last that was as good as asked for.
+                restore = checkpoints.restore_latest
+            restored = restore({name: params}, partly=True)
             if restored is None:
                 raise nothing
             return restored[0], restored[1][name]
@@ -168,7 +171,8 @@ class Run:
 def load_run(path: str | os.PathLike[str]) -> Run:
     """Opens the best network of a run: by validation loss, or else the last.
 
-    A run that is still training can be opened too.
+    Of a run that was to stop at an accuracy (``stop_at``) it is the last. A run that
+    is still training can be opened too.
 
     Args:
         path: The run's folder, the ``--workdir`` of the training.

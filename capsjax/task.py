@@ -54,7 +54,7 @@ class Task(NamedTuple):
 
 
 def make_task(config: configs.Config) -> Task:
-    """Loads the data, and tells how large the network is before it takes any memory.
+    """Loads the data, and tells how large the network is before there is one.
 
     Raises:
         ConfigError: If a field does not fit the data, the devices or the memory.

@@ -374,6 +374,12 @@ class _Run:
     def finish(self, command: str) -> dict[str, Any]:
         """Evaluates the best and the last state on the test images, once each."""
         self.checkpoints.wait()
+        accuracy = self.checkpoints.accuracy(self.step) or 0.0
+        if accuracy < self.config.stop_at:
+            say(
+                f"config.stop_at={self.config.stop_at} was not reached: after the last "
+                f"epoch validation accuracy is {accuracy:.2%}"
+            )
         last = best = self._tested(self.state.evaluated, self.step)
         weights = {self.state.evaluated_name: self.state.evaluated}
         restored = self.checkpoints.restore_best(weights, partly=True)

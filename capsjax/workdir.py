@@ -236,7 +236,7 @@ def _what_changed(before: Any, now: Any) -> str:
         for word, names in (("is gone", [*was - has]), ("is new", [*has - was]))
         if names
     ]
-    return "; ".join(told) or "pixels or labels are not what they were"
+    return "; ".join(told) or "pixels, labels or names are not what they were"
 
 
 def default_path(config: configs.Config) -> pathlib.Path:

@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -18,13 +19,13 @@ ORDER = [
     {"initializers", "config", "data", "layers", "parallel", "plots"},
     {"models"},
     {"measure"},
-    {"workdir", "interrupt"},
+    {"workdir", "interrupt", "provenance"},
     {"hosts"},
     {"metrics", "flags"},
     {"checkpoint", "compilation"},
     {"run"},
     {"figures"},
-    {"evaluate", "provenance"},
+    {"evaluate"},
     {"step"},
     {"memory"},
     {"task"},
@@ -96,3 +97,14 @@ def test_the_functions_need_no_flax():
 def test_every_public_name_is_there_and_documented():
     for name in capsjax.__all__:
         assert getattr(capsjax, name).__doc__
+
+
+@pytest.mark.parametrize("name", ["other-implementations", "reliability"])
+def test_the_tests_that_the_documents_name_are_there(name):
+    tests = pathlib.Path(__file__).parent
+    text = (tests.parent / "docs" / f"{name}.md").read_text()
+    for file, test in re.findall(r"`(?:test_)?(\w+)(?:\.py)?::(?:test_)?(\w+)`", text):
+        if (file, test) != ("file", "test"):
+            assert f"def test_{test}(" in (tests / f"test_{file}.py").read_text()
+    for file in re.findall(r"`(test_\w+\.py)`", text):
+        assert (tests / file).exists(), file

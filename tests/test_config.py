@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import importlib.util
+import itertools
 import json
 import pathlib
 import re
@@ -14,6 +15,7 @@ import pytest
 from capsjax import config as configs
 from capsjax import flags
 from capsjax.hosts import Hosts
+from capsjax.models import make_model, num_parameters
 from capsjax.step import make_optimizer
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
@@ -47,6 +49,43 @@ def test_every_recipe_is_valid_and_survives_json(path):
         experiment(path).get_config("nothing")
 
 
+# What the network sees, channels of the first convolution, types and components of
+# primary capsules, components of class capsules: the paper's sections 4, 6 and 7; and
+# the parameters in millions where it tells them.
+@pytest.mark.parametrize(
+    ("name", "shape", "features", "types", "dim", "class_dim", "told"),
+    [
+        ("mnist", (28, 28, 1), 256, 32, 8, 16, 8.2),
+        ("multimnist", (36, 36, 1), 256, 32, 8, 16, 11.36),
+        ("affnist", (40, 40, 1), 256, 32, 8, 16, None),
+        ("cifar10", (24, 24, 3), 256, 64, 8, 16, None),
+        ("svhn", (32, 32, 3), 64, 16, 6, 8, None),
+        ("smallnorb", (32, 32, 2), 256, 32, 8, 16, None),
+    ],
+)
+def test_networks_are_as_large_as_the_papers(
+    name, shape, features, types, dim, class_dim, told
+):
+    config = experiment(EXPERIMENTS / f"{name}.py").get_config()
+    classes = 5 if name == "smallnorb" else 10
+    height, width, channels = shape
+    positions = len(range(0, height - 16, 2)) ** 2
+    inputs, pixels = positions * types, height * width * channels
+    widths = (class_dim * classes, 512, 1024, pixels)
+    expected = (
+        (81 * channels + 1) * features
+        + (81 * features + 1) * types * dim
+        + inputs * classes * dim * class_dim
+        + sum((one + 1) * other for one, other in itertools.pairwise(widths))
+    )
+    model = make_model(config.model, shape, classes)
+    image = jax.ShapeDtypeStruct((1, *shape), np.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), image)
+    assert num_parameters(params) == expected
+    assert config.data.crop in (0, height)
+    assert told is None or expected / 1e6 == pytest.approx(told, abs=0.02)
+
+
 def test_recipes_differ_as_their_sources_do():
     recipe = {name: experiment().get_config(name) for name in experiment().VARIANTS}
     notebook, paper, authors = recipe["notebook"], recipe["paper"], recipe["authors"]
@@ -57,6 +96,16 @@ def test_recipes_differ_as_their_sources_do():
     assert notebook.data.max_shift == 0
     assert notebook.model.initializers.weight == "normal(0.1)"
     assert paper.model.num_iterations == 3
+    for name, rounds, weight in (
+        ("one_round", 1, paper.loss.reconstruction_weight),
+        ("no_reconstruction", 3, 0),
+        ("one_round_no_reconstruction", 1, 0),
+    ):
+        expected = copy.deepcopy(paper)
+        expected.variant, expected.model.num_iterations = name, rounds
+        expected.loss.reconstruction_weight = float(weight)
+        assert recipe[name] == expected
+    assert recipe["cnn"].model.name == "cnn"
     assert paper.loss.reconstruction_reduction == "sum"
     assert paper.data.max_shift == 2
     assert paper.batch_size == authors.batch_size == 128

@@ -4,6 +4,7 @@ import hashlib
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -162,8 +163,32 @@ def test_a_mocked_set_is_read_as_any_other(name, shape, num_classes):
     assert dataset.num_classes == num_classes
 
 
-@pytest.mark.parametrize("name", ["oxford_flowers102", "ag_news_subset", "celeb_a"])
-def test_a_set_without_images_of_one_size_and_labels_is_refused(name):
+def test_images_of_several_sizes_are_scaled_if_it_is_said_to_what():
+    with tfds.testing.mock_data(num_examples=2):
+        dataset = load("oxford_flowers102", image_size=16)
+        assert dataset.image_shape == (16, 16, 3)
+        assert len(dataset) == 2
+        assert np.ptp(dataset.image) > 0
+        with pytest.raises(DatasetError, match=r"several sizes: give .* by image_size"):
+            load("oxford_flowers102")
+
+
+@pytest.mark.parametrize(
+    ("splits", "expected"),
+    [
+        (("train", "validation"), "validation"),
+        (("train", "test"), "test"),
+        ((), "test"),
+    ],
+)
+def test_a_set_without_a_test_split_is_tested_by_its_validation(splits, expected):
+    builder = SimpleNamespace(info=SimpleNamespace(splits=splits))
+    assert tfds_source._own_split(builder, "test") == expected
+    assert tfds_source._own_split(builder, "train") == "train"
+
+
+@pytest.mark.parametrize("name", ["ag_news_subset", "celeb_a"])
+def test_a_set_without_images_and_labels_is_refused(name):
     with (
         tfds.testing.mock_data(num_examples=2),
         pytest.raises(DatasetError, match="is not one of image classification"),

@@ -39,6 +39,8 @@ def test_other_images_labels_or_files_are_told_apart():
         changed.flat[1] = 0
         other = dataclasses.replace(dataset, **{one: changed}).identity()
         assert other["fingerprint"] != dataset.identity()["fingerprint"]
+    renamed = dataclasses.replace(dataset, class_names=("a", "b", "z")).identity()
+    assert renamed["fingerprint"] != dataset.identity()["fingerprint"]
     named = dataclasses.replace(dataset, files=np.array([f"{n}.png" for n in range(6)]))
     assert named.subset(np.array([5, 2])).identity()["files"] == ["5.png", "2.png"]
 

@@ -1,5 +1,7 @@
 """What is told and drawn of a run."""
 
+import json
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -119,7 +121,15 @@ def test_the_command_prints_and_draws(tiny_run, capsys, monkeypatch):
         *("mistakes", "entropy", "couplings", "rounds"),
     }
     assert any(name.startswith("tweak-") for name in names)
-    for path in folder.iterdir():
+    about = json.loads((folder / "evaluation.json").read_text())
+    assert f"accuracy {about['accuracy']:.2%}" in printed
+    assert (about["data"]["name"], about["data"]["num_images"]) == ("mnist", 300)
+    assert about["runs"][0]["path"] == str(tiny_run)
+    assert {"commit", "device", "versions", "command", "loss"} <= set(about)
+    assert about["accuracy_by_rounds"]["3"] == pytest.approx(about["accuracy"])
+    # They are not those that the run began with.
+    assert f"beware: {tiny_run} is of other test images: pixels, labels" in printed
+    for path in folder.glob("*.png"):
         with Image.open(path) as image:
             assert min(image.size) > 200
             assert np.ptp(np.asarray(image.convert("L"))) > 100

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny import pairs, tiny
 
-from capsjax import evaluate, load_run, models, predict, task, train
+from capsjax import evaluate, figures, load_run, models, predict, task, train
 from capsjax.data import Dataset, load
 from capsjax.measure import measure
 from capsjax.workdir import Workdir
@@ -153,9 +153,26 @@ def test_the_command_tells_both_figures_of_several_classes(
     assert evaluated([path], two_digits) == 0
     out = capsys.readouterr().out
     assert "60 test images of pairs" in out
+    assert "beware" not in out
     assert f"; {result['test']['label_accuracy']:.2%} of the classes found" in out
     names = {file.stem for file in (path / "figures").iterdir()}
-    assert names == {"samples", "confusion", "training", "rounds", "overlaps"}
+    assert names == {
+        *("samples", "confusion", "training", "rounds", "entropy", "overlaps"),
+        "evaluation",
+    }
+
+
+def test_overlaps_are_right_ones_wrong_ones_and_what_is_not_there():
+    label = np.array([[1, 1, 0, 0], [0, 1, 1, 0], [1, 0, 0, 1]], bool)
+    length = np.array([[0.9, 0.8, 0, 0], [0.9, 0.8, 0, 0], [0.7, 0.1, 0, 0.8]])
+    assert figures.overlap_columns(label, length.astype(np.float32)) == [
+        (0, "right", (0, 1)),
+        (2, "right", (0, 3)),
+        (1, "wrong", (0, 1)),
+        (1, "label", (1, 2)),
+        (0, "asked", (0, 2)),
+        (2, "asked", (0, 2)),
+    ]
 
 
 def test_what_is_measured_of_the_baseline_is_written_down(baseline):
@@ -192,7 +209,7 @@ def test_the_baseline_is_evaluated_without_capsules(baseline, corners, capsys):
     assert evaluated([path], corners) == 0
     assert "capsules" not in capsys.readouterr().out
     names = {file.stem for file in (path / "figures").iterdir()}
-    assert names == {"samples", "confusion", "training", "mistakes"}
+    assert names == {"samples", "confusion", "training", "mistakes", "evaluation"}
 
 
 def test_an_ensemble_averages_lengths(capsules, two_digits, capsys):

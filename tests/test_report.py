@@ -51,6 +51,7 @@ def test_seeds_become_mean_and_sample_deviation(made, capsys):
     plain, paper = ([c.strip() for c in line.split("|")[1:-1]] for line in lines[2:4])
     assert plain == [
         "mnist",
+        "mnist",
         "0, 1, 2",
         "10",
         "99.60 ± 0.26",
@@ -58,7 +59,7 @@ def test_seeds_become_mean_and_sample_deviation(made, capsys):
         "2.0",
         "8,215,568",
     ]
-    assert paper[:4] == ["mnist-paper", "0", "10", "90.00"]
+    assert paper[:5] == ["mnist-paper", "mnist", "0", "10", "90.00"]
 
 
 def test_epochs_that_were_done_and_classes_that_were_found_are_told(made, capsys):
@@ -71,8 +72,8 @@ def test_epochs_that_were_done_and_classes_that_were_found_are_told(made, capsys
     lines = capsys.readouterr().out.splitlines()
     head, _, several, one = ([c.strip() for c in x.split("|")[1:-1]] for x in lines[:4])
     assert head[-1] == "classes found, best by validation, %"
-    assert (several[2], several[-1]) == ("3, 5", "97.00 ± 1.41")
-    assert (one[2], one[-1]) == ("10", "")
+    assert (several[3], several[-1]) == ("3, 5", "97.00 ± 1.41")
+    assert (one[3], one[-1]) == ("10", "")
 
 
 def test_runs_of_another_configuration_are_not_averaged(made, capsys):

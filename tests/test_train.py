@@ -143,7 +143,7 @@ def test_a_run_goes_on_with_its_own_images_only(tmp_path, monkeypatch):
     monkeypatch.setattr(task, "load", load_others)
     config = tiny()
     config.num_epochs = 3
-    told = "is of other train images: pixels or labels are not what they were"
+    told = "is of other train images: pixels, labels or names are not what they were"
     with pytest.raises(WorkdirError, match=told):
         run(config, tmp_path)
     assert {path: path.read_bytes() for path in before} == before

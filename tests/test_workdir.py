@@ -65,7 +65,9 @@ def test_a_run_goes_on_with_its_own_images_only(tmp_path):
         match=r"of other test images: cats/1.png is gone; cats/3.png is new and 1 more",
     ):
         workdir.check(config, images("b", 2, 3, 4))
-    with pytest.raises(WorkdirError, match="pixels or labels are not what they were"):
+    with pytest.raises(
+        WorkdirError, match="pixels, labels or names are not what they were"
+    ):
         workdir.check(config, images("b", 1, 2))
     with pytest.raises(WorkdirError, match=r"cats/3.png is new\. Put them back"):
         workdir.check(config, images("b", 1, 2, 3))

@@ -130,10 +130,12 @@ class Dataset:
 
     def identity(self) -> dict[str, Any]:
         """What tells these images from others: a fingerprint, and names if any."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.image).data)
-        digest.update(np.ascontiguousarray(self.label).data)
+        files = [] if self.files is None else self.files.tolist()
+        digest = hashlib.sha256(repr((self.class_names, files)).encode())
+        for array in (self.image, self.label):
+            digest.update(np.ascontiguousarray(array).data)
         told = {"num_images": len(self), "fingerprint": digest.hexdigest()[:16]}
-        return told if self.files is None else {**told, "files": self.files.tolist()}
+        return {**told, "files": files} if files else told
 
     def batch(self, indices: Int[np.ndarray, "*batch"]) -> Batch:
         """Returns the images and labels at ``indices``, in their order."""

@@ -37,14 +37,16 @@ def load(
             - the path of a folder with four IDX archives laid out as MNIST's are
               ("./mnist" for one called so);
             - "affnist", which has a test split only, or the name of an image
-              classification set in TensorFlow Datasets, "cifar10" or "emnist/letters".
+              classification set in TensorFlow Datasets, "cifar10" or "emnist/letters";
+              where it has no test split, "validation" is it.
         split: "train" or "test". Train on the first, choose the model by a
             ``split_validation`` of it, and look at the second last.
         data_dir: Where sets from TensorFlow Datasets are kept; without it
             ``$CAPSJAX_DATA_DIR``, else ``~/.cache/capsjax/tfds``.
         path: The folder of "image_folder".
         image_size: The height and width to which images are scaled, after what makes
-            them not square has been cut off; 0 to leave them as they are.
+            them not square has been cut off; 0 to leave them as they are, which must
+            be of one size then.
         max_bytes: The most memory that an "image_folder" may take.
 
     Returns:
@@ -77,10 +79,12 @@ def load(
         )
     if name in RECIPES:
         return _generate(name, split, image_size)
-    return _resized(_load_whole(name, split, data_dir), image_size)
+    return _resized(_load_whole(name, split, data_dir, image_size), image_size)
 
 
-def _load_whole(name: str, split: str, data_dir: str | os.PathLike | None) -> Dataset:
+def _load_whole(
+    name: str, split: str, data_dir: str | os.PathLike | None, image_size: int
+) -> Dataset:
     if name == "mnist":
         return load_mnist(split)
     folder = Path(os.path.expanduser(name))
@@ -88,7 +92,7 @@ def _load_whole(name: str, split: str, data_dir: str | os.PathLike | None) -> Da
         return load_idx_folder(folder, split)
     from capsjax.data.tfds_source import load_tfds
 
-    return load_tfds(name, split, data_dir=data_dir)
+    return load_tfds(name, split, data_dir=data_dir, image_size=image_size)
 
 
 def _can_only_be_a_path(name: str) -> bool:

@@ -15,10 +15,13 @@ import numpy as np
 import requests
 import tensorflow_datasets as tfds
 from absl import logging
+from jaxtyping import UInt8
+from PIL import Image
 
 from capsjax.data import twins
 from capsjax.data.dataset import Dataset, DatasetError
 from capsjax.data.generated import RECIPES
+from capsjax.data.image_file import fit
 
 # TFDS's default, TFRecord, can neither be written nor read without TensorFlow.
 _FILE_FORMAT = "array_record"
@@ -30,14 +33,20 @@ _TIMEOUT_SECONDS = 10
 
 
 def load_tfds(
-    name: str, split: str, *, data_dir: str | os.PathLike | None = None
+    name: str,
+    split: str,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    image_size: int = 0,
 ) -> Dataset:
     """Reads one split of a set of image classification; prepares a twin's set first.
 
     Args:
         name: As TFDS spells it, with a configuration if need be: "emnist/letters".
-        split: "train" or "test".
+        split: "train" or "test"; of a set that has none of the latter, "validation".
         data_dir: As of ``load``.
+        image_size: The height and width to which images are scaled where those of the
+            set are of several sizes; others are left as they are.
 
     Returns:
         The images and labels in TFDS's order.
@@ -47,14 +56,14 @@ def load_tfds(
     """
     folder = data_folder(data_dir)
     builder = _make_builder(name, folder)
-    source = _open(builder, split)
+    source = _open(builder, _own_split(builder, split))
     if source is None:
         prepare(name, data_dir=data_dir, may_use_tensorflow=False)
         builder = _make_builder(name, folder)
-        source = _open(builder, split)
+        source = _open(builder, _own_split(builder, split))
     assert source is not None, f"{name} was prepared in {folder} and is not there"
     with _quiet():
-        return _read(name, builder, source)
+        return _read(name, builder, source, image_size)
 
 
 def prepare(
@@ -143,6 +152,13 @@ def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
         return builder.is_prepared()
 
 
+def _own_split(builder: Any, split: str) -> str:
+    known = builder.info.splits
+    if split == "test" and "test" not in known and "validation" in known:
+        return "validation"
+    return split
+
+
 def _open(builder: Any, split: str) -> Sequence[Any] | None:
     """Returns the examples of a split, or None if the set is not prepared."""
     try:
@@ -172,13 +188,23 @@ def _not_opened(
 
 
 def _read(
-    name: str, builder: tfds.core.DatasetBuilder, source: Sequence[Any]
+    name: str,
+    builder: tfds.core.DatasetBuilder,
+    source: Sequence[Any],
+    image_size: int,
 ) -> Dataset:
     image_keys, label_key = _images_and_label(name, builder.info)
     features: Any = builder.info.features
-    height, width, _ = features[image_keys[0]].shape
-    channels = sum(features[key].shape[-1] for key in image_keys)
-    image = np.empty((len(source), height, width, channels), np.uint8)
+    height, width, channels = features[image_keys[0]].shape
+    if is_of_several_sizes := None in (height, width):
+        height = width = image_size
+        if not image_size:
+            raise DatasetError(
+                f"the images of data set {name!r} are of several sizes: give the "
+                "height and width to which they are scaled by image_size, such as 32"
+            )
+    shape = (height, width, channels * len(image_keys))
+    image = np.empty((len(source), *shape), np.uint8)
     label = np.empty(len(source), np.int32)
     try:
         for start in range(0, len(source), _BLOCK_SIZE):
@@ -186,11 +212,20 @@ def _read(
             examples = _examples_at(source, indices)
             for index, example in zip(indices, examples, strict=True):
                 images = [example[key] for key in image_keys]
+                if is_of_several_sizes:
+                    images = [_scaled(one, (height, width, channels)) for one in images]
                 np.concatenate(images, axis=-1, out=image[index])
                 label[index] = example[label_key]
     except Exception as error:
         raise _unreadable(builder, error) from error
     return Dataset(name, image, label, tuple(features[label_key].names))
+
+
+def _scaled(
+    image: UInt8[np.ndarray, "h w c"], shape: tuple[int, int, int]
+) -> UInt8[np.ndarray, "H W c"]:
+    pixels = image[..., 0] if image.shape[-1] == 1 else image
+    return fit(Image.fromarray(pixels), shape)
 
 
 def _examples_at(source: Any, indices: range) -> list[twins.Example]:
@@ -212,7 +247,7 @@ def _images_and_label(name: str, info: Any) -> tuple[list[str], str]:
             return [image_key, *([second] if second else [])], label_key
     raise DatasetError(
         f"data set {name!r} is not one of image classification: capsjax reads sets of "
-        "8-bit images of one size with one label each"
+        "8-bit images, grey or in colour, with one label each"
     )
 
 
@@ -220,7 +255,8 @@ def _is_image(feature: Any) -> bool:
     if not isinstance(feature, tfds.features.Image):
         return False
     shape: Any = feature.shape
-    return feature.np_dtype == np.uint8 and None not in shape
+    is_known = None not in shape or shape[-1] in (1, 3)
+    return feature.np_dtype == np.uint8 and is_known
 
 
 def _check_reachable(builder: tfds.core.DatasetBuilder) -> None:
