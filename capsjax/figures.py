@@ -233,7 +233,7 @@ def overlap_columns(
     right, wrong = (
         np.flatnonzero(is_right == value)[:_NUM_OVERLAPS] for value in (True, False)
     )
-    columns = [(n, "right", told[n]) for n in right]
+    columns: list[Any] = [(n, "right", told[n]) for n in right]
     for n in wrong:
         columns += [(n, "wrong", told[n]), (n, "label", shown[n])]
     for k, n in enumerate(right[: _NUM_OVERLAPS // 2]):

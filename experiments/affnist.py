@@ -10,8 +10,8 @@ then tested on affNIST, whose digits are distorted as none in training were. Whe
 affNIST can't be downloaded, ``--data affine_mnist`` is a stand-in that is made here;
 its numbers are not those of affNIST.
 
-Variants: ``cnn``, stopped likewise: the baseline of the paper's section 5, which has five
-times the CapsNet's parameters here. The one that the paper tested on affNIST was
+Variants: ``cnn``, stopped likewise: the baseline of the paper's section 5, which has
+five times the CapsNet's parameters here. The one that the paper tested on affNIST was
 another, with max pooling and about as many parameters as its CapsNet, and is not
 described. ``smoke``, a minute.
 

@@ -5,8 +5,9 @@
 ``photos/cat/*.jpg``, ``photos/dog/*.png`` and so on, of any size; they are scaled to
 ``--config.data.image_size=32``. If the folder has subfolders ``train`` and ``test``,
 these are the splits; otherwise a tenth of each class is kept for the test, chosen by
-the files' names. A tenth of the rest is for validation. Once the images are read, what the
-training will need of memory is told, and refused above ``--config.max_gigabytes=16``.
+the files' names. A tenth of the rest is for validation. Once the images are read, what
+the training will need of memory is told, and refused above
+``--config.max_gigabytes=16``.
 
     python -m capsjax.predict --workdir runs/folder-seed0 new_photo.jpg
 
