@@ -5,13 +5,15 @@ import os
 import pathlib
 
 # Most of the time goes into compiling: less than half of it without LLVM's optimiser,
-# and half of that without XLA's newer emitters of fusions. `XLA_FLAGS= python -m
-# pytest` compiles as users do, and .ci/run does so for the numerics.
-FLAGS = ["--xla_backend_optimization_level=0"]
-if importlib.metadata.version("jaxlib").startswith("0.10."):
-    # A flag that another version does not know would end the process.
-    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
+# and half of that without XLA's newer emitters of fusions (a version that does not know
+# a flag ends the process). `XLA_FLAGS= python -m pytest` compiles as users do, and
+# .ci/run does so for the numerics.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0"
+    + " --xla_cpu_use_fusion_emitters=false"
+    * importlib.metadata.version("jaxlib").startswith("0.10."),
+)
 
 import jax
 import pytest
