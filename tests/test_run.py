@@ -1,6 +1,7 @@
 """A run on disk, opened again."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,17 @@ def test_it_is_the_best_network_of_the_run(run, tiny_run):
     assert run.step == best
     jax.tree.map(np.testing.assert_array_equal, run.params, state.params)
     assert run.class_names == tuple("0123456789")
+
+
+def test_it_is_the_last_network_where_the_run_was_to_stop_at_an_accuracy(
+    tiny_run, tmp_path, monkeypatch
+):
+    path = shutil.copytree(tiny_run, tmp_path / "run")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "stop_at": 0.9}))
+    # As if the first had been the best.
+    monkeypatch.setattr(Checkpoints, "restore_best", None)
+    assert capsjax.load_run(path).step == 20
 
 
 def test_it_answers_as_the_model_however_many_images_there_are(run):

@@ -258,6 +258,13 @@ def test_a_run_ends_with_the_first_epoch_that_is_good_enough(
     assert run(config, tmp_path) == result
 
 
+def test_a_run_that_was_never_good_enough_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "evaluate", lambda *_, **__: Metrics(1.0, 0.4))
+    run(tiny(stop_at=0.5), tmp_path)
+    told = "stop_at=0.5 was not reached: after the last epoch validation accuracy is 40"
+    assert told in capsys.readouterr().out
+
+
 def test_a_run_that_was_good_enough_and_then_killed_ends_the_same(
     tmp_path, monkeypatch
 ):
