@@ -58,8 +58,8 @@ One seed each: differences of 0.1 % are within what seeds do.
 Seed 0 again on an Intel Xeon (commit 9fcff29, the same commands, one core each beside
 other work): ``paper`` 99.34 % (loss 0.019719), ``authors`` 99.15 % (0.007118), the last
 checkpoint the best in both. Seeds 1 and 2 have not been run.
-``one_round_no_reconstruction``, 5 epochs, seed 0, there (commit 73e0ded, 11 minutes on both
-cores): 99.35 % (loss 0.010590, the last checkpoint).
+``one_round_no_reconstruction``, 5 epochs, seed 0, there (commit 73e0ded, 11 minutes on
+both cores): 99.35 % (loss 0.010590, the last checkpoint).
 
 Every other test evaluation so far (but those of ``smoke`` and of the tutorial's narrow
 network, which are tested with every run of CI, about 96.8 and 98.5 %) is of a
