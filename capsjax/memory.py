@@ -42,7 +42,7 @@ class Memory(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"{self.total:.2f} GB (weights and optimizer {self.state:.2f}, a training "
+            f"{self.total:.2f} GB (weights and optimizer {self.state:.2f}, a "
             f"step {self.step:.2f}, data {self.data:.2f})"
         )
 
