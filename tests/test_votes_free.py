@@ -164,6 +164,15 @@ def test_zero_capsules_give_zero_poses_and_zero_gradients(key):
             np.testing.assert_array_equal(result, 0)
 
 
+def test_no_examples_have_a_gradient_of_zero(key):
+    operands, gradient = draw(key, SINGULAR._replace(batch=(0,)))
+    pose, of_capsules, of_weight = pose_and_gradients(
+        without_votes(SINGULAR.rounds), operands, gradient
+    )
+    assert len(pose) == len(of_capsules) == 0
+    np.testing.assert_array_equal(of_weight, np.zeros_like(operands[1]))
+
+
 @pytest.mark.parametrize("scale", [1e-12, 1e6])
 @pytest.mark.numerics
 def test_extreme_capsules_give_finite_poses_and_gradients(key, scale):
@@ -260,12 +269,53 @@ def test_forward_mode_is_refused_for_what_it_is(key):
 # The transformations of JAX.
 
 
-def test_vmap_over_capsules_is_a_batch_axis(key):
-    case = PUBLIC._replace(batch=(3, 16))
-    operands, gradient = draw(key, case)
-    mapped = jax.vmap(by_capsules, in_axes=(0, None, None))
-    actual = pose_and_gradients(mapped, operands, gradient)
-    assert_close(actual, exact(case.rounds, operands, gradient))
+def over_capsules(function):
+    return jax.vmap(function, in_axes=(0, None, None))
+
+
+@pytest.mark.parametrize("batch", [(12,), (3, 16)])
+def test_vmap_over_capsules_is_a_batch_axis(key, batch):
+    operands, gradient = draw(key, PUBLIC._replace(batch=batch))
+    actual = pose_and_gradients(over_capsules(by_capsules), operands, gradient)
+    assert_close(actual, exact(PUBLIC.rounds, operands, gradient))
+
+
+def test_vmap_over_two_axes_of_capsules(key):
+    operands, gradient = draw(key, PUBLIC._replace(batch=(3, 5)))
+    function = over_capsules(over_capsules(by_capsules))
+    actual = pose_and_gradients(function, operands, gradient)
+    assert_close(actual, exact(PUBLIC.rounds, operands, gradient))
+
+
+def test_vmap_over_weights_shares_the_capsules(key):
+    drawn = [draw(k, PUBLIC) for k in jax.random.split(key, 3)]
+    (capsules, _, _), _ = drawn[0]
+    weight, bias = (jnp.stack([x[0][n] for x in drawn]) for n in (1, 2))
+    actual = jax.vmap(by_capsules, in_axes=(None, 0, 0))(capsules, weight, bias)
+    each = [(capsules, *own[1:]) for own, _ in drawn]
+    expected = [exact(PUBLIC.rounds, own, drawn[0][1])[0] for own in each]
+    assert_close([actual], [np.stack(expected)])
+
+
+@pytest.mark.parametrize("batch", [(), (16,)])
+def test_mapped_gradients_are_those_of_each_example(key, batch):
+    operands, gradient = draw(key, PUBLIC._replace(batch=(3, *batch)))
+    capsules, *shared = operands
+    run = jax.vmap(value_and_pullback(by_capsules), in_axes=((0, None, None), 0))
+    actual = [np.asarray(x) for x in jax.jit(run)(operands, gradient)]
+    each = [exact(PUBLIC.rounds, (capsules[n], *shared), gradient[n]) for n in range(3)]
+    assert_close(actual, [np.stack(x) for x in zip(*each, strict=True)])
+
+
+def test_gradients_in_every_direction_of_the_poses(key):
+    (capsules, *shared), gradient = draw(key, PUBLIC._replace(batch=(2,)))
+    directions = jnp.eye(gradient.size).reshape(-1, *gradient.shape)
+    actual = jax.jacrev(by_capsules)(capsules, *shared)
+    expected = [
+        exact(PUBLIC.rounds, (capsules, *shared), direction)[1]
+        for direction in directions
+    ]
+    assert_close([actual.reshape(-1, *capsules.shape)], [np.stack(expected)])
 
 
 def test_vmap_over_everything_is_one_by_one(key):
@@ -309,9 +359,11 @@ def shard(function, in_specs, out_specs, *, check_vma):
 
 
 @pytest.mark.parametrize("check_vma", [False, True])
-def test_a_sharded_function_has_the_gradients_of_one_device(key, check_vma):
+@pytest.mark.parametrize("mapped", [lambda function: function, over_capsules])
+def test_a_sharded_function_has_the_gradients_of_one_device(key, check_vma, mapped):
     operands, gradient = draw(key, SHARDED)
-    function = shard(by_capsules, (P("data"), P(), P()), P("data"), check_vma=check_vma)
+    specs = P("data"), P(), P()
+    function = shard(mapped(by_capsules), specs, P("data"), check_vma=check_vma)
     actual = pose_and_gradients(function, operands, gradient)
     assert_close(actual, exact(SHARDED.rounds, operands, gradient))
 
@@ -357,14 +409,36 @@ PAPER = Case((128,), 1152, 10, 16, 8, rounds(3), has_bias=False)
 @functools.cache
 def compile_gradients(make, case: Case):
     operands, gradient = shapes(case)
-    run = jax.jit(value_and_pullback(make(case.rounds)), compiler_options=UNOPTIMISED)
+    function = make(case.rounds)
+    run = function if make is each_mapped else value_and_pullback(function)
+    run = jax.jit(run, compiler_options=UNOPTIMISED)
     return run.lower(operands, gradient).compile()
 
 
+def sum_over_mapped(rounds: Rounds):
+    """Of single examples that ``vmap`` maps over, with the gradients of all."""
+    function = DynamicRouting(**rounds._asdict()).from_capsules
+    mapped = jax.vmap(lambda *operands: function(*operands).pose, in_axes=(0, None))
+    return lambda capsules, weight, _: mapped(capsules, weight)
+
+
+def each_mapped(rounds: Rounds):
+    """The same with the gradients of each example's own capsules."""
+    function = DynamicRouting(**rounds._asdict()).from_capsules
+
+    def pose_and_gradient(capsules, weight, gradient):
+        pose, pullback = jax.vjp(lambda x: function(x, weight).pose, capsules)
+        return pose, *pullback(gradient)
+
+    mapped = jax.vmap(pose_and_gradient, in_axes=(0, None, 0))
+    return lambda operands, gradient: mapped(*operands[:2], gradient)
+
+
 @pytest.mark.parametrize("stop", [False, True])
-def test_nothing_of_the_size_of_the_logits_is_ever_made(stop):
+@pytest.mark.parametrize("make", [without_votes, sum_over_mapped, each_mapped])
+def test_nothing_of_the_size_of_the_logits_is_ever_made(stop, make):
     case = LARGE._replace(rounds=rounds(5, stop=stop))
-    program = compile_gradients(without_votes, case)
+    program = compile_gradients(make, case)
     num_logits = math.prod(case.batch) * case.i * case.j
     shapes = set(re.findall(r"f32\[([\d,]+)\]", program.as_text()))
     sizes = {shape: math.prod(map(int, shape.split(","))) for shape in shapes}

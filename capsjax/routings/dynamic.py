@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from capsjax.ops import safe_norm, squash
@@ -21,7 +23,8 @@ from capsjax.routings.votes_free import Rounds, route_votes_free
 REMATS = ("none", "body", "full", "offload")
 
 # The batch is the vector axis of the votes-free form: with less it is no faster. So
-# fewer examples are routed by their votes, if these are few enough to hold.
+# fewer examples are routed by their votes, if these are few enough to hold and nobody
+# asks for gradients.
 SMALLEST_VOTES_FREE_BATCH = 9
 LARGEST_HELD_VOTES_BYTES = 2**24
 
@@ -158,13 +161,13 @@ class DynamicRouting:
 
         They are made again in every round, for a few input capsules at a time
         (:mod:`capsjax.routings.votes_free`): several times faster on a CPU, and in a
-        fraction of the memory. Only up to 8 examples whose votes take at most 16 MiB
-        are routed like ``self(cast_votes(capsules, weight))``; ``unroll`` and ``remat``
-        matter to these only. ``jax.vmap`` hides the batch from that choice: leave batch
-        axes in the array instead.
+        fraction of the memory. Examples that ``jax.vmap`` maps over are examples of
+        the batch. Only the poses, without a gradient, of up to 8 examples whose votes
+        take at most 16 MiB are made like ``self(cast_votes(capsules, weight))``, as
+        that is faster; ``unroll`` matters to these only, and ``remat`` not at all.
 
-        Reverse mode only: ``jax.jvp``, and so a Hessian, raises a TypeError unless the
-        votes are held. Routing the votes themselves has both modes, for any batch.
+        Reverse mode only: ``jax.jvp``, and so a Hessian, raises a TypeError. Routing
+        the votes themselves has both modes.
 
         Args:
             capsules: The input capsules, ``[*batch, i, c]``.
@@ -225,16 +228,79 @@ def _route_capsules(
     options: DynamicRouting,
 ) -> Routed:
     wide = jnp.promote_types(capsules.dtype, jnp.float32)
-    batch = math.prod(capsules.shape[:-2])
-    votes_bytes = batch * math.prod(weight.shape[:3]) * wide.itemsize
-    if batch < SMALLEST_VOTES_FREE_BATCH and votes_bytes <= LARGEST_HELD_VOTES_BYTES:
-        routed = _route(cast_votes(capsules, weight), bias, options)
-        return routed._replace(coupling=None)
+    *batch, i, c = capsules.shape
+    if bias is None:
+        bias = jnp.zeros(weight.shape[1:3], wide)
+    capsules = capsules.reshape(-1, i, c).astype(wide)
+    arrays = _vary_alike(capsules, weight.astype(wide), bias)
+    pose = _pose_of_capsules.bind(*arrays, options=options)
+    pose = pose.reshape(*batch, *pose.shape[1:])
+    return Routed(pose=pose, activation=safe_norm(pose), coupling=None)
+
+
+def _vary_alike(*arrays: Array) -> list[Array]:
+    """Makes arrays vary over the mesh axes that any of them varies over.
+
+    Inside ``jax.shard_map(check_vma=True)`` JAX then sums the gradient of what the
+    devices share, which a ``custom_vjp`` would have to do.
+    """
+    varying = [jax.typeof(x).manual_axis_type.varying for x in arrays]
+    axes = frozenset.union(*varying)
+    return [
+        jax.lax.pcast(x, tuple(axes - own), to="varying") if axes - own else x
+        for x, own in zip(arrays, varying, strict=True)
+    ]
+
+
+# A primitive of our own, as nothing else has both a gradient and a rule for ``vmap``: a
+# ``custom_vjp`` mapped over examples would neither learn how many these are nor that
+# their gradients of the shared weight are to be summed.
+_pose_of_capsules = Primitive("pose_of_capsules")
+
+
+@_pose_of_capsules.def_abstract_eval
+def _type_of_pose(capsules, weight, bias, *, options):
+    return capsules.update(shape=(capsules.shape[0], *weight.shape[1:3]))
+
+
+@_pose_of_capsules.def_impl
+def _pose_by_size(capsules, weight, bias, *, options):
+    votes_bytes = len(capsules) * math.prod(weight.shape[:3]) * weight.dtype.itemsize
+    few = len(capsules) < SMALLEST_VOTES_FREE_BATCH
+    if few and votes_bytes <= LARGEST_HELD_VOTES_BYTES:
+        return _route(cast_votes(capsules, weight), bias, options).pose
+    return _pose_votes_free(capsules, weight, bias, options=options)
+
+
+def _pose_votes_free(capsules, weight, bias, *, options):
     rounds = Rounds(
         options.num_iterations, options.none_of_the_above, options.stop_gradient
     )
-    pose = route_votes_free(capsules.astype(wide), weight.astype(wide), bias, rounds)
-    return Routed(pose=pose, activation=safe_norm(pose), coupling=None)
+    return route_votes_free(capsules, weight, bias, rounds)
+
+
+def _pose_and_tangent(arrays, tangents, *, options):
+    function = functools.partial(_pose_votes_free, options=options)
+    return jax.jvp(function, arrays, tuple(map(ad.instantiate_zeros, tangents)))
+
+
+def _mapped_pose(arrays, axes, *, options):
+    capsules, weight, bias = arrays
+    if any(axis is not None for axis in axes[1:]):
+        function = functools.partial(_pose_votes_free, options=options)
+        return jax.vmap(function, in_axes=axes)(*arrays), 0
+    capsules = jnp.moveaxis(capsules, axes[0], 0)
+    batch = capsules.shape[:2]
+    capsules = capsules.reshape(-1, *capsules.shape[2:])
+    pose = _pose_of_capsules.bind(capsules, weight, bias, options=options)
+    return pose.reshape(*batch, *pose.shape[1:]), 0
+
+
+mlir.register_lowering(
+    _pose_of_capsules, mlir.lower_fun(_pose_by_size, multiple_results=False)
+)
+ad.primitive_jvps[_pose_of_capsules] = _pose_and_tangent
+batching.primitive_batchers[_pose_of_capsules] = _mapped_pose
 
 
 def _agree(

@@ -35,6 +35,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Int
 
 from capsjax.ops import squash
@@ -92,20 +93,8 @@ def route_votes_free(
     *batch, i, c = capsules.shape
     if bias is None:
         bias = jnp.zeros(weight.shape[1:3], weight.dtype)
-    capsules, weight, bias = _vary_alike(capsules.reshape(-1, i, c), weight, bias)
-    pose = jnp.asarray(_route(capsules, weight, bias, rounds))
+    pose = jnp.asarray(_route(capsules.reshape(-1, i, c), weight, bias, rounds))
     return pose.reshape(*batch, *pose.shape[1:])
-
-
-def _vary_alike(*arrays: Array) -> list[Array]:
-    """Makes arrays vary over the mesh axes that any of them varies over.
-
-    Inside ``jax.shard_map(check_vma=True)`` JAX then sums the gradient of what the
-    devices share, which a ``custom_vjp`` would have to do. Padding by nothing changes
-    nothing, but lets JAX do the cast; elsewhere it compiles to nothing.
-    """
-    scalar = sum(lax.stop_gradient(x[(0,) * x.ndim]) for x in arrays)
-    return [lax.pad(x, scalar, [(0, 0, 0)] * x.ndim) for x in arrays]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -114,24 +103,83 @@ def _route(capsules, weight, bias, rounds: Rounds) -> Float[Array, "b j d"]:
 
 
 def _route_forward(capsules, weight, bias, rounds: Rounds):
-    s = _by_platform(_forward, capsules, weight, bias, rounds=rounds)
+    s = _by_platform(_forward, rounds, (0, None, None), 3)(capsules, weight, bias)
     pose = squash(s[-1], axis=1).transpose(2, 0, 1)
     return pose, (capsules, weight, s)
 
 
 def _route_backward(rounds: Rounds, residuals, pose_gradient):
-    return _by_platform(_backward, *residuals, pose_gradient, rounds=rounds)
+    backward = _by_platform(_backward, rounds, (0, None, 3, 0), (0, None, None))
+    return backward(*residuals, pose_gradient)
 
 
 _route.defvjp(_route_forward, _route_backward)
 
 
-def _by_platform(function: Callable, *operands: Array, rounds: Rounds):
-    return lax.platform_dependent(
-        *operands,
-        cpu=functools.partial(function, rounds=rounds, platform=CPU),
-        default=functools.partial(function, rounds=rounds, platform=OTHER),
-    )
+def _by_platform(function: Callable, rounds: Rounds, in_axes, out_axes) -> Callable:
+    """The function as written for each platform; the axes are those of the batch."""
+
+    def run(*operands):
+        return lax.platform_dependent(
+            *operands,
+            cpu=functools.partial(function, rounds=rounds, platform=CPU),
+            default=functools.partial(function, rounds=rounds, platform=OTHER),
+        )
+
+    return _merge_mapped(run, in_axes, out_axes)
+
+
+def _merge_mapped(function: Callable, in_axes, out_axes) -> Callable:
+    """Makes examples that ``jax.vmap`` maps over part of the function's own batch.
+
+    Otherwise the batch of mapped single examples would be one: short vectors, and
+    blocks that take no account of how many examples there are.
+
+    Args:
+        function: Of arrays, to an array or a tuple of arrays.
+        in_axes: The batch axis of each array; None for one that all examples share.
+        out_axes: The same of what is returned. What examples share there, a sum over
+            them, is made for one mapped example after the other.
+    """
+    mergeable = custom_vmap(function)
+    shared = [axis is None for axis in in_axes]
+
+    @mergeable.def_vmap
+    def map_over(size: int, is_mapped: list[bool], *arrays: Array):
+        mapped_axes = [0 if x else None for x in is_mapped]
+        all_mapped = jax.tree.map(lambda _: True, out_axes, is_leaf=_is_none)
+        if any(map(operator.and_, is_mapped, shared)):
+            return jax.vmap(function, in_axes=mapped_axes)(*arrays), all_mapped
+
+        def one(k):
+            return function(
+                *(x[k] if y else x for x, y in zip(arrays, is_mapped, strict=True))
+            )
+
+        def merge(x, axis, is_mapped):
+            if axis is None:
+                return x
+            x = x if is_mapped else jnp.broadcast_to(x, (size, *x.shape))
+            x = jnp.moveaxis(x, 0, axis)
+            return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+
+        def part(axis, merged, one_by_one):
+            if axis is None:
+                return one_by_one
+            shape = merged.shape
+            shape = *shape[:axis], size, shape[axis] // size, *shape[axis + 1 :]
+            return jnp.moveaxis(merged.reshape(shape), axis, 0)
+
+        merged = mergeable(*map(merge, arrays, in_axes, is_mapped))
+        one_by_one = lax.map(one, jnp.arange(size))
+        results = jax.tree.map(part, out_axes, merged, one_by_one, is_leaf=_is_none)
+        return results, all_mapped
+
+    return mergeable
+
+
+def _is_none(x) -> bool:
+    return x is None
 
 
 def _forward(
@@ -228,8 +276,8 @@ def _first_round(
     rounds: Rounds,
 ) -> Operands:
     """Adds the share of the round in which all couplings are equal."""
-    num_outputs, _, batch = s_gradient.shape
-    gradient = _first_coupling(num_outputs, rounds) * s_gradient.reshape(-1, batch)
+    share = _first_coupling(len(s_gradient), rounds)
+    gradient = share * lax.collapse(s_gradient, 0, 2)
     return Operands(
         gradients.weight + jnp.einsum("nb,kicb->kinc", gradient, blocks.capsules),
         gradients.capsules + jnp.einsum("nb,kinc->kicb", gradient, blocks.weight),
@@ -247,7 +295,8 @@ class Votes:
     ):
         self._number, self._operands = block
         self._platform = platform
-        self._votes = jnp.einsum("inc,icb->inb", *self._operands).reshape(-1, *shape)
+        votes = jnp.einsum("inc,icb->inb", *self._operands)
+        self._votes = votes.reshape(len(votes), *shape)
 
     def agree(self, vector: Float[Array, "j d b"]) -> Float[Array, "i j b"]:
         """How far each vote goes along a vector: their scalar product."""
@@ -293,7 +342,7 @@ class Votes:
     def uncast(self, gradient: Float[Array, "i j d b"]) -> Operands:
         """Gradients of the operands, given that of the votes."""
         weight, capsules = self._operands
-        gradient = gradient.reshape(len(weight), -1, gradient.shape[-1])
+        gradient = lax.collapse(gradient, 1, 3)
         return Operands(
             jnp.einsum("inb,icb->inc", gradient, capsules),
             jnp.einsum("inb,inc->icb", gradient, weight),
@@ -347,7 +396,7 @@ def _split(
 ) -> Operands:
     """Cuts the input capsules into blocks of one size."""
     (batch, i, c), n = capsules.shape, weight.shape[1] * weight.shape[2]
-    largest = platform.block_bytes // (batch * n * weight.dtype.itemsize)
+    largest = platform.block_bytes // max(1, batch * n * weight.dtype.itemsize)
     num_blocks = -(-i // max(1, min(largest, platform.largest_block)))
     size = -(-i // num_blocks)
     # Capsules of zeros cast votes of zeros, which add nothing to any sum.
@@ -366,9 +415,9 @@ def _join(
     weight: Float[Array, "i j d c"],
 ) -> tuple[Float[Array, "b i c"], Float[Array, "i j d c"]]:
     """The reverse of splitting, in the shapes of capsules and weight."""
-    batch, i, c = capsules.shape
+    i = capsules.shape[1]
     return (
-        blocks.capsules.reshape(-1, c, batch)[:i].transpose(2, 0, 1),
+        lax.collapse(blocks.capsules, 0, 2)[:i].transpose(2, 0, 1),
         blocks.weight.reshape(-1, *weight.shape[1:])[:i],
     )
 
