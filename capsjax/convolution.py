@@ -23,6 +23,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from capsjax.convolution_forms import FORMS, LAYOUT, Plan, ceil_div, output_size
+from capsjax.parallel import vary_alike
 
 _COMPUTE_DTYPES = (np.dtype(np.float32), np.dtype(jnp.bfloat16))
 _INPUT_DTYPES = (*_COMPUTE_DTYPES, np.dtype(np.float64))
@@ -69,17 +70,6 @@ def _differentiate(plan: Plan, operands, gradient):
 
 _convolve = jax.custom_vjp(_forward, nondiff_argnums=(2,))
 _convolve.defvjp(_keep_operands, _differentiate)
-
-
-def _vary_alike(x, other):
-    """Makes ``x`` vary over the mesh axes that ``other`` varies over.
-
-    Inside ``jax.shard_map(check_vma=True)`` JAX then sums the gradient of a kernel that
-    all devices share; a ``custom_vjp`` has to arrange that itself. Padding by nothing
-    changes nothing, but lets JAX do the cast; elsewhere it compiles to nothing.
-    """
-    scalar = lax.stop_gradient(other[(0,) * other.ndim])
-    return lax.pad(x, scalar, [(0, 0, 0)] * x.ndim)
 
 
 def _operand_dtype(compute_dtype, x) -> np.dtype:
@@ -242,7 +232,7 @@ def conv_general_dilated(
             preferred_element_type,
         )
     image, kernel = lhs.astype(plan.sum_dtype), rhs.astype(plan.sum_dtype)
-    image, kernel = _vary_alike(image, kernel), _vary_alike(kernel, image)
+    image, kernel = vary_alike(image, kernel)
     return _convolve(image, kernel, plan).astype(lhs.dtype)
 
 

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 AXIS = "device"
 
@@ -75,3 +76,17 @@ def _mesh() -> Mesh:
 def _devices() -> list[Any]:
     """Those of a process side by side: the order of JAX's own list is its affair."""
     return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+
+
+def vary_alike(*arrays: Array) -> list[Array]:
+    """Makes arrays vary over the mesh axes that any of them varies over.
+
+    Inside ``jax.shard_map(check_vma=True)`` JAX then sums the gradient of what the
+    devices share, which a ``custom_vjp`` would have to do.
+    """
+    varying = [jax.typeof(x).manual_axis_type.varying for x in arrays]
+    axes = frozenset.union(*varying)
+    return [
+        jax.lax.pcast(x, tuple(axes - own), to="varying") if axes - own else x
+        for x, own in zip(arrays, varying, strict=True)
+    ]

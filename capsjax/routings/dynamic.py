@@ -17,6 +17,7 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from capsjax.ops import safe_norm, squash
+from capsjax.parallel import vary_alike
 from capsjax.routings.routed import Parameter, Routed, cast_votes
 from capsjax.routings.votes_free import Rounds, route_votes_free
 
@@ -232,24 +233,10 @@ def _route_capsules(
     if bias is None:
         bias = jnp.zeros(weight.shape[1:3], wide)
     capsules = capsules.reshape(-1, i, c).astype(wide)
-    arrays = _vary_alike(capsules, weight.astype(wide), bias)
+    arrays = vary_alike(capsules, weight.astype(wide), bias)
     pose = _pose_of_capsules.bind(*arrays, options=options)
     pose = pose.reshape(*batch, *pose.shape[1:])
     return Routed(pose=pose, activation=safe_norm(pose), coupling=None)
-
-
-def _vary_alike(*arrays: Array) -> list[Array]:
-    """Makes arrays vary over the mesh axes that any of them varies over.
-
-    Inside ``jax.shard_map(check_vma=True)`` JAX then sums the gradient of what the
-    devices share, which a ``custom_vjp`` would have to do.
-    """
-    varying = [jax.typeof(x).manual_axis_type.varying for x in arrays]
-    axes = frozenset.union(*varying)
-    return [
-        jax.lax.pcast(x, tuple(axes - own), to="varying") if axes - own else x
-        for x, own in zip(arrays, varying, strict=True)
-    ]
 
 
 # A primitive of our own, as nothing else has both a gradient and a rule for ``vmap``: a
