@@ -44,7 +44,7 @@ machine, one core for each run, 67 to 73 minutes a run;
     (notebook: 99.53 %, one resumed run; paper: 99.75 %, three seeds, more epochs)
 
 The recipes in 5 epochs (``:NAME --config.num_epochs=5 --config.seed=S``), the best
-checkpoint by validation, in all of them the last; the losses are not of the same
+checkpoint by validation (in the last three recipes the last); the losses are not of the same
 formula, so that only the accuracies compare:
 
     recipe     seed  test accuracy  test loss   commit   machine, minutes
