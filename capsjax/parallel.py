@@ -1,4 +1,7 @@
-"""The devices of all processes: the one place that maps a step over them."""
+"""The devices of all processes, and what a function mapped over devices must know.
+
+The one place that maps a step over them.
+"""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -69,6 +72,21 @@ def spread(shares: Tree) -> Tree:
     )
 
 
+def vary_alike(*arrays: Array) -> list[Array]:
+    """Makes arrays vary over the mesh axes that any of them varies over.
+
+    Inside ``jax.shard_map(check_vma=True)`` JAX then sums the gradient of what the
+    devices share, which a ``custom_vjp`` would have to do. ``jax.vmap`` makes no
+    difference to it: what it does not map over stays shared.
+    """
+    varying = [jax.typeof(x).manual_axis_type.varying for x in arrays]
+    missing = [frozenset.union(*varying) - own for own in varying]
+    return [
+        jax.lax.pcast(x, tuple(sorted(axes, key=str)), to="varying") if axes else x
+        for x, axes in zip(arrays, missing, strict=True)
+    ]
+
+
 def _mesh() -> Mesh:
     return Mesh(np.asarray(_devices()), (AXIS,))
 
@@ -76,17 +94,3 @@ def _mesh() -> Mesh:
 def _devices() -> list[Any]:
     """Those of a process side by side: the order of JAX's own list is its affair."""
     return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-
-
-def vary_alike(*arrays: Array) -> list[Array]:
-    """Makes arrays vary over the mesh axes that any of them varies over.
-
-    Inside ``jax.shard_map(check_vma=True)`` JAX then sums the gradient of what the
-    devices share, which a ``custom_vjp`` would have to do.
-    """
-    varying = [jax.typeof(x).manual_axis_type.varying for x in arrays]
-    axes = frozenset.union(*varying)
-    return [
-        jax.lax.pcast(x, tuple(axes - own), to="varying") if axes - own else x
-        for x, own in zip(arrays, varying, strict=True)
-    ]

@@ -14,9 +14,9 @@ PACKAGE = pathlib.Path(capsjax.__file__).parent
 
 # Lower layers know nothing of the higher ones.
 ORDER = [
-    {"ops", "convolution_forms"},
+    {"ops", "convolution_forms", "parallel"},
     {"convolution", "routings", "losses"},
-    {"initializers", "config", "data", "layers", "parallel", "plots"},
+    {"initializers", "config", "data", "layers", "plots"},
     {"models"},
     {"measure"},
     {"workdir", "interrupt", "provenance"},

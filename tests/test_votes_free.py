@@ -197,7 +197,7 @@ def by_capsules(capsules, weight, bias):
     return value.from_capsules(capsules, weight, parameters={"bias": bias}).pose
 
 
-@pytest.mark.parametrize("batch", [(15,), (2, 8)])
+@pytest.mark.parametrize("batch", [(3,), (15,), (2, 8)])
 def test_from_capsules_routes_the_votes_of_the_capsules(key, batch):
     case = PUBLIC._replace(batch=batch)
     operands, gradient = draw(key, case)
@@ -266,6 +266,22 @@ def test_forward_mode_is_refused_for_what_it_is(key):
         jax.jvp(by_capsules, operands, operands)
 
 
+@pytest.mark.parametrize("outer", [jax.jacfwd, jax.jacrev])
+def test_the_gradient_has_derivatives_of_either_mode(key, outer):
+    case = PUBLIC._replace(batch=(10,), i=3, j=2, d=2)
+    operands, gradient = draw(key, case)
+
+    def second(function):
+        def inner(weight):
+            capsules, _, bias = operands
+            return jnp.sum(function(capsules, weight, bias) * gradient)
+
+        run = jax.jit(outer(jax.grad(inner)), compiler_options=UNOPTIMISED)
+        return np.asarray(run(operands[1]))
+
+    assert_close([second(by_capsules)], [second(plain(case.rounds))], rtol=1e-5)
+
+
 # The transformations of JAX.
 
 
@@ -287,14 +303,25 @@ def test_vmap_over_two_axes_of_capsules(key):
     assert_close(actual, exact(PUBLIC.rounds, operands, gradient))
 
 
-def test_vmap_over_weights_shares_the_capsules(key):
+def over_weights(function):
+    return jax.vmap(function, in_axes=(None, 0, 0))
+
+
+def over_weights_inside_capsules(function):
+    return jax.vmap(over_weights(function), in_axes=(0, None, None), out_axes=1)
+
+
+@pytest.mark.parametrize("mapped", [over_weights, over_weights_inside_capsules])
+def test_vmap_over_weights_shares_the_capsules(key, mapped):
     drawn = [draw(k, PUBLIC) for k in jax.random.split(key, 3)]
-    (capsules, _, _), _ = drawn[0]
-    weight, bias = (jnp.stack([x[0][n] for x in drawn]) for n in (1, 2))
-    actual = jax.vmap(by_capsules, in_axes=(None, 0, 0))(capsules, weight, bias)
-    each = [(capsules, *own[1:]) for own, _ in drawn]
-    expected = [exact(PUBLIC.rounds, own, drawn[0][1])[0] for own in each]
-    assert_close([actual], [np.stack(expected)])
+    (_, *own), gradient = jax.tree.map(lambda *x: jnp.stack(x), *drawn)
+    capsules = drawn[0][0][0]
+    actual = pose_and_gradients(mapped(by_capsules), (capsules, *own), gradient)
+    each = [
+        exact(PUBLIC.rounds, (capsules, *w), gradient) for (_, *w), gradient in drawn
+    ]
+    pose, of_capsules, *of_own = (np.stack(x) for x in zip(*each, strict=True))
+    assert_close(actual, [pose, of_capsules.sum(0), *of_own])
 
 
 @pytest.mark.parametrize("batch", [(), (16,)])
@@ -305,6 +332,13 @@ def test_mapped_gradients_are_those_of_each_example(key, batch):
     actual = [np.asarray(x) for x in jax.jit(run)(operands, gradient)]
     each = [exact(PUBLIC.rounds, (capsules[n], *shared), gradient[n]) for n in range(3)]
     assert_close(actual, [np.stack(x) for x in zip(*each, strict=True)])
+
+
+def test_mapped_gradients_of_no_examples(key):
+    operands, gradient = draw(key, PUBLIC._replace(batch=(0, 16)))
+    run = jax.vmap(value_and_pullback(by_capsules), in_axes=((0, None, None), 0))
+    results = jax.eval_shape(run, operands, gradient)
+    assert [len(x) for x in results] == [0, 0, 0, 0]
 
 
 def test_gradients_in_every_direction_of_the_poses(key):
@@ -366,6 +400,27 @@ def test_a_sharded_function_has_the_gradients_of_one_device(key, check_vma, mapp
     function = shard(mapped(by_capsules), specs, P("data"), check_vma=check_vma)
     actual = pose_and_gradients(function, operands, gradient)
     assert_close(actual, exact(SHARDED.rounds, operands, gradient))
+
+
+@pytest.mark.parametrize("check_vma", [False, True])
+def test_gradients_mapped_inside_a_shard_are_those_of_each_example(key, check_vma):
+    operands, gradient = draw(key, SHARDED)
+    run = jax.vmap(value_and_pullback(by_capsules), in_axes=((0, None, None), 0))
+
+    def step(operands, gradient):
+        pose, own, *shared = run(operands, gradient)
+        shared = [x.sum(0) for x in shared]
+        if not check_vma:
+            shared = [jax.lax.psum(x, "data") for x in shared]
+        return pose, own, *shared
+
+    each, same = P("data"), P()
+    specs = ((each, same, same), each), (each, each, same, same)
+    function = shard(step, *specs, check_vma=check_vma)
+    function = jax.jit(function, compiler_options=UNOPTIMISED)
+    assert_close(
+        function(operands, gradient), exact(SHARDED.rounds, operands, gradient)
+    )
 
 
 @pytest.mark.parametrize(
@@ -476,3 +531,28 @@ def test_a_few_examples_with_many_votes_do_not_hold_them():
     program = route.lower(capsules, weight).compile(UNOPTIMISED)
     # Beside the blocks there is a copy of the weights: an eighth of the votes.
     assert program.memory_analysis().temp_size_in_bytes < votes_bytes / 3
+
+
+def test_weights_mapped_inside_of_capsules_have_one_gradient_each():
+    case = Case((64,), 100, 8, 8, 4, rounds(3))
+    shared, gradient = shapes(case)
+    capsules, *own = shared
+    (*own, gradient) = (
+        jax.ShapeDtypeStruct((3, *x.shape), x.dtype) for x in (*own, gradient)
+    )
+    run = value_and_pullback(over_weights_inside_capsules(by_capsules))
+    run = jax.jit(run, compiler_options=UNOPTIMISED)
+    program = run.lower((capsules, *own), gradient).compile()
+    weight_bytes = 4 * 3 * math.prod((case.i, case.j, case.d, case.c))
+    temporary = program.memory_analysis().temp_size_in_bytes
+    assert temporary < math.prod(case.batch) / 8 * weight_bytes
+
+
+@pytest.mark.parametrize(("batch", "holds"), [(8, True), (9, False)])
+def test_the_poses_of_a_few_examples_come_from_votes_that_are_held(batch, holds):
+    case = Case((batch,), 800, 8, 16, 1, rounds(3))
+    capsules, weight, _ = shapes(case)[0]
+    route = jax.jit(DynamicRouting().from_capsules)
+    program = route.lower(capsules, weight).compile(UNOPTIMISED)
+    votes_bytes = 4 * math.prod((batch, case.i, case.j, case.d))
+    assert (program.memory_analysis().temp_size_in_bytes > votes_bytes) == holds

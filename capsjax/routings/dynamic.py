@@ -19,7 +19,7 @@ from jaxtyping import Array, ArrayLike, Float, Shaped
 from capsjax.ops import safe_norm, squash
 from capsjax.parallel import vary_alike
 from capsjax.routings.routed import Parameter, Routed, cast_votes
-from capsjax.routings.votes_free import Rounds, route_votes_free
+from capsjax.routings.votes_free import Rounds, map_one_by_one, route_votes_free
 
 REMATS = ("none", "body", "full", "offload")
 
@@ -161,14 +161,18 @@ class DynamicRouting:
         """Routes the votes ``weight_ij capsule_i`` without ever holding all of them.
 
         They are made again in every round, for a few input capsules at a time
-        (:mod:`capsjax.routings.votes_free`): several times faster on a CPU, and in a
-        fraction of the memory. Examples that ``jax.vmap`` maps over are examples of
-        the batch. Only the poses, without a gradient, of up to 8 examples whose votes
-        take at most 16 MiB are made like ``self(cast_votes(capsules, weight))``, as
-        that is faster; ``unroll`` matters to these only, and ``remat`` not at all.
+        (:mod:`capsjax.routings.votes_free`): several times faster for a batch on a
+        CPU, and in a fraction of the memory. Only the poses, without a gradient, of up
+        to 8 examples whose votes take at most 16 MiB are made like
+        ``self(cast_votes(capsules, weight))``, as that is faster; ``unroll`` matters
+        to these only, and ``remat`` not at all.
 
-        Reverse mode only: ``jax.jvp``, and so a Hessian, raises a TypeError. Routing
-        the votes themselves has both modes.
+        Examples that ``jax.vmap`` maps over are examples of the batch. Weights or
+        biases that it maps over are taken one after the other.
+
+        Reverse mode only: ``jax.jvp`` of the poses raises a TypeError. The gradient
+        has derivatives again, of either mode: a Hessian works. Routing the votes
+        themselves has both modes.
 
         Args:
             capsules: The input capsules, ``[*batch, i, c]``.
@@ -239,9 +243,9 @@ def _route_capsules(
     return Routed(pose=pose, activation=safe_norm(pose), coupling=None)
 
 
-# A primitive of our own, as nothing else has both a gradient and a rule for ``vmap``: a
-# ``custom_vjp`` mapped over examples would neither learn how many these are nor that
-# their gradients of the shared weight are to be summed.
+# A primitive of our own, to have a rule for ``vmap`` that holds before the gradient is
+# taken: a ``custom_vjp`` mapped over examples makes a gradient of the shared weight for
+# each of them, to be summed after, and does not learn how many there are.
 _pose_of_capsules = Primitive("pose_of_capsules")
 
 
@@ -272,15 +276,16 @@ def _pose_and_tangent(arrays, tangents, *, options):
 
 
 def _mapped_pose(arrays, axes, *, options):
-    capsules, weight, bias = arrays
-    if any(axis is not None for axis in axes[1:]):
-        function = functools.partial(_pose_votes_free, options=options)
-        return jax.vmap(function, in_axes=axes)(*arrays), 0
-    capsules = jnp.moveaxis(capsules, axes[0], 0)
-    batch = capsules.shape[:2]
-    capsules = capsules.reshape(-1, *capsules.shape[2:])
-    pose = _pose_of_capsules.bind(capsules, weight, bias, options=options)
-    return pose.reshape(*batch, *pose.shape[1:]), 0
+    pose_of = functools.partial(_pose_of_capsules.bind, options=options)
+    is_mapped = [axis is not None for axis in axes]
+    capsules, weight, bias = [
+        jnp.moveaxis(x, axis, 0) if y else x
+        for x, axis, y in zip(arrays, axes, is_mapped, strict=True)
+    ]
+    if any(is_mapped[1:]):
+        return map_one_by_one(pose_of, is_mapped, (capsules, weight, bias)), 0
+    pose = pose_of(jax.lax.collapse(capsules, 0, 2), weight, bias)
+    return pose.reshape(*capsules.shape[:2], *pose.shape[1:]), 0
 
 
 mlir.register_lowering(

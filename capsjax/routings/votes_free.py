@@ -29,7 +29,7 @@ with ``d``; ``n`` is ``j`` and ``d`` as one axis, ``k`` the blocks, ``r`` the ro
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -84,8 +84,11 @@ def route_votes_free(
 ) -> Float[Array, "*batch j d"]:
     """Poses of ``routing(cast_votes(capsules, weight))``, without holding the votes.
 
-    Reverse mode only: ``jax.jvp``, and so a Hessian, raises a TypeError. All arrays
-    must be of one type, float32 or float64.
+    Reverse mode only: ``jax.jvp`` of the poses raises a TypeError. The gradient itself
+    has derivatives of either mode.
+
+    All arrays must be of one type, float32 or float64, and inside ``jax.shard_map``
+    vary over the same axes (:func:`capsjax.parallel.vary_alike`).
 
     References:
         Sabour, Frosst and Hinton 2017, Procedure 1, https://arxiv.org/abs/1710.09829.
@@ -139,43 +142,54 @@ def _merge_mapped(function: Callable, in_axes, out_axes) -> Callable:
         function: Of arrays, to an array or a tuple of arrays.
         in_axes: The batch axis of each array; None for one that all examples share.
         out_axes: The same of what is returned. What examples share there, a sum over
-            them, is made for one mapped example after the other.
+            them, is made for one mapped example after the other; and so is everything
+            where what examples share is mapped.
     """
     mergeable = custom_vmap(function)
-    shared = [axis is None for axis in in_axes]
+    # A ``custom_vmap`` can't be transposed, as a derivative of the gradient has to be.
+    differentiable = jax.custom_jvp(mergeable)
+    differentiable.defjvp(lambda arrays, tangents: jax.jvp(function, arrays, tangents))
 
     @mergeable.def_vmap
     def map_over(size: int, is_mapped: list[bool], *arrays: Array):
-        mapped_axes = [0 if x else None for x in is_mapped]
-        all_mapped = jax.tree.map(lambda _: True, out_axes, is_leaf=_is_none)
-        if any(map(operator.and_, is_mapped, shared)):
-            return jax.vmap(function, in_axes=mapped_axes)(*arrays), all_mapped
-
-        def one(k):
-            return function(
-                *(x[k] if y else x for x, y in zip(arrays, is_mapped, strict=True))
-            )
-
         def merge(x, axis, is_mapped):
             if axis is None:
                 return x
             x = x if is_mapped else jnp.broadcast_to(x, (size, *x.shape))
-            x = jnp.moveaxis(x, 0, axis)
-            return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+            return lax.collapse(jnp.moveaxis(x, 0, axis), axis, axis + 2)
 
-        def part(axis, merged, one_by_one):
+        def part(axis, merged, summed):
             if axis is None:
-                return one_by_one
-            shape = merged.shape
-            shape = *shape[:axis], size, shape[axis] // size, *shape[axis + 1 :]
-            return jnp.moveaxis(merged.reshape(shape), axis, 0)
+                return summed
+            before, after = merged.shape[:axis], merged.shape[axis + 1 :]
+            return jnp.moveaxis(merged.reshape(*before, size, -1, *after), axis, 0)
 
-        merged = mergeable(*map(merge, arrays, in_axes, is_mapped))
-        one_by_one = lax.map(one, jnp.arange(size))
-        results = jax.tree.map(part, out_axes, merged, one_by_one, is_leaf=_is_none)
-        return results, all_mapped
+        shared = [axis is None for axis in in_axes]
+        if not size or any(map(operator.and_, is_mapped, shared)):
+            results = map_one_by_one(mergeable, is_mapped, arrays)
+        else:
+            merged = mergeable(*map(merge, arrays, in_axes, is_mapped))
+            summed = merged
+            if None in jax.tree.leaves(out_axes, is_leaf=_is_none):
+                summed = map_one_by_one(mergeable, is_mapped, arrays)
+            results = jax.tree.map(part, out_axes, merged, summed, is_leaf=_is_none)
+        return results, jax.tree.map(lambda _: True, results)
 
-    return mergeable
+    return differentiable
+
+
+def map_one_by_one(function: Callable, is_mapped: Sequence[bool], arrays):
+    """What ``jax.vmap`` over the first axes does, one element after the other.
+
+    So what is mapped inside the function, or outside of it, still is.
+    """
+
+    def one(mapped):
+        mapped = iter(mapped)
+        own = zip(arrays, is_mapped, strict=True)
+        return function(*(next(mapped) if is_own else x for x, is_own in own))
+
+    return lax.map(one, [x for x, y in zip(arrays, is_mapped, strict=True) if y])
 
 
 def _is_none(x) -> bool:
