@@ -8,7 +8,10 @@ Any folder of four IDX archives will do, for instance that of Debian's package
 
 Variants: ``smoke``, a minute.
 
-Results: none yet. Only ``smoke`` has been run: 79.86 % in half a minute.
+Results: 90.74 %, loss 0.075418, the last checkpoint and the best by validation
+(91.08 %); seed 0, float32, commit 528f7c8, 52 minutes of one core of an Intel Xeon
+beside other work. ``smoke``: 79.86 % in half a minute. No other test evaluation was
+made.
 """
 
 from capsjax.config import Config, Optimizer, make_smoke, require_variant
