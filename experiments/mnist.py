@@ -60,6 +60,11 @@ formula, so that only the accuracies compare:
                mean  99.21 %, sample standard deviation 0.06
     one_round_no_reconstruction
                0     99.35 %        0.010590    73e0ded  Xeon, two cores, 11
+    one_round  0     99.35 %        0.019827    b35cfdf  Xeon, one core, 22, with others
+    no_reconstruction
+               0     99.29 %        0.009803    b35cfdf  Xeon, one core, 25, the same
+    paper with --config.loss.margin_weight=0.05, the authors' weight
+               0     99.32 %        0.006429    b35cfdf  Xeon, one core, 30, the same
     cnn        0     99.34 %        0.019304    18bea0a  Xeon, two cores, 76, bfloat16
 
 EPYC is an AMD EPYC, Xeon an Intel Xeon with AMX; all but ``cnn`` are in float32. Seed 0
