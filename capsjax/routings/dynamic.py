@@ -18,8 +18,9 @@ from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from capsjax.ops import safe_norm, squash
 from capsjax.parallel import vary_alike
+from capsjax.routings.batching import map_one_by_one
 from capsjax.routings.routed import Parameter, Routed, cast_votes
-from capsjax.routings.votes_free import Rounds, map_one_by_one, route_votes_free
+from capsjax.routings.votes_free import Rounds, route_votes_free
 
 REMATS = ("none", "body", "full", "offload")
 

@@ -1,0 +1,77 @@
+"""What ``jax.vmap`` makes of a function that has a batch axis of its own."""
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import custom_vmap
+from jaxtyping import Array
+
+
+def merge_mapped(function: Callable, in_axes, out_axes) -> Callable:
+    """Makes examples that ``jax.vmap`` maps over part of the function's own batch.
+
+    Otherwise the batch of mapped single examples would be one: short vectors, and
+    blocks that take no account of how many examples there are.
+
+    Args:
+        function: Of arrays, to an array or a tuple of arrays.
+        in_axes: The batch axis of each array; None for one that all examples share.
+        out_axes: The same of what is returned. What examples share there, a sum over
+            them, is made for one mapped example after the other; and so is everything
+            where what examples share is mapped.
+    """
+    mergeable = custom_vmap(function)
+    # A ``custom_vmap`` can't be transposed, as a derivative of the gradient has to be.
+    differentiable = jax.custom_jvp(mergeable)
+    differentiable.defjvp(lambda arrays, tangents: jax.jvp(function, arrays, tangents))
+
+    @mergeable.def_vmap
+    def map_over(size: int, is_mapped: list[bool], *arrays: Array):
+        def merge(x, axis, is_mapped):
+            if axis is None:
+                return x
+            x = x if is_mapped else jnp.broadcast_to(x, (size, *x.shape))
+            return lax.collapse(jnp.moveaxis(x, 0, axis), axis, axis + 2)
+
+        def part(axis, merged, summed):
+            if axis is None:
+                return summed
+            before, after = merged.shape[:axis], merged.shape[axis + 1 :]
+            return jnp.moveaxis(merged.reshape(*before, size, -1, *after), axis, 0)
+
+        shared = [axis is None for axis in in_axes]
+        if not size or any(map(operator.and_, is_mapped, shared)):
+            results = map_one_by_one(mergeable, is_mapped, arrays)
+        else:
+            merged = mergeable(*map(merge, arrays, in_axes, is_mapped))
+            summed = merged
+            if None in jax.tree.leaves(out_axes, is_leaf=_is_none):
+                summed = map_one_by_one(mergeable, is_mapped, arrays)
+            results = jax.tree.map(part, out_axes, merged, summed, is_leaf=_is_none)
+        return results, jax.tree.map(lambda _: True, results)
+
+    return differentiable
+
+
+def map_one_by_one(
+    function: Callable, is_mapped: Sequence[bool], arrays: Sequence[Array]
+) -> Any:
+    """What ``jax.vmap`` over the first axes does, one element after the other.
+
+    So what is mapped inside the function, or outside of it, still is.
+    """
+
+    def one(mapped):
+        mapped = iter(mapped)
+        own = zip(arrays, is_mapped, strict=True)
+        return function(*(next(mapped) if is_own else x for x, is_own in own))
+
+    return lax.map(one, [x for x, y in zip(arrays, is_mapped, strict=True) if y])
+
+
+def _is_none(x) -> bool:
+    return x is None
