@@ -43,9 +43,9 @@ machine, one core for each run, 67 to 73 minutes a run;
     mean   99.62 %, sample standard deviation 0.03
     (notebook: 99.53 %, one resumed run; paper: 99.75 %, three seeds, more epochs)
 
-In 20 epochs, with a cosine as long (``--config.num_epochs=20 --config.seed=S``; float32,
-Intel Xeon with AMX, one core for each run but the end of seed 2; the first two epochs
-at 9fcff29, resumed at b35cfdf):
+In 20 epochs, with a cosine as long (``--config.num_epochs=20 --config.seed=S``;
+float32, Intel Xeon with AMX, one core for each run but the end of seed 2; the first two
+epochs at 9fcff29, resumed at b35cfdf):
 
     seed   test accuracy   test loss   checkpoint
     0      99.55 %         0.009298    step 8580, the last and the best, 100 minutes
