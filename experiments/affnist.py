@@ -22,7 +22,8 @@ described. ``smoke``, a minute.
 
 References: the paper reports 79 % for its CapsNet and 66 % for its CNN.
 
-Results: none yet. affNIST itself could not be downloaded where this was written; only
+Results: none. affNIST itself could not be downloaded where this was written, and the
+comparison on the stand-in was not run, as it takes hours for each network; only
 ``smoke`` has been run: 93.32 % of the test digits, placed at random.
 """
 
