@@ -1,0 +1,56 @@
+"""Runs of the first edition load, predict, are evaluated and go on: see the fixture."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from capsjax import evaluate, load_run, train
+from capsjax.data import load
+from capsjax.workdir import Workdir
+
+FIXTURE = pathlib.Path(__file__).parent / "fixtures" / "first_edition"
+LENGTHS = np.load(FIXTURE / "lengths.npz")
+
+
+@pytest.fixture(params=["mnist", "folder"])
+def run_path(request, tmp_path, monkeypatch):
+    """A copy of the run, in a folder with the photos that it names."""
+    shutil.copytree(FIXTURE / "photos", tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    return shutil.copytree(FIXTURE / request.param, tmp_path / request.param)
+
+
+def lengths(path):
+    """What the run at ``path`` makes of the first 100 of its test images."""
+    run = load_run(path)
+    data = run.config.data
+    test = load(data.name, "test", path=data.path, image_size=data.image_size)
+    return run.predict(test.image[:100]).length
+
+
+def test_it_predicts_what_the_first_edition_predicted(run_path):
+    np.testing.assert_allclose(lengths(run_path), LENGTHS[run_path.name], rtol=1e-4)
+
+
+def test_it_goes_on_as_the_first_edition_went_on(run_path):
+    workdir = Workdir(run_path)
+    config = workdir.read_config()
+    config.num_epochs = 3
+    result = train.train(config, workdir)
+    assert result["epochs_done"] == 3
+    # The order of the images, the split and the schedule are what they were: after a
+    # step on other images the lengths differ in the second digit.
+    expected = LENGTHS[f"{run_path.name}_resumed"]
+    np.testing.assert_allclose(lengths(run_path), expected, rtol=2e-3)
+
+
+@pytest.mark.slow
+def test_it_is_evaluated_on_the_images_that_it_was_tested_on(run_path, capsys):
+    assert evaluate.main(["--workdir", str(run_path), "--no-figures"]) == 0
+    out, err = capsys.readouterr()
+    assert "beware" not in out + err
+    test = json.loads((run_path / "result.json").read_text())["test"]
+    assert f"accuracy {test['accuracy']:.2%}" in out
