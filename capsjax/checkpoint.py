@@ -25,8 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from capsjax.console import warn
 from capsjax.hosts import is_writer, require_same, wait_for_all
-from capsjax.metrics import warn
 
 State = TypeVar("State")
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import jax
 
-from capsjax.metrics import say
+from capsjax.console import warn
+from capsjax.paths import cache_folder
 
 
 def keep_compiled_programs() -> None:
@@ -23,14 +24,14 @@ def keep_compiled_programs() -> None:
     is_set = settings.jax_compilation_cache_dir is not None
     if is_set or not settings.jax_enable_compilation_cache:
         return
-    folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "capsjax")
     try:
-        folder = folder.expanduser() / "compiled" / _machine()
+        folder = cache_folder() / "compiled" / _machine()
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
-            raise PermissionError(13, "Permission denied")
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home.
-        say(f"compiled programs are not kept: can't write {folder}: {error}")
+            raise PermissionError(13, "Permission denied", str(folder))
+    except OSError as error:
+        reason = error.strerror or error
+        warn(f"compiled programs are not kept in {error.filename}: {reason}")
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:

@@ -1,20 +1,11 @@
-"""What a run tells: JSON lines for programs, a bar or plain lines for people."""
+"""The metrics of a run: one JSON object a line."""
 
 import json
 import os
 import pathlib
 import sys
-import threading
-import time
-from typing import Any
 
-import tqdm
-
-from capsjax.hosts import is_writer
 from capsjax.workdir import write_text, writing
-
-_SECONDS_BETWEEN_LINES = 4
-_SECONDS_OF_SILENCE = 8
 
 
 class MetricWriter:
@@ -93,96 +84,6 @@ class MetricWriter:
             self._file.close()
             if self._summary is not None:
                 self._summary.close()
-
-
-class Progress:
-    """A bar over the steps of an epoch on a terminal, plain lines anywhere else.
-
-    Args:
-        title: What stands before the bar.
-        total: Steps in all.
-        initial: Steps done before.
-    """
-
-    def __init__(self, title: str, *, total: int, initial: int = 0):
-        self._title, self._total, self._initial = title, total, initial
-        self._done, self._text = initial, ""
-        self._start = self._last = time.monotonic()
-        self._bar = None
-        self._ended = threading.Event()
-        if not is_writer():
-            return
-        if sys.stderr.isatty():
-            self._bar = tqdm.tqdm(
-                desc=title,
-                total=total,
-                initial=initial,
-                leave=False,
-                dynamic_ncols=True,
-                bar_format="{desc} {percentage:3.0f}%|{bar}| {remaining} left{postfix}",
-            )
-        else:
-            threading.Thread(target=self._tick, daemon=True).start()
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        if self._bar is not None:
-            self._bar.close()
-
-    def advance_to(self, done: int, text: str = "") -> None:
-        """So many steps are done; the text says how it goes."""
-        self._done, self._text = done, text
-        if self._bar is not None:
-            self._bar.set_postfix_str(text, refresh=False)
-            self._bar.update(done - self._bar.n)
-        elif is_writer() and time.monotonic() - self._last > _SECONDS_BETWEEN_LINES:
-            self._print()
-
-    def _tick(self) -> None:
-        # A chunk of steps may take longer than a reader is patient.
-        while not self._ended.wait(1):
-            if time.monotonic() - self._last > _SECONDS_OF_SILENCE:
-                self._print()
-
-    def _print(self) -> None:
-        self._last = time.monotonic()
-        parts = [self._text] if self._text else []
-        if steps := self._done - self._initial:
-            rate = (self._last - self._start) / steps
-            left = tqdm.tqdm.format_interval(rate * (self._total - self._done))
-            parts.append(f"{left} left")
-        parts = parts or ["working"]
-        say(f"{self._title}, {self._done} of {self._total}: {', '.join(parts)}")
-
-
-def say(text: str) -> None:
-    """Prints a line for people, above a progress bar if there is one; one process."""
-    if is_writer():
-        _print(text, sys.stderr if sys.stderr.isatty() else sys.stdout)
-
-
-def warn(text: str) -> None:
-    """Prints a warning, beside what a program may read; one process."""
-    if is_writer():
-        _print(f"warning: {text}", sys.stderr)
-
-
-def fail(text: str) -> None:
-    """Prints an error; every process its own."""
-    _print(text, sys.stderr)
-
-
-def _print(text: str, file: Any) -> None:
-    try:
-        tqdm.tqdm.write(text, file=file)
-        file.flush()
-    except OSError:
-        # Nobody listens, as after Ctrl-C in `train | tee log`. The run goes on; what
-        # is still to be written must not fail as the interpreter ends, either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
 def _is_kept(text: str, step: int) -> bool:

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from capsjax import config as configs
+from capsjax.console import say
 from capsjax.data import Dataset, DatasetError, Generated, load, split_validation
 from capsjax.data.augment import cropped_shape
 from capsjax.memory import estimate_memory
-from capsjax.metrics import say
 from capsjax.models import BaselineCNN, Network, make_model, num_parameters
 
 

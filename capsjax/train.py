@@ -21,6 +21,7 @@ import numpy as np
 from capsjax import config as configs
 from capsjax.checkpoint import CheckpointError, Checkpoints
 from capsjax.compilation import keep_compiled_programs
+from capsjax.console import Progress, fail, say, warn
 from capsjax.data import Batch, Dataset, DatasetError, batch_indices
 from capsjax.evaluate import evaluate, make_eval_step
 from capsjax.flags import UsageError, parse
@@ -35,7 +36,7 @@ from capsjax.hosts import (
 )
 from capsjax.interrupt import Interrupt, noticed
 from capsjax.measure import Metrics
-from capsjax.metrics import MetricWriter, Progress, fail, say, warn
+from capsjax.metrics import MetricWriter
 from capsjax.models import num_parameters
 from capsjax.parallel import parallel, replicated, spread
 from capsjax.provenance import provenance

@@ -25,6 +25,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from capsjax import config as configs
+from capsjax.paths import expanded
 
 _ASIDE = ".aside"  # How the names of files end that are not yet whole.
 
@@ -41,7 +42,7 @@ class Workdir:
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path = pathlib.Path(path)
+        self.path = expanded(path)
         self.config = self.path / "config.json"
         self.dataset = self.path / "dataset.json"
         self.metrics = self.path / "metrics.jsonl"

@@ -15,12 +15,12 @@ PACKAGE = pathlib.Path(capsjax.__file__).parent
 # Lower layers know nothing of the higher ones.
 ORDER = [
     {"ops", "convolution_forms", "parallel"},
+    {"console", "paths", "hosts", "interrupt"},
     {"convolution", "routings", "losses"},
     {"initializers", "config", "data", "layers", "plots"},
     {"models"},
     {"measure"},
-    {"workdir", "interrupt", "provenance"},
-    {"hosts"},
+    {"workdir", "provenance"},
     {"metrics", "flags"},
     {"checkpoint", "compilation"},
     {"run"},

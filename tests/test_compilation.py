@@ -21,18 +21,18 @@ def cache_folder(**environment):
         text=True,
         check=True,
     )
-    return done.stdout.strip()
+    return done.stdout.strip(), done.stderr
 
 
 def test_programs_are_kept_in_the_users_cache_folder(tmp_path):
-    folder = cache_folder(XDG_CACHE_HOME=str(tmp_path))
+    folder, _ = cache_folder(XDG_CACHE_HOME=str(tmp_path))
     assert folder.startswith(str(tmp_path / "capsjax" / "compiled" / "jaxlib-"))
     assert os.path.isdir(folder)
 
 
 def test_the_users_own_setting_stays(tmp_path):
-    assert cache_folder(JAX_COMPILATION_CACHE_DIR="/mine") == "/mine"
-    off = cache_folder(
+    assert cache_folder(JAX_COMPILATION_CACHE_DIR="/mine")[0] == "/mine"
+    off, _ = cache_folder(
         JAX_ENABLE_COMPILATION_CACHE="false", XDG_CACHE_HOME=str(tmp_path)
     )
     assert off == "None"
@@ -41,6 +41,9 @@ def test_the_users_own_setting_stays(tmp_path):
 
 def test_where_it_cannot_be_written_a_line_says_so(tmp_path):
     (tmp_path / "capsjax").write_text("not a folder")
-    said = cache_folder(XDG_CACHE_HOME=str(tmp_path))
-    assert "compiled programs are not kept: can't write" in said
-    assert said.endswith("None")
+    folder, warning = cache_folder(XDG_CACHE_HOME=str(tmp_path))
+    assert folder == "None"
+    where = tmp_path / "capsjax" / "compiled"
+    what = f"compiled programs are not kept in {where}"
+    assert warning.startswith(f"warning: {what}")
+    assert "Not a directory" in warning

@@ -67,7 +67,7 @@ def test_ctrl_c_after_a_signal_stops_at_once_within_a_long_call(first, code):
 def test_it_stops_also_where_nobody_reads_what_it_says(number_of_signals):
     """As after Ctrl-C in ``train | tee log``, of which tee dies too."""
     work = """
-    from capsjax.metrics import say, warn
+    from capsjax.console import say, warn
     while not interrupt.noted: time.sleep(0.01)
     say("saved"), warn("as it is"), say("the same command goes on")
     print("this is in the buffer as the interpreter ends")

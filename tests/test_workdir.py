@@ -9,7 +9,8 @@ import pytest
 from rights import as_nobody, public_folder
 
 from capsjax import config as configs
-from capsjax.metrics import MetricWriter, Progress
+from capsjax.console import Progress
+from capsjax.metrics import MetricWriter
 from capsjax.report import read_run
 from capsjax.run import load_run
 from capsjax.workdir import (

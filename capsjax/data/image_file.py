@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from capsjax.paths import expanded
+
 # Not those that Pillow hands to other programs, as it does PostScript.
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 _MOST_PIXELS = 50_000_000
@@ -73,7 +75,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # What is too large is refused below.
-            with Image.open(path, formats=_FORMATS) as image:
+            with Image.open(expanded(path), formats=_FORMATS) as image:
                 _require_size(path, image)
                 yield image
     except ImageError:

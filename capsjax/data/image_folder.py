@@ -9,6 +9,7 @@ import numpy as np
 
 from capsjax.data.dataset import Dataset, DatasetError
 from capsjax.data.image_file import ImageError, fit, is_grey, read_image
+from capsjax.paths import expanded
 
 _LAYOUT = "it must have one subfolder for each class, with that class's images"
 # What desktops leave in folders of images; names that begin with a dot are skipped too.
@@ -50,7 +51,7 @@ def load_image_folder(
             f"image_size is {image_size}: a folder of images needs the height and "
             "width to which they are scaled, such as 32"
         )
-    folder = Path(os.path.expanduser(path))
+    folder = expanded(path)
     try:
         splits = _find_splits(folder)
         every_file = [file for files in splits.values() for file in _flat(files)]

@@ -2,13 +2,13 @@
 
 import dataclasses
 import os
-from pathlib import Path
 
 import numpy as np
 
 from capsjax.data.dataset import Dataset, DatasetError
 from capsjax.data.generated import RECIPES, Generated
 from capsjax.data.idx import load_idx_folder, load_mnist
+from capsjax.paths import expanded
 
 _SPLITS = ("train", "test")
 _IMAGE_FOLDER = "image_folder"
@@ -87,7 +87,7 @@ def _load_whole(
 ) -> Dataset:
     if name == "mnist":
         return load_mnist(split)
-    folder = Path(os.path.expanduser(name))
+    folder = expanded(name)
     if os.path.isdir(folder) or _can_only_be_a_path(name):
         return load_idx_folder(folder, split)
     from capsjax.data.tfds_source import load_tfds

@@ -22,6 +22,7 @@ from capsjax.data import twins
 from capsjax.data.dataset import Dataset, DatasetError
 from capsjax.data.generated import RECIPES
 from capsjax.data.image_file import fit
+from capsjax.paths import cache_folder, expanded
 
 # TFDS's default, TFRecord, can neither be written nor read without TensorFlow.
 _FILE_FORMAT = "array_record"
@@ -124,9 +125,8 @@ def data_folder(data_dir: str | os.PathLike | None = None) -> Path:
     if data_dir is None:
         data_dir = os.environ.get("CAPSJAX_DATA_DIR") or None
     if data_dir is None:
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        data_dir = Path(cache) / "capsjax" / "tfds"
-    return Path(os.path.expanduser(data_dir))
+        return cache_folder() / "tfds"
+    return expanded(data_dir)
 
 
 def _make_builder(name: str, folder: Path) -> tfds.core.DatasetBuilder:
