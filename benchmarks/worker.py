@@ -29,6 +29,7 @@ from capsjax import DynamicRouting, squash
 from capsjax import config as configs
 from capsjax.data import Dataset
 from capsjax.data.augment import scale_to_unit, shift
+from capsjax.feed import stack_batches
 from capsjax.layers import Convolution, Decoder
 from capsjax.losses import reconstruction_loss
 from capsjax.models import make_model, prepare
@@ -38,7 +39,6 @@ from capsjax.step import (
     make_optimizer,
     make_train_chunk,
     make_train_step,
-    stack_batches,
 )
 
 IMAGE, CLASSES = (28, 28, 1), 10

@@ -173,7 +173,11 @@ class Config:
         num_epochs: Passes over the training images.
         batch_size: Images in one step, over all devices.
         eval_batch_size: Images evaluated at once, over all devices.
-        steps_per_dispatch: Optimizer steps in one call of the device program.
+        steps_per_dispatch: Optimizer steps in one call of the device program; 0 leaves
+            the number to the platform.
+        data_placement: Where the training images lie: ``host``, whose batches travel
+            to the devices; ``device``, on each of them; or ``auto``, on the devices of
+            an accelerator if there is room. The run is the same.
         bad_numbers: What happens at a loss, gradient or update that is not finite, and
             so is not applied: ``stop`` ends the run, ``skip`` goes on with the next
             batch.
@@ -193,7 +197,8 @@ class Config:
     num_epochs: int = 10
     batch_size: int = 128
     eval_batch_size: int = 200
-    steps_per_dispatch: int = 11
+    steps_per_dispatch: int = 0
+    data_placement: str = "auto"
     bad_numbers: str = "stop"
     stop_at: float = 0.0
     max_gigabytes: float = 16.0
@@ -208,6 +213,7 @@ class Config:
 # run.
 CHANGEABLE = (
     *("num_epochs", "eval_batch_size", "bad_numbers", "max_gigabytes", "tensorboard"),
+    *("steps_per_dispatch", "data_placement"),
 )
 
 
@@ -249,8 +255,10 @@ def validate(config: Config) -> None:
         ConfigError: Naming the field, its value and what is allowed.
     """
     _check_types("config", config)
-    for field in ("num_epochs", "batch_size", "eval_batch_size", "steps_per_dispatch"):
+    for field in ("num_epochs", "batch_size", "eval_batch_size"):
         _require(config, field, lambda v: v >= 1, "at least 1")
+    _require(config, "steps_per_dispatch", lambda v: v >= 0, "at least 0")
+    _require_one_of(config, "data_placement", ("auto", "host", "device"))
     _require(config, "seed", lambda v: 0 <= v < 2**32, "from 0 to 2^32 - 1")
     for field in ("experiment", "variant"):
         _require(config, field, _is_plain, "letters, digits, '-', '_' and '.'")

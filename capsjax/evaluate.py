@@ -84,14 +84,22 @@ def evaluate(
     """
     devices = jax.device_count()
     batch_size = -(-min(batch_size, len(dataset)) // devices) * devices
-    sums = []
+    sums: list[Metrics] = []
+
+    def read_last() -> None:
+        sums[-1] = jax.tree.map(np.asarray, sums[-1])
+        advance(min(len(sums) * batch_size, len(dataset)))
+
     for start in range(0, len(dataset), batch_size):
         indices = np.arange(start, start + batch_size)
         counts = (indices < len(dataset)).astype(np.float32)
         mine = my_shares(np.minimum(indices, len(dataset) - 1))
+        # Gathered while the devices are at the batch before.
         share = (dataset.batch(mine), my_shares(counts))
-        sums.append(jax.tree.map(np.asarray, eval_step(params, share)))
-        advance(min(start + batch_size, len(dataset)))
+        if sums:
+            read_last()
+        sums.append(eval_step(params, share))
+    read_last()
     return _means(sums, len(dataset))
 
 

@@ -16,6 +16,7 @@ from jax.extend.core import Jaxpr, Var, jaxprs_in_params
 from capsjax import config as configs
 from capsjax.data import Batch, Dataset, Generated
 from capsjax.evaluate import make_eval_step
+from capsjax.feed import is_held, num_bytes, steps_per_dispatch
 from capsjax.models import Network
 from capsjax.parallel import AXIS
 from capsjax.step import init_state, make_optimizer, make_train_step
@@ -28,7 +29,8 @@ class Memory(NamedTuple):
         state: Weights and optimizer.
         step: What a training step makes: activations, gradients, new weights; or a
             step of the evaluation, if that is more.
-        data: The data sets, and the batches on their way to the devices.
+        data: The data sets, and the batches on their way to the devices, or the
+            training images on them.
     """
 
     state: float
@@ -72,14 +74,16 @@ def estimate_memory(
     )(state.params, (evaluated, counts))
     # Those of a CPU share its memory.
     devices = jax.local_device_count() if jax.default_backend() == "cpu" else 1
-    # Once where they are gathered, once where they are used.
-    batches = 2 * config.steps_per_dispatch * config.batch_size * _num_bytes(example)
-    held = [one.base if isinstance(one, Generated) else one for one in datasets]
-    sets = [Batch(one.image, one.label, one.source) for one in held]
+    if is_held(config, datasets[0]):
+        batches = devices * num_bytes(datasets[0])
+    else:
+        # Once where they are gathered, once where they are used.
+        steps = steps_per_dispatch(config, len(datasets[0]) // config.batch_size)
+        batches = 2 * steps * config.batch_size * _num_bytes(example)
     return Memory(
         state=devices * _num_bytes(state) / 1e9,
         step=devices * max(peak_bytes(step.jaxpr), peak_bytes(eval_step.jaxpr)) / 1e9,
-        data=(_num_bytes(sets) + batches) / 1e9,
+        data=(sum(map(num_bytes, datasets)) + batches) / 1e9,
     )
 
 

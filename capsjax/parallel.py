@@ -45,6 +45,11 @@ def replicated() -> NamedSharding:
     return NamedSharding(_mesh(), PartitionSpec())
 
 
+def sharded() -> NamedSharding:
+    """Where shares live: each on its own device, along the first axis."""
+    return NamedSharding(_mesh(), PartitionSpec(AXIS))
+
+
 def my_shares(array: np.ndarray, *, axis: int = 0) -> np.ndarray:
     """Splits an axis evenly over all devices; the shares of this process's, first.
 
@@ -66,9 +71,8 @@ def spread(shares: Tree) -> Tree:
     """
     if jax.process_count() == 1:
         return shares
-    sharding = NamedSharding(_mesh(), PartitionSpec(AXIS))
     return jax.tree.map(
-        lambda array: jax.make_array_from_process_local_data(sharding, array), shares
+        lambda array: jax.make_array_from_process_local_data(sharded(), array), shares
     )
 
 

@@ -1,8 +1,7 @@
 """The training step: a pure function of the state and one device's share of a batch.
 
-Several steps run in one call of the device program; where such a chunk ends depends on
-the absolute step alone, so that a run that was stopped goes on exactly as if it had not
-been.
+Several steps run in one call of the device program: ``capsjax.feed`` hands it the
+batches.
 """
 
 import functools
@@ -11,12 +10,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from capsjax import config as configs
-from capsjax.data import Batch, Dataset, Generated, batch_indices
+from capsjax.data import Batch
 from capsjax.data.augment import (
     apply_crops,
     apply_shifts,
@@ -26,7 +24,7 @@ from capsjax.data.augment import (
 )
 from capsjax.measure import Metrics, image_metrics
 from capsjax.models import BaselineCNN, Network
-from capsjax.parallel import AXIS, my_shares
+from capsjax.parallel import AXIS
 
 # What a step folds into its key to draw the crops, and the dropout. The shifts take the
 # key itself, of which they use what 0 and 1 would make.
@@ -187,34 +185,6 @@ def make_train_chunk(train_step: Callable) -> Callable:
         return jax.lax.scan(train_step, state, batches)
 
     return train_chunk
-
-
-def chunk_end(step: int, *, steps_per_dispatch: int, steps_per_epoch: int) -> int:
-    """The step at which the chunk that ``step`` is in ends.
-
-    Chunks are counted from the start of each epoch and end with it at the latest.
-    """
-    done = step % steps_per_epoch
-    end = (done // steps_per_dispatch + 1) * steps_per_dispatch
-    return step - done + min(end, steps_per_epoch)
-
-
-def stack_batches(
-    dataset: Dataset | Generated, steps: range, *, batch_size: int, seed: int
-) -> Batch:
-    """This process's share of batches, ``[device, step, image, ...]``.
-
-    Args:
-        dataset: The training images.
-        steps: Which batches, all of one epoch.
-        batch_size: Images in each, over all devices.
-        seed: The seed of the run.
-    """
-    indices = np.stack(
-        [batch_indices(len(dataset), batch_size, seed, step) for step in steps]
-    )
-    epoch = steps.start // (len(dataset) // batch_size)
-    return dataset.in_epoch(seed, epoch).batch(my_shares(indices, axis=1))
 
 
 def _augmented(

@@ -3,6 +3,7 @@
 The order of things in a run; the step itself is in ``capsjax.step``.
 """
 
+import collections
 import contextlib
 import functools
 import io
@@ -13,7 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,8 +23,9 @@ from capsjax import config as configs
 from capsjax.checkpoint import CheckpointError, Checkpoints
 from capsjax.compilation import keep_compiled_programs
 from capsjax.console import Progress, fail, say, warn
-from capsjax.data import Batch, Dataset, DatasetError, batch_indices
+from capsjax.data import Dataset, DatasetError, batch_indices
 from capsjax.evaluate import evaluate, make_eval_step
+from capsjax.feed import Feed
 from capsjax.flags import UsageError, parse
 from capsjax.hosts import (
     HostsError,
@@ -38,17 +40,17 @@ from capsjax.interrupt import Interrupt, noticed
 from capsjax.measure import Metrics
 from capsjax.metrics import MetricWriter
 from capsjax.models import num_parameters
-from capsjax.parallel import parallel, replicated, spread
+from capsjax.parallel import parallel, replicated
+from capsjax.platforms import platform
 from capsjax.provenance import provenance
 from capsjax.step import (
+    Outcome,
     TrainState,
-    chunk_end,
     init_state,
     make_optimizer,
     make_train_chunk,
     make_train_step,
     parts,
-    stack_batches,
 )
 from capsjax.task import Task, make_task
 from capsjax.workdir import Workdir, WorkdirError, default_path, write_bytes, write_json
@@ -122,6 +124,14 @@ class _InterruptedError(Exception):
     """The run was asked to stop while it was tested."""
 
 
+class _Call(NamedTuple):
+    """A call of the device program whose outcome has not been read."""
+
+    steps: range
+    outcome: Outcome
+    started: float
+
+
 class _Run:
     """One run in this process: task, state, and where it writes."""
 
@@ -136,10 +146,13 @@ class _Run:
     ):
         self.config, self.workdir, self.interrupt = config, workdir, interrupt
         self.skipped_in_a_row = self.num_chunks = 0
+        self.unread: collections.deque[_Call] = collections.deque()
+        self.read_at = 0.0  # When the outcome of a call was last at hand.
         self.train_set, self.validation_set, self.test_set, self.model = task
         self.steps_per_epoch = len(self.train_set) // config.batch_size
         self.num_steps = config.num_epochs * self.steps_per_epoch
         self.optimizer = make_optimizer(config.optimizer, self.num_steps)
+        self.feed = Feed(config, self.train_set)
         self.eval_step = parallel(make_eval_step(self.model, config.loss))
         self.chunks: dict[int, Callable] = {}  # by number of steps
         self.checkpoints: Checkpoints[TrainState] = Checkpoints(workdir.checkpoints)
@@ -168,7 +181,10 @@ class _Run:
     @property
     def epoch(self) -> int:
         """The epoch of the last step done, from 1."""
-        return max(0, self.step - 1) // self.steps_per_epoch + 1
+        return self._epoch_of(self.step)
+
+    def _epoch_of(self, step: int) -> int:
+        return max(0, step - 1) // self.steps_per_epoch + 1
 
     @property
     def has_ended(self) -> bool:
@@ -214,7 +230,7 @@ class _Run:
         epoch = self.step // self.steps_per_epoch + 1
         end = epoch * self.steps_per_epoch
         # Before the progress bar, so that its rate is that of the training.
-        self._compiled(self._next_chunk())
+        self._compiled(self.feed.next_steps(self.step))
         with Progress(
             f"epoch {epoch}/{self.config.num_epochs}",
             total=self.steps_per_epoch,
@@ -232,16 +248,7 @@ class _Run:
                     self.step - end + self.steps_per_epoch,
                     f"{text}, {rate:.0f} images/s",
                 )
-
-    def _next_chunk(self) -> range:
-        """The next steps to be taken in one call of the device program."""
-        end = chunk_end(
-            self.step,
-            steps_per_dispatch=self.config.steps_per_dispatch,
-            steps_per_epoch=self.steps_per_epoch,
-        )
-        whole = end - self.step == self.config.steps_per_dispatch
-        return range(self.step, end if whole else self.step + 1)
+            self._read_outcomes()
 
     def _compiled(self, steps: range) -> Callable:
         """The program for so many steps: a whole chunk, or a single step."""
@@ -250,25 +257,37 @@ class _Run:
             train_step = make_train_step(self.model, self.optimizer, self.config)
             program = parallel(make_train_chunk(train_step), donate=True)
             self.chunks[len(steps)] = program.lower(
-                self.state, self._batches(steps)
+                self.state, self.feed.batches(steps)
             ).compile()
         return self.chunks[len(steps)]
 
-    def _batches(self, steps: range) -> Batch:
-        return stack_batches(
-            self.train_set,
-            steps,
-            batch_size=self.config.batch_size,
-            seed=self.config.seed,
-        )
-
     def _train_chunk(self) -> dict[str, float]:
-        """Takes the next steps and writes down the mean metrics of the good ones."""
-        steps = self._next_chunk()
+        """Starts the next steps; returns the mean metrics of those last read, if any.
+
+        On an accelerator the next call is on its way before the outcome of this one is
+        read, so that no step waits for the host.
+        """
+        steps = self.feed.next_steps(self.step)
         program, started = self._compiled(steps), time.monotonic()
-        self.state, outcome = program(self.state, spread(self._batches(steps)))
-        is_finite = np.asarray(outcome.is_finite)
+        self.state, outcome = program(self.state, self.feed.batches(steps))
         self.step = steps.stop
+        self.unread.append(_Call(steps, outcome, started))
+        return self._read_outcomes(platform(jax.default_backend()).calls_ahead)
+
+    def _read_outcomes(self, num_left: int = 0) -> dict[str, float]:
+        """Reads what calls came to, from the oldest on, until so many are left."""
+        means: dict[str, float] = {}
+        while len(self.unread) > num_left:
+            means = self._read(self.unread.popleft())
+        return means
+
+    def _read(self, call: "_Call") -> dict[str, float]:
+        """Waits for a call and writes down the mean metrics of its good steps."""
+        steps, outcome, started = call
+        is_finite = np.asarray(outcome.is_finite)
+        seconds = -max(started, self.read_at)
+        self.read_at = time.monotonic()
+        seconds += self.read_at
         is_good = np.all(is_finite, axis=-1)
         for n in np.flatnonzero(~is_good).tolist():
             self._bad_numbers(steps[n], is_finite[n], outcome.metrics)
@@ -279,9 +298,10 @@ class _Run:
             name: float(np.mean(np.asarray(values)[is_good], dtype=np.float64))
             for name, values in outcome.metrics.known().items()
         }
-        images = len(steps) * self.config.batch_size
-        means["images_per_second"] = images / (time.monotonic() - started)
-        self.writer.write("train", step=self.step, epoch=self.epoch, **means)
+        means["images_per_second"] = len(steps) * self.config.batch_size / seconds
+        self.writer.write(
+            "train", step=steps.stop, epoch=self._epoch_of(steps.stop), **means
+        )
         return means
 
     def _bad_numbers(self, step: int, is_finite: np.ndarray, metrics: Metrics) -> None:
@@ -427,7 +447,7 @@ class _Run:
             )
         self._require_finite(kind, float(metrics.loss))
         rate = len(dataset) / (time.monotonic() - started)
-        epoch = (step - 1) // self.steps_per_epoch + 1
+        epoch = self._epoch_of(step)
         self.writer.write(
             kind, step=step, epoch=epoch, **metrics.known(), images_per_second=rate
         )

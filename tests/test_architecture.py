@@ -14,14 +14,14 @@ PACKAGE = pathlib.Path(capsjax.__file__).parent
 
 # Lower layers know nothing of the higher ones.
 ORDER = [
-    {"ops", "convolution_forms", "parallel"},
+    {"ops", "convolution_forms", "parallel", "platforms"},
     {"console", "paths", "hosts", "interrupt"},
     {"convolution", "routings", "losses"},
     {"initializers", "config", "data", "layers", "plots"},
     {"models"},
     {"measure"},
     {"workdir", "provenance"},
-    {"metrics", "flags"},
+    {"metrics", "flags", "feed"},
     {"checkpoint", "compilation"},
     {"run"},
     {"figures"},

@@ -13,6 +13,7 @@ from capsjax import config as configs
 from capsjax import train
 from capsjax.checkpoint import Checkpoints
 from capsjax.data import batch_indices, load, split_validation
+from capsjax.feed import stack_batches
 from capsjax.measure import Metrics, image_metrics
 from capsjax.parallel import parallel
 from capsjax.step import (
@@ -20,7 +21,6 @@ from capsjax.step import (
     make_train_chunk,
     make_train_step,
     parts,
-    stack_batches,
 )
 from capsjax.workdir import Workdir
 

@@ -16,17 +16,16 @@ from tiny import made, pairs, tiny, tiny_cnn
 
 from capsjax import config as configs
 from capsjax import evaluate
-from capsjax.data import Dataset, augment, load
+from capsjax.data import augment, load
+from capsjax.feed import stack_batches
 from capsjax.measure import image_metrics
 from capsjax.models import make_model
 from capsjax.parallel import AXIS, _devices, my_shares, parallel, replicated
 from capsjax.step import (
     _augmented,
-    chunk_end,
     make_optimizer,
     make_train_chunk,
     make_train_step,
-    stack_batches,
 )
 
 TESTS = pathlib.Path(__file__).parent
@@ -214,20 +213,6 @@ def test_shifts_and_crops_depend_on_seed_and_step_only(shape):
     assert np.abs(255 * one - middle).max() > 1
 
 
-def test_a_batch_is_asked_of_its_epoch():
-    asked = []
-
-    class Generated(Dataset):
-        def in_epoch(self, seed, epoch):
-            asked.append((seed, epoch))
-            return self
-
-    digits = load("mnist", "test").subset(np.arange(20))
-    generated = Generated(digits.name, digits.image, digits.label, digits.class_names)
-    stack_batches(generated, range(5, 7), batch_size=8, seed=4)
-    assert asked == [(4, 2)]
-
-
 def test_several_steps_in_one_call_equal_single_steps():
     config = tiny()
     model, optimizer, state = made(config)
@@ -243,17 +228,6 @@ def test_several_steps_in_one_call_equal_single_steps():
         jax.tree.leaves(together.params), jax.tree.leaves(state.params), strict=True
     ):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("steps_per_dispatch", [1, 3, 5, 100])
-def test_where_a_chunk_ends_depends_on_the_absolute_step_alone(steps_per_dispatch):
-    options = {"steps_per_dispatch": steps_per_dispatch, "steps_per_epoch": 13}
-    ends = {chunk_end(step, **options) for step in range(39)}
-    assert {13, 26, 39} <= ends
-    for step in range(39):
-        end = chunk_end(step, **options)
-        assert step < end <= min(step + steps_per_dispatch, (step // 13 + 1) * 13)
-        assert all(chunk_end(within, **options) == end for within in range(step, end))
 
 
 def test_the_schedules_end_where_they_should():

@@ -1,0 +1,157 @@
+"""Which batches one call of the device program takes, and where they come from.
+
+Several steps run in one call. Where a call ends depends on the absolute step alone, so
+that a run that was stopped goes on exactly as if it had not been. The images of a call
+come from the host's memory; or all of them lie on the devices, as bytes, and the call
+brings no more than their indices. Both give the same bits.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Int
+
+from capsjax import config as configs
+from capsjax.data import Batch, Dataset, Generated, batch_indices
+from capsjax.parallel import my_shares, replicated, sharded, spread
+from capsjax.platforms import platform
+
+
+class Feed:
+    """Hands the program of several training steps its batches.
+
+    Attributes:
+        steps_per_dispatch: How many steps a whole call takes.
+    """
+
+    def __init__(self, config: configs.Config, dataset: Dataset | Generated):
+        self._config, self._dataset = config, dataset
+        self._steps_per_epoch = len(dataset) // config.batch_size
+        self.steps_per_dispatch = steps_per_dispatch(config, self._steps_per_epoch)
+        self._held = None
+        if is_held(config, dataset):
+            assert isinstance(dataset, Dataset)
+            self._held = _hold(dataset)
+
+    def next_steps(self, step: int) -> range:
+        """Returns the steps of the next call: a whole chunk, or a single step."""
+        end = chunk_end(
+            step,
+            steps_per_dispatch=self.steps_per_dispatch,
+            steps_per_epoch=self._steps_per_epoch,
+        )
+        whole = end - step == self.steps_per_dispatch
+        return range(step, end if whole else step + 1)
+
+    def batches(self, steps: range) -> Batch:
+        """Returns the batches of all devices, ``[device, step, image, ...]``.
+
+        The program of the steps is the same wherever the images come from: a program of
+        its own gathers those that lie on the devices.
+        """
+        seed, size = self._config.seed, self._config.batch_size
+        if self._held is None:
+            return spread(
+                stack_batches(self._dataset, steps, batch_size=size, seed=seed)
+            )
+        indices = stack_indices(self._dataset, steps, batch_size=size, seed=seed)
+        shares = my_shares(indices.astype(np.int32), axis=1)
+        return _gather()(self._held, spread(shares))
+
+
+@functools.cache
+def _gather() -> Callable[[Batch, Int[Any, "device steps batch"]], Batch]:
+    def gather(held: Batch, index: Int[Array, "device steps batch"]) -> Batch:
+        return jax.tree.map(lambda a: a.at[index].get(mode="promise_in_bounds"), held)
+
+    return jax.jit(
+        gather, in_shardings=(replicated(), sharded()), out_shardings=sharded()
+    )
+
+
+def steps_per_dispatch(config: configs.Config, steps_per_epoch: int) -> int:
+    """Returns how many steps one call takes.
+
+    Where the config leaves the choice to the platform, a number that divides the epoch
+    is taken if one is at hand: what is left over runs in calls of a single step.
+    """
+    if config.steps_per_dispatch:
+        return config.steps_per_dispatch
+    most = platform(jax.default_backend()).steps_per_dispatch
+    if steps_per_epoch <= most:
+        return max(1, steps_per_epoch)
+    divisors = (n for n in range(most, most // 2, -1) if steps_per_epoch % n == 0)
+    return next(divisors, most)
+
+
+def is_held(config: configs.Config, dataset: Dataset | Generated) -> bool:
+    """Whether the training images lie on the devices.
+
+    Raises:
+        ConfigError: If they shall, and are made anew in each epoch.
+    """
+    if config.data_placement == "device" and isinstance(dataset, Generated):
+        raise configs.ConfigError(
+            f"config.data_placement=device, but the images of {dataset.name} are made "
+            "anew in each epoch, on the host; choose auto or host."
+        )
+    if config.data_placement != "auto":
+        return config.data_placement == "device"
+    most = platform(jax.default_backend()).largest_held_data_bytes
+    return isinstance(dataset, Dataset) and num_bytes(dataset) <= most
+
+
+def num_bytes(dataset: Dataset | Generated) -> int:
+    """Returns how much memory the images, what is in them and their labels take."""
+    whole = dataset.base if isinstance(dataset, Generated) else dataset
+    arrays = (whole.image, whole.label, whole.source)
+    return sum(array.nbytes for array in arrays if array is not None)
+
+
+def chunk_end(step: int, *, steps_per_dispatch: int, steps_per_epoch: int) -> int:
+    """Returns the step at which the chunk that ``step`` is in ends.
+
+    Chunks are counted from the start of each epoch and end with it at the latest.
+    """
+    done = step % steps_per_epoch
+    end = (done // steps_per_dispatch + 1) * steps_per_dispatch
+    return step - done + min(end, steps_per_epoch)
+
+
+def stack_indices(
+    dataset: Dataset | Generated, steps: range, *, batch_size: int, seed: int
+) -> Int[np.ndarray, "steps batch"]:
+    """Returns which images make up each of the steps' global batches."""
+    return np.stack(
+        [batch_indices(len(dataset), batch_size, seed, step) for step in steps]
+    )
+
+
+def stack_batches(
+    dataset: Dataset | Generated, steps: range, *, batch_size: int, seed: int
+) -> Batch:
+    """Returns this process's share of batches, ``[device, step, image, ...]``.
+
+    Args:
+        dataset: The training images.
+        steps: Which batches, all of one epoch.
+        batch_size: Images in each, over all devices.
+        seed: The seed of the run.
+    """
+    indices = stack_indices(dataset, steps, batch_size=batch_size, seed=seed)
+    epoch = steps.start // (len(dataset) // batch_size)
+    return dataset.in_epoch(seed, epoch).batch(my_shares(indices, axis=1))
+
+
+def _hold(dataset: Dataset) -> Batch:
+    """Puts the whole set on every device."""
+    everything = Batch(dataset.image, dataset.label, dataset.source)
+    return jax.tree.map(
+        lambda whole: jax.make_array_from_callback(
+            whole.shape, replicated(), lambda index: whole[index]
+        ),
+        everything,
+    )
