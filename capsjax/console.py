@@ -113,8 +113,12 @@ def _for_json(value: Any) -> Any:
 # ---- lines
 
 
-def answer(*lines: str) -> None:
+def answer(*lines: str, end: str = "\n") -> None:
     """Prints results to the standard output, where programs read them.
+
+    Args:
+        lines: The results.
+        end: What follows the last line.
 
     Raises:
         OutputError: If they can't be written, as on a full disk, or nobody reads them.
@@ -122,7 +126,7 @@ def answer(*lines: str) -> None:
     if sys.stdout is None:
         raise OutputError("can't write the results: the standard output is closed")
     try:
-        _write(lines, sys.stdout)
+        _write(lines, sys.stdout, end)
     except OSError as error:
         raise OutputError(f"can't write the results: {error.strerror}") from error
 
@@ -156,13 +160,13 @@ def _try_to_write(lines: tuple[str, ...], file: Any) -> None:
             warn(f"can't write the log: {error.strerror}; it ends here.")
 
 
-def _write(lines: tuple[str, ...], file: Any) -> None:
+def _write(lines: tuple[str, ...], file: Any, end: str = "\n") -> None:
     if file in _broken:
         raise _broken[file]
     encoding = getattr(file, "encoding", None)
     text = "\n".join(printable(line, encoding) for line in lines)
     with _noting_failure(file):
-        tqdm.tqdm.write(text, file=file)
+        tqdm.tqdm.write(text, file=file, end=end)
         file.flush()
 
 

@@ -1,99 +1,39 @@
 """What a trained network sees: ``python -m capsjax.predict --workdir DIR image.png``.
 
-A grey network gets the image as MNIST's were made: light strokes on a dark ground, the
-longer side of what is drawn 20 of 28 pixels, the centre of mass in the middle. Where it
-is not plain whether it is dark on light, both are tried, and the longer capsule counts.
-A colour network, or one of an image folder, gets the middle of the image, scaled.
+A picture is prepared as the run's own images were. A network of MNIST's digits gets
+them light on dark, the longer side of what is drawn 20 of 28 pixels, the centre of mass
+in the middle; where it is not plain whether a picture is dark on light, both are tried,
+and the longer capsule counts. Every other network gets the middle of the picture,
+scaled. Of a folder all pictures are read, those in its subfolders too.
 """
 
 import argparse
-import json
+import contextlib
+import os
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
-from PIL import Image
+from jaxtyping import UInt8
 
 from capsjax.checkpoint import CheckpointError
 from capsjax.compilation import keep_compiled_programs
-from capsjax.data.image_file import ImageError, fit, read_image
+from capsjax.console import answer, command, fail, json_text, printable, warn
+from capsjax.data.image_file import ImageError, is_visible
+from capsjax.data.picture import UnclearGroundError
+from capsjax.data.preparation import DRAWN, Preparation
 from capsjax.models import BaselineCNN
+from capsjax.paths import expanded
 from capsjax.run import Prediction, Run, load_run
 from capsjax.workdir import WorkdirError
 
+_NAME = "capsjax.predict"
 # Half way between the lengths that training asks of absent and present capsules.
 PRESENT = 0.5
-# Of the brightness from black to white: less is noise, not something drawn.
-_FAINTEST = 0.1
-
-
-class UnclearGroundError(ImageError):
-    """It is not plain what is drawn, and what is the ground."""
-
-
-def fit_image(
-    image: Image.Image, image_shape: tuple[int, int, int], *, invert: bool | None = None
-) -> UInt8[np.ndarray, "h w c"]:
-    """Makes any image one for the network.
-
-    Args:
-        image: Of any size.
-        image_shape: Height, width and channels that the network takes. With one
-            channel the image is centred and scaled as MNIST was; with three it is
-            scaled and its edges are cut off.
-        invert: For one channel, whether the image is dark on light; None to tell by the
-            brightness of its edge.
-
-    Raises:
-        UnclearGroundError: If ``invert`` is None and the edge is neither dark nor
-            light.
-    """
-    height, width, channels = image_shape
-    if channels not in (1, 3):
-        raise ImageError(f"this network is for images of {channels} channels.")
-    if channels == 1:
-        grey = np.asarray(image.convert("L"), np.float32) / 255
-        return _like_mnist(grey, (height, width), invert=invert)[..., None]
-    return fit(image, image_shape)
-
-
-def _like_mnist(
-    grey: Float[np.ndarray, "h w"], size: tuple[int, int], *, invert: bool | None
-) -> UInt8[np.ndarray, "H W"]:
-    edge = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    ground = float(np.median(edge))
-    if invert is None:
-        if 0.4 < ground < 0.6:
-            raise UnclearGroundError(
-                "it is not plain whether this is drawn dark on light or light on dark "
-                f"(the edge's brightness is {ground:.0%}); say which by invert"
-            )
-        invert = ground > 0.5
-    ink = ground - grey if invert else grey - ground
-    result = np.zeros(size, np.uint8)
-    if ink.max() < _FAINTEST:
-        return result
-    ink = np.clip(ink / ink.max(), 0, 1)
-    rows, columns = (np.flatnonzero((ink > 0.25).any(axis)) for axis in (1, 0))
-    ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    scale = min(size) * 20 / 28 / max(ink.shape)
-    height, width = (max(1, round(n * scale)) for n in ink.shape)
-    drawn = Image.fromarray(ink).resize((width, height), Image.Resampling.LANCZOS)
-    ink = np.clip(np.asarray(drawn), 0, None)
-    ink = ink / ink.max()  # a thin pen is as bright as a thick one
-    centre = [
-        (np.arange(n) * ink.sum(1 - axis)).sum() / ink.sum()
-        for axis, n in enumerate(ink.shape)
-    ]
-    starts = [
-        int(np.clip(round(whole / 2 - middle), 0, whole - part))
-        for whole, part, middle in zip(size, ink.shape, centre, strict=True)
-    ]
-    window = tuple(slice(s, s + n) for s, n in zip(starts, ink.shape, strict=True))
-    result[window] = np.round(255 * ink)
-    return result
+# Data sets whose classes are digits.
+_DIGITS = (*DRAWN, "svhn_cropped")
 
 
 def verdicts(run: Run, prediction: Prediction) -> list[dict[str, Any]]:
@@ -126,12 +66,12 @@ def verdicts(run: Run, prediction: Prediction) -> list[dict[str, Any]]:
 
 def _verdict(run: Run, names: Sequence[str], num_present: int) -> str:
     """Who is present, given the classes from the longest capsule on."""
-    are_digits = run.class_names == tuple("0123456789")
+    are_digits = run.config.data.name in _DIGITS
     noun, nouns = ("digit", "digits") if are_digits else ("class", "classes")
-    if run.num_shown is not None and run.num_shown > 1:
-        return " and ".join(names[: run.num_shown])
     if num_present == 0:
         return f"no {noun}"
+    if run.num_shown != 1:
+        return " and ".join(names[: min(num_present, run.num_shown or num_present)])
     if num_present == 1:
         return names[0]
     return f"{names[0]}, or two {nouns}? ({names[0]} and {names[1]})"
@@ -139,11 +79,11 @@ def _verdict(run: Run, names: Sequence[str], num_present: int) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "capsjax.predict",
+        _NAME,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files or folders")
     parser.add_argument("--workdir", required=True, help="the folder of a trained run")
     parser.add_argument(
         "--invert",
@@ -154,61 +94,124 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command(_NAME, WorkdirError, CheckpointError)
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: predicts, and returns the exit code."""
     arguments = _parser().parse_args(argv)
+    keep_compiled_programs()
+    run = load_run(arguments.workdir)
+    if arguments.invert is not None and not run.preparation.is_drawn:
+        option = "--invert" if arguments.invert else "--no-invert"
+        raise WorkdirError(
+            f"{option} is for networks of MNIST's digits: that of {arguments.workdir} "
+            "takes pictures as they are."
+        )
+    files, bad = _find_files(arguments.images)
+    with _json_array() if arguments.json else _table(files) as write:
+        for path in bad:
+            fail(f"{_NAME}: error: the folder {path} has no pictures.")
+        # One after the other, so that large ones need not fit in memory together.
+        for file in files:
+            notes = []
+            try:
+                write(_answer(run, file, invert=arguments.invert, notes=notes))
+            except ImageError as error:
+                bad.append(file)
+                fail(f"{_NAME}: error: {error}")
+            for note in notes:
+                warn(note)
+    return 1 if bad else 0
+
+
+def _find_files(paths: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The files that are given and those within folders; and folders without any."""
+    files, empty = [], []
+    for path in paths:
+        if not os.path.isdir(expanded(path)):
+            files.append(path)
+            continue
+        inside = []
+        for folder, folders, names in os.walk(expanded(path), onerror=_raise):
+            folders[:] = sorted(filter(is_visible, folders))
+            inside += [os.path.join(folder, n) for n in sorted(names) if is_visible(n)]
+        files += inside
+        if not inside:
+            empty.append(path)
+    return files, empty
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+Writer = Callable[[dict[str, Any]], None]
+
+
+@contextlib.contextmanager
+def _table(files: Sequence[str]) -> Iterator[Writer]:
+    """Prints a line for each answer, as soon as it is there."""
+    wide = max(len(printable(name)) for name in ["image", *files])
+    is_begun = False
+
+    def write(told: dict[str, Any]) -> None:
+        nonlocal is_begun
+        kind = _kind(told)
+        if not is_begun:
+            head = {"lengths": "longest capsules", "probabilities": "most probable"}
+            answer(f"{'image':{wide}}  {head[kind]:18}  answer")
+            is_begun = True
+        longest = list(told[kind].items())[:3]
+        lengths = "  ".join(f"{name} {length:.2f}" for name, length in longest)
+        answer(f"{printable(told['file']):{wide}}  {lengths:18}  {told['verdict']}")
+
+    yield write
+
+
+@contextlib.contextmanager
+def _json_array() -> Iterator[Writer]:
+    """Prints an object for each answer, in an array that is valid however it ends."""
+    comma = ""
+
+    def write(told: dict[str, Any]) -> None:
+        nonlocal comma
+        lines = textwrap.indent(json_text(told, indent=2), "  ").split("\n")
+        # The line break comes first: what is there is whole before the next begins.
+        answer(comma, *lines, end="")
+        comma = ","
+
+    answer("[", end="")
     try:
-        keep_compiled_programs()
-        run = load_run(arguments.workdir)
-    except (WorkdirError, CheckpointError, OSError) as error:
-        return _fail(error)
-    # One after the other, so that large ones need not fit in memory together.
-    answers = [_answer(run, path, invert=arguments.invert) for path in arguments.images]
-    told = [answer for answer in answers if answer is not None]
-    if arguments.json:
-        print(json.dumps(told, indent=2))
-    elif told:
-        wide = max(len("image"), *(len(line["file"]) for line in told))
-        kind = _kind(told[0])
-        head = {"lengths": "longest capsules", "probabilities": "most probable"}[kind]
-        print(f"{'image':{wide}}  {head:18}  answer")
-        for line in told:
-            longest = list(line[kind].items())[:3]
-            lengths = "  ".join(f"{name} {length:.2f}" for name, length in longest)
-            print(f"{line['file']:{wide}}  {lengths:18}  {line['verdict']}")
-    return int(len(told) < len(answers))
+        yield write
+    finally:
+        answer("", "]")
 
 
 def _kind(told: dict[str, Any]) -> str:
     return "lengths" if "lengths" in told else "probabilities"
 
 
-def _answer(run: Run, path: str, *, invert: bool | None) -> dict[str, Any] | None:
-    """What is told of an image; None, with a line that says why, if it can't be."""
-    try:
-        image = read_image(path)
-        fitted = _fitted(run, image, invert=invert)
-    except ImageError as error:
-        _fail(error)
-        return None
-    told = verdicts(run, run.predict(np.stack(fitted)))
+def _answer(
+    run: Run, path: str, *, invert: bool | None, notes: list[str] | None = None
+) -> dict[str, Any]:
+    """What is told of a picture.
+
+    Raises:
+        ImageError: If it can't be read.
+    """
+    images = [*_prepared(run.preparation, path, invert=invert, notes=notes)]
+    told = verdicts(run, run.predict(np.stack(images)))
     return {"file": path, **max(told, key=lambda one: max(one[_kind(one)].values()))}
 
 
-def _fitted(run: Run, image: Image.Image, *, invert: bool | None) -> list[np.ndarray]:
+def _prepared(
+    preparation: Preparation, path: str, *, invert: bool | None, notes: list[str] | None
+) -> Iterator[UInt8[np.ndarray, "h w c"]]:
     """As the run's own images were made; both ways where the ground is not plain."""
-    if run.config.data.name == "image_folder":
-        return [fit(image, run.image_shape)]
     try:
-        return [fit_image(image, run.image_shape, invert=invert)]
+        yield preparation.apply(path, invert=invert, notes=notes)
     except UnclearGroundError:
-        both = (True, False)
-        return [fit_image(image, run.image_shape, invert=ground) for ground in both]
-
-
-def _fail(error: Exception) -> int:
-    print(f"capsjax.predict: error: {error}", file=sys.stderr)
-    return 1
+        yield preparation.apply(path, invert=True)
+        yield preparation.apply(path, invert=False)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int, Shaped
 
 from capsjax.checkpoint import Checkpoints
 from capsjax.data.augment import crop_middle, cropped_shape, scale_to_unit
+from capsjax.data.preparation import Preparation, first_edition
 from capsjax.models import CapsNet, make_model, prepare
 from capsjax.workdir import Workdir, WorkdirError
 
@@ -46,6 +47,7 @@ class Run:
         image_shape: Height, width and channels of the images that it was trained on, of
             which the network may see a part only.
         num_shown: How many classes each image shows; None where that differs.
+        preparation: How a picture becomes such an image.
         model: The network.
         params: Its weights, or their moving average where the recipe evaluates that.
         step: The optimizer steps after which these were the weights.
@@ -58,9 +60,12 @@ class Run:
             self.class_names = _names(about["class_names"])
             height, width, channels = map(_side, about["image_shape"])
             self.num_shown = _count(about.get("num_shown", 1))
+            self.image_shape = (height, width, channels)
+            self.preparation = _preparation(
+                about.get("preparation"), self.config.data.name, self.image_shape
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise WorkdirError(f"{workdir.dataset} is damaged: {error!r}.") from error
-        self.image_shape = (height, width, channels)
         shape = cropped_shape(self.image_shape, self.config.data.crop)
         try:
             self.model = make_model(self.config.model, shape, len(self.class_names))
@@ -192,6 +197,17 @@ def _names(value: Any) -> tuple[str, ...]:
     if type(value) is not list or not value or {type(name) for name in value} != {str}:
         raise ValueError(f"class_names is {value!r}")
     return tuple(value)
+
+
+def _preparation(
+    value: Any, name: str, image_shape: tuple[int, int, int]
+) -> Preparation:
+    if value is None:
+        return first_edition(name, image_shape)
+    preparation = Preparation.from_json(value)
+    if preparation.image_shape != image_shape:
+        raise ValueError(f"the preparation makes images of {preparation.image_shape}")
+    return preparation
 
 
 def _side(value: Any) -> int:

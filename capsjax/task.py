@@ -11,6 +11,7 @@ from capsjax import config as configs
 from capsjax.console import say
 from capsjax.data import Dataset, DatasetError, Generated, load, split_validation
 from capsjax.data.augment import cropped_shape
+from capsjax.data.preparation import Preparation
 from capsjax.memory import estimate_memory
 from capsjax.models import BaselineCNN, Network, make_model, num_parameters
 
@@ -38,6 +39,12 @@ class Task(NamedTuple):
         source = self.train_set.batch(np.arange(1)).source
         return None if source is None else source.shape[1]
 
+    @property
+    def preparation(self) -> Preparation:
+        """How a picture becomes such an image."""
+        shape = self.train_set.image_shape
+        return self.train_set.preparation or Preparation("as_is", *shape, scale="own")
+
     def about(self) -> dict[str, Any]:
         """What ``dataset.json`` holds."""
         sets = {"train": self.train_set, "validation": self.validation_set}
@@ -47,6 +54,7 @@ class Task(NamedTuple):
             "image_shape": self.train_set.image_shape,
             "class_names": self.train_set.class_names,
             "num_shown": self.num_shown,
+            "preparation": self.preparation.to_json(),
             "splits": {
                 name: one.identity() for name, one in sets.items() if one is not None
             },

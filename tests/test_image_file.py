@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from capsjax.data.image_file import fit, is_grey, read_image
+from capsjax.data.image_file import fit, read_header, read_image
 
 
 def halves(mode="RGB"):
@@ -38,7 +38,7 @@ def test_what_is_transparent_becomes_white_and_the_rest_stays(tmp_path, mode):
 )
 def test_the_header_tells_whether_there_is_colour(tmp_path, mode, expected):
     halves(mode).save(tmp_path / "a.png")
-    assert is_grey(tmp_path / "a.png") == expected
+    assert read_header(tmp_path / "a.png").is_grey == expected
 
 
 @pytest.mark.parametrize("channels", [1, 3])

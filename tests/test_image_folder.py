@@ -35,9 +35,9 @@ def files_of(folder, split, monkeypatch):
     files = []
     read_image = image_folder.read_image
 
-    def noted(path):
+    def noted(path, **options):
         files.append(path)
-        return read_image(path)
+        return read_image(path, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(image_folder, "read_image", noted)

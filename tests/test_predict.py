@@ -7,10 +7,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from capsjax import load_run, predict
-from capsjax.data import load
 from capsjax.run import Prediction
-
-SHAPE = (28, 28, 1)
 
 
 def drawing(size=(300, 200), box=(200, 20, 260, 160), width=4, ground="white"):
@@ -19,107 +16,6 @@ def drawing(size=(300, 200), box=(200, 20, 260, 160), width=4, ground="white"):
     ink = "black" if ground == "white" else "white"
     ImageDraw.Draw(image).ellipse(box, outline=ink, width=width)
     return image
-
-
-def centre_of_mass(image):
-    weight = image[..., 0] / image.sum()
-    return [(np.indices(weight.shape)[k] * weight).sum() for k in (0, 1)]
-
-
-def extent(image):
-    return [np.flatnonzero(image[..., 0].any(axis)) for axis in (1, 0)]
-
-
-@pytest.mark.parametrize("width", [2, 8, 20])
-@pytest.mark.parametrize("ground", ["white", "black"])
-def test_a_drawing_is_scaled_and_centred_as_mnist(width, ground):
-    image = predict.fit_image(drawing(width=width, ground=ground), SHAPE)
-    assert image.shape == SHAPE
-    assert image.dtype == np.uint8
-    assert image.max() == 255  # a thin pen too
-    rows, columns = extent(image)
-    assert rows[-1] - rows[0] + 1 == 20
-    assert columns[-1] - columns[0] + 1 == pytest.approx(20 * 60 / 140, abs=1)
-    np.testing.assert_allclose(centre_of_mass(image), 14, atol=0.51)
-    assert image[0].max() == 0
-
-
-def test_dark_on_light_is_told_from_light_on_dark():
-    light, dark = (
-        predict.fit_image(drawing(ground=ground), SHAPE).astype(int)
-        for ground in ("black", "white")
-    )
-    assert abs(light - dark).max() <= 2
-
-
-def test_what_is_said_of_the_ground_holds():
-    inverted = predict.fit_image(drawing(ground="white"), SHAPE, invert=True)
-    told = predict.fit_image(drawing(ground="white"), SHAPE)
-    np.testing.assert_array_equal(inverted, told)
-    not_inverted = predict.fit_image(drawing(ground="white"), SHAPE, invert=False)
-    assert not_inverted.max() == 0  # nothing is lighter than white
-
-
-def test_a_ground_in_between_is_asked_about():
-    grey = Image.new("RGB", (50, 50), (128, 128, 128))
-    with pytest.raises(predict.UnclearGroundError, match=r"50%.*say which by invert"):
-        predict.fit_image(grey, SHAPE)
-    assert predict.fit_image(grey, SHAPE, invert=True).max() == 0
-
-
-def test_an_empty_page_stays_empty():
-    assert predict.fit_image(Image.new("RGB", (90, 40), "white"), SHAPE).max() == 0
-
-
-def test_the_images_of_mnist_hardly_change():
-    image = load("mnist", "test").image[:100]
-    again = [
-        predict.fit_image(Image.fromarray(one[..., 0]).convert("RGB"), SHAPE)
-        for one in image
-    ]
-    assert np.abs(np.stack(again).astype(int) - image).mean() < 1
-
-
-def test_colour_keeps_the_middle():
-    image = Image.new("RGB", (60, 20), "blue")
-    image.paste((255, 0, 0), (20, 0, 40, 20))
-    fitted = predict.fit_image(image, (20, 20, 3))
-    assert fitted.shape == (20, 20, 3)
-    assert (fitted[:, 2:-2] == (255, 0, 0)).all()
-
-
-def test_transparent_becomes_white(tmp_path):
-    path = tmp_path / "drawing.png"
-    Image.new("RGBA", (9, 9), (0, 0, 0, 0)).save(path)
-    assert predict.read_image(path).getpixel((4, 4)) == (255, 255, 255)
-
-
-def test_light_strokes_on_transparency_are_seen(tmp_path):
-    image = Image.new("RGBA", (60, 60), (0, 0, 0, 0))
-    ImageDraw.Draw(image).line((30, 5, 30, 55), "white", width=5)
-    image.save(tmp_path / "light.png")
-    fitted = predict.fit_image(predict.read_image(tmp_path / "light.png"), SHAPE)
-    assert fitted.max() == 255
-
-
-@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
-def test_deep_grey_is_not_cut_off(dtype, tmp_path):
-    grey = np.asarray(drawing().convert("L"), np.float64) / 255
-    scale = 1 if dtype == np.float32 else 60_000
-    deep = (0.08 + 0.9 * grey) * scale
-    Image.fromarray(deep.astype(dtype)).save(tmp_path / "scan.tiff")
-    image = predict.fit_image(predict.read_image(tmp_path / "scan.tiff"), SHAPE)
-    expected = predict.fit_image(drawing(), SHAPE)
-    assert np.abs(image.astype(int) - expected).max() < 12
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_pixels_that_are_no_numbers_are_refused(bad, tmp_path):
-    pixels = np.full((9, 9), 0.5, np.float32)
-    pixels[3, 4] = bad
-    Image.fromarray(pixels).save(tmp_path / "scan.tiff")
-    with pytest.raises(predict.ImageError, match=r"scan\.tiff: .* not finite numbers"):
-        predict.read_image(tmp_path / "scan.tiff")
 
 
 def test_a_folder_that_can_t_be_looked_into_is_told(capsys):
@@ -189,7 +85,7 @@ def test_where_the_ground_is_not_plain_the_longer_capsule_counts(tiny_run, tmp_p
     image = drawing(ground="white").point(lambda value: 128 if value > 128 else 60)
     image.save(tmp_path / "grey.png")
     run = load_run(tiny_run)
-    both = [predict.fit_image(image, SHAPE, invert=invert) for invert in (True, False)]
+    both = [run.preparation.apply(image, invert=invert) for invert in (True, False)]
     longest = run.predict(np.stack(both)).length.max()
     told = predict._answer(run, str(tmp_path / "grey.png"), invert=None)
     assert max(told["lengths"].values()) == pytest.approx(longest, abs=1e-4)

@@ -119,9 +119,11 @@ def test_the_fashion_mnist_of_debian_is_read_without_a_download(tmp_path, monkey
 # CIFAR-10
 
 
-def test_the_archive_of_cifar10_is_read(tmp_path):
-    names = ["airplane", "automobile", "bird", "cat", "deer"]
-    names += ["dog", "frog", "horse", "ship", "truck"]
+CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer"]
+CIFAR10 += ["dog", "frog", "horse", "ship", "truck"]
+
+
+def cifar10_files():
     # Upstream the channels come first.
     records = {
         split: np.concatenate(
@@ -139,7 +141,7 @@ def test_the_archive_of_cifar10_is_read(tmp_path):
         for number, batch in enumerate(batches, 1)
     }
     files["test_batch.bin"] = records["test"].tobytes()
-    files["batches.meta.txt"] = "\n".join([*names, "", ""]).encode()
+    files["batches.meta.txt"] = "\n".join([*CIFAR10, "", ""]).encode()
     files["readme.html"] = b"<html>"
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w:gz") as tar:
@@ -151,18 +153,22 @@ def test_the_archive_of_cifar10_is_read(tmp_path):
             member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
             member.size = len(files[name])
             tar.addfile(member, io.BytesIO(files[name]))
-    put_downloads(tmp_path, "cifar10", {"cifar-10-binary.tar.gz": archive.getvalue()})
+    return {"cifar-10-binary.tar.gz": archive.getvalue()}
+
+
+def test_the_archive_of_cifar10_is_read(tmp_path):
+    put_downloads(tmp_path, "cifar10", cifar10_files())
     for split in SIZES:
         dataset = load("cifar10", split, data_dir=tmp_path)
         require_same(dataset, numbered(split, 32, 32, 3), labels(split))
-        assert dataset.class_names == tuple(names)
+        assert dataset.class_names == tuple(CIFAR10)
     require_ids("cifar10", tmp_path, "{}_{:05d}")
 
 
 # SVHN
 
 
-def test_the_files_of_svhn_are_read(tmp_path):
+def svhn_files():
     files = {}
     for split in SIZES:
         file = io.BytesIO()
@@ -170,7 +176,11 @@ def test_the_files_of_svhn_are_read(tmp_path):
         image = np.moveaxis(numbered(split, 32, 32, 3), 0, -1)
         scipy.io.savemat(file, {"X": image, "y": label.astype(np.uint8)})
         files[f"{split}_32x32.mat"] = file.getvalue()
-    put_downloads(tmp_path, "svhn_cropped", files)
+    return files
+
+
+def test_the_files_of_svhn_are_read(tmp_path):
+    put_downloads(tmp_path, "svhn_cropped", svhn_files())
     for split in SIZES:
         dataset = load("svhn_cropped", split, data_dir=tmp_path)
         require_same(dataset, numbered(split, 32, 32, 3), labels(split))
@@ -188,8 +198,7 @@ def norb_file(array):
     return gzip.compress(header + array.tobytes())
 
 
-@pytest.fixture
-def smallnorb(tmp_path):
+def smallnorb_files():
     stems = {
         "train": "smallnorb-5x46789x9x18x6x2x96x96-training",
         "test": "smallnorb-5x01235x9x18x6x2x96x96-testing",
@@ -201,7 +210,12 @@ def smallnorb(tmp_path):
         files[f"{stem}-dat.mat.gz"] = norb_file(numbered(split, 2, 96, 96))
         files[f"{stem}-cat.mat.gz"] = norb_file((labels(split) % 5).astype(np.int32))
         files[f"{stem}-info.mat.gz"] = norb_file(info.astype(np.int32))
-    put_downloads(tmp_path, "smallnorb", files)
+    return files
+
+
+@pytest.fixture
+def smallnorb(tmp_path):
+    put_downloads(tmp_path, "smallnorb", smallnorb_files())
     return tmp_path
 
 

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, Int32, UInt8
 
+from capsjax.data.preparation import Preparation
+
 
 class DatasetError(ValueError):
     """A data set cannot be used; the message names it, the cause and the remedy."""
@@ -40,10 +42,12 @@ class Dataset:
         source: Where each image shows the same number of classes, what each looks like
             alone, in the order of the classes: uint8 ``[n s h w c]``.
         files: Where each image is a file, what it is called, ``[n]``.
+        preparation: How a picture becomes such an image; if None, it is scaled at most.
 
     Raises:
         DatasetError: There is no image, the arrays have another type or rank, their
-            counts differ, or a label has no class name.
+            counts differ, a label has no class name, or the preparation makes images of
+            another shape.
     """
 
     name: str
@@ -53,6 +57,7 @@ class Dataset:
     class_names: tuple[str, ...]
     source: np.ndarray | None = dataclasses.field(default=None, repr=False)
     files: np.ndarray | None = dataclasses.field(default=None, repr=False)
+    preparation: Preparation | None = None
 
     def __post_init__(self):
         _check_array(self.name, "image", self.image, np.uint8, "n h w c")
@@ -74,6 +79,12 @@ class Dataset:
             )
         self._check_labels()
         self._check_source()
+        made = self.preparation and self.preparation.image_shape
+        if made not in (None, self.image_shape):
+            raise DatasetError(
+                f"data set {self.name!r}: its images are {self.image_shape}, and its "
+                f"preparation makes {made}"
+            )
 
     def _check_labels(self):
         if self.is_multi_label:

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from capsjax.data.dataset import Batch, Dataset, DatasetError
+from capsjax.data.preparation import Preparation
 
 # Draws what happens to each image of a data set, and returns what makes the images at
 # the indices that it is given.
@@ -36,12 +37,14 @@ class Generated:
         name: What the data set is called in messages.
         base: The images from which others are made, as many of them in each epoch.
         recipe: How.
+        preparation: How a picture becomes such an image.
         stream: What the random numbers start from; ``in_epoch`` sets it.
     """
 
     name: str
     base: Dataset = dataclasses.field(repr=False)
     recipe: Recipe = dataclasses.field(repr=False)
+    preparation: Preparation | None = None
     stream: tuple[int, int, int] = (0, 0, _FIXED)
 
     def __len__(self) -> int:
@@ -102,7 +105,14 @@ class Generated:
         """
         fixed = dataclasses.replace(self, stream=(0, 0, _FIXED))
         image, label, source = fixed.batch(np.arange(len(self)))
-        return Dataset(self.name, image, label, self.class_names, source)
+        return Dataset(
+            self.name,
+            image,
+            label,
+            self.class_names,
+            source,
+            preparation=self.preparation,
+        )
 
     @functools.cached_property
     def _example(self) -> Batch:

@@ -150,7 +150,7 @@ def _read(
 ) -> Dataset:
     image = np.empty((len(_flat(files)), *shape), np.uint8)
     for row, file in zip(image, _flat(files), strict=True):
-        row[...] = fit(read_image(file), shape)
+        row[...] = fit(read_image(file, scale="own"), shape)
     label = [class_names.index(of) for of in files for _ in files[of]]
     names = [f"{file.parent.name}/{file.name}" for file in _flat(files)]
     return Dataset(

@@ -8,6 +8,7 @@ import numpy as np
 from capsjax.data.dataset import Dataset, DatasetError
 from capsjax.data.generated import RECIPES, Generated
 from capsjax.data.idx import load_idx_folder, load_mnist
+from capsjax.data.preparation import Preparation
 from capsjax.paths import expanded
 
 _SPLITS = ("train", "test")
@@ -86,7 +87,9 @@ def _load_whole(
     name: str, split: str, data_dir: str | os.PathLike | None, image_size: int
 ) -> Dataset:
     if name == "mnist":
-        return load_mnist(split)
+        dataset = load_mnist(split)
+        preparation = Preparation.of(name, dataset.image_shape)
+        return dataclasses.replace(dataset, preparation=preparation)
     folder = expanded(name)
     if os.path.isdir(folder) or _can_only_be_a_path(name):
         return load_idx_folder(folder, split)
@@ -108,6 +111,8 @@ def _generate(name: str, split: str, image_size: int) -> Dataset | Generated:
             f"image_size is {image_size}, but data set {name!r} is made at {height} x "
             f"{width}: leave image_size at 0"
         )
+    preparation = Preparation.of(name, generated.image_shape)
+    generated = dataclasses.replace(generated, preparation=preparation)
     # Tested by one image of each digit, always the same.
     return generated.fixed() if split == "test" else generated
 
@@ -124,4 +129,5 @@ def _resized(dataset: Dataset, image_size: int) -> Dataset:
     for index, channel in np.ndindex(len(dataset), dataset.image_shape[-1]):
         pixels = Image.fromarray(dataset.image[index, ..., channel])
         image[index, ..., channel] = fit(pixels, (*shape, 1))[..., 0]
-    return dataclasses.replace(dataset, image=image)
+    preparation = dataset.preparation and dataset.preparation.resized(image.shape[1:])
+    return dataclasses.replace(dataset, image=image, preparation=preparation)

@@ -1,0 +1,238 @@
+"""Pictures given as files reach the network as the run's own images do."""
+
+import json
+import struct
+import zlib
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from test_twins import (
+    cifar10_files,
+    idx_file,
+    idx_files,
+    put_downloads,
+    smallnorb_files,
+    svhn_files,
+)
+from tiny import tiny_model
+
+from capsjax import config as configs
+from capsjax import predict
+from capsjax.checkpoint import Checkpoints
+from capsjax.data import idx, twins
+from capsjax.run import Run
+from capsjax.step import init_state, make_optimizer
+from capsjax.task import make_task
+from capsjax.workdir import Workdir, write_json
+
+NUM_FILES = 4
+
+
+def noise(*shape, most=256, dtype=np.uint8):
+    return np.random.default_rng(0).integers(0, most, shape).astype(dtype)
+
+
+def png_of_deep_colour(pixels):
+    """A PNG file of 16 bits a channel, which Pillow can read and not write."""
+    height, width, _ = pixels.shape
+
+    def chunk(kind, data):
+        checksum = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + checksum
+
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        chunk(*one)
+        for one in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    )
+
+
+def folder_of(tmp_path, save, suffix="png"):
+    """Two classes of eight pictures of noise, 24 pixels wide and 20 high."""
+    for name in "ab":
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(8):
+            path = tmp_path / "photos" / name / f"{number}.{suffix}"
+            save(path, np.random.default_rng(number + ord(name)))
+    return configs.Data("image_folder", str(tmp_path / "photos"), image_size=16)
+
+
+def saved_as(mode, suffix="png"):
+    """A folder of pictures of a mode of Pillow's."""
+
+    def make(tmp_path, _):
+        def save(path, rng):
+            pixels = rng.integers(0, 256, (20, 24, 4)).astype(np.uint8)
+            Image.fromarray(pixels).convert(mode).save(path)
+
+        return folder_of(tmp_path, save, suffix)
+
+    return make
+
+
+def deep(dtype, low, high, suffix="tiff"):
+    """A folder of grey pictures whose numbers go from ``low`` to ``high``."""
+
+    def make(tmp_path, _):
+        def save(path, rng):
+            pixels = rng.uniform(low, high, (20, 24)).astype(dtype)
+            Image.fromarray(pixels).save(path)
+
+        return folder_of(tmp_path, save, suffix)
+
+    return make
+
+
+def deep_colour(tmp_path, _):
+    def save(path, rng):
+        pixels = rng.integers(0, 2**16, (20, 24, 3)).astype(np.uint16)
+        path.write_bytes(png_of_deep_colour(pixels))
+
+    return folder_of(tmp_path, save)
+
+
+def idx_folder(height, width, image_size=0):
+    """A folder of IDX archives."""
+
+    def make(tmp_path, _):
+        for prefix in ("train", "t10k"):
+            image = noise(20, height, width)
+            for kind, array in (("images-idx3", image), ("labels-idx1", noise(20) % 3)):
+                path = tmp_path / f"{prefix}-{kind}-ubyte.gz"
+                path.write_bytes(idx_file(array))
+        return configs.Data(str(tmp_path), image_size=image_size)
+
+    return make
+
+
+def digits(name, image_size=0):
+    """MNIST or what is made of it, of few images."""
+
+    def make(_, monkeypatch):
+        def few(split, **options):
+            return whole(split, **options).subset(np.arange(20))
+
+        whole = idx.load_mnist
+        monkeypatch.setattr("capsjax.data.source.load_mnist", few)
+        return configs.Data(name, image_size=image_size)
+
+    return make
+
+
+def downloaded(name, files, image_size=0):
+    """A set whose archives are downloaded, made up here."""
+
+    def make(tmp_path, monkeypatch):
+        monkeypatch.setenv("CAPSJAX_DATA_DIR", str(tmp_path))
+        monkeypatch.setattr(twins, "FASHION_MNIST_FOLDER", tmp_path / "none")
+        put_downloads(tmp_path, name, files())
+        return configs.Data(name, image_size=image_size)
+
+    return make
+
+
+SETS = {
+    "grey folder": saved_as("L"),
+    "black and white folder": saved_as("1"),
+    "grey and transparent folder": saved_as("LA"),
+    "palette folder": saved_as("P", "gif"),
+    "colour folder": saved_as("RGB"),
+    "colour and transparent folder": saved_as("RGBA"),
+    "CMYK folder": saved_as("CMYK", "tiff"),
+    "16-bit folder": deep(np.uint16, 0, 65535, "png"),
+    "12-bit folder": deep(np.uint16, 0, 4096),
+    "thermal folder": deep(np.uint16, 29_000, 31_000),
+    "CT folder": deep(np.int32, -1024, 3000),
+    "float folder": deep(np.float32, -1, 7),
+    "16-bit colour folder": deep_colour,
+    "IDX 28x28": idx_folder(28, 28),
+    "IDX 20x30": idx_folder(20, 30),
+    "IDX scaled": idx_folder(20, 30, image_size=12),
+    "MNIST": digits("mnist"),
+    "MNIST scaled": digits("mnist", image_size=20),
+    "expanded MNIST": digits("expanded_mnist"),
+    "MultiMNIST": digits("multi_mnist"),
+    "affine MNIST": digits("affine_mnist"),
+    "Fashion-MNIST": downloaded("fashion_mnist", idx_files),
+    "KMNIST": downloaded("kmnist", idx_files),
+    "CIFAR-10": downloaded("cifar10", cifar10_files),
+    "CIFAR-10 scaled": downloaded("cifar10", cifar10_files, image_size=20),
+    "SVHN": downloaded("svhn_cropped", svhn_files),
+    "smallNORB": downloaded("smallnorb", smallnorb_files),
+    "smallNORB scaled": downloaded("smallnorb", smallnorb_files, image_size=20),
+}
+
+
+def untrained_run(path, data):
+    """The test images of a data set, and a run on it before its first step."""
+    data.num_validation = 0
+    config = configs.Config(data=data, model=tiny_model(), batch_size=4)
+    config.model.conv_kernel = config.model.primary_kernel = 3
+    config.model.initializers.weight = "normal(0.3)"
+    task = make_task(config)
+    workdir = Workdir(path)
+    path.mkdir()
+    write_json(workdir.config, configs.to_dict(config))
+    write_json(workdir.dataset, task.about())
+    checkpoints = Checkpoints(workdir.checkpoints)
+    optimizer = make_optimizer(config.optimizer, 1)
+    state = jax.jit(lambda: init_state(task.model, optimizer, config))()
+    checkpoints.save(0, state)
+    checkpoints.close()
+    return task.test_set
+
+
+def save(image, path):
+    """Saves an array as a user would: a pair of images side by side."""
+    if image.shape[-1] == 2:
+        image = np.concatenate([image[..., :1], image[..., 1:]], axis=1)
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path)
+
+
+@pytest.fixture(autouse=True)
+def without_estimate(monkeypatch):
+    """To trace a training step takes longer than all else here."""
+    monkeypatch.setattr("capsjax.task._check_memory", lambda *_: None)
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """What the command opened, gave to its network and got from it."""
+    told, answer = [], Run.predict
+
+    def noted(self, image):
+        prediction = answer(self, image)
+        told.append((self, image, prediction))
+        return prediction
+
+    monkeypatch.setattr(Run, "predict", noted)
+    return told
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_own_test_images_as_files_give_what_the_arrays_give(
+    name, tmp_path, monkeypatch, seen, capsys
+):
+    test_set = untrained_run(tmp_path / "run", SETS[name](tmp_path, monkeypatch))
+    image = test_set.image[:NUM_FILES]
+    files = [str(tmp_path / f"{number}.png") for number in range(len(image))]
+    for one, file in zip(image, files, strict=True):
+        save(one, file)
+    if test_set.files is not None:  # What they were read from must give the same.
+        image = np.concatenate([image, image])
+        files += [f"{tmp_path}/photos/{file}" for file in test_set.files[:NUM_FILES]]
+    capsys.readouterr()
+    command = ["--workdir", str(tmp_path / "run"), "--json", *files]
+    assert predict.main(command) == 0
+    answers = json.loads(capsys.readouterr().out)
+    assert [answer["file"] for answer in answers] == files
+    for k, (run, given, prediction) in enumerate(seen.copy()):
+        np.testing.assert_array_equal(given, image[k : k + 1])
+        expected = run.predict(image[k])
+        np.testing.assert_array_equal(prediction.length, expected.length)
+        lengths = [answers[k]["lengths"][of] for of in run.class_names]
+        np.testing.assert_array_equal(lengths, np.round(expected.length[0], 4))
+    assert np.ptp(test_set.image[0]) > 0
