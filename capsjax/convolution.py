@@ -24,38 +24,37 @@ from jaxtyping import Array, Float
 
 from capsjax.convolution_forms import FORMS, LAYOUT, Plan, ceil_div, output_size
 from capsjax.parallel import vary_alike
+from capsjax.platforms import Platform, by_platform, platform
 
 _COMPUTE_DTYPES = (np.dtype(np.float32), np.dtype(jnp.bfloat16))
 _INPUT_DTYPES = (*_COMPUTE_DTYPES, np.dtype(np.float64))
 
 
-def _form_forward(image, kernel, plan: Plan):
+def _on(platform: Platform, plan: Plan) -> Plan:
+    return plan._replace(form="ordinary") if platform.has_fast_convolution else plan
+
+
+def _form_forward(image, kernel, *, plan: Plan, platform: Platform):
+    plan = _on(platform, plan)
     form = FORMS[plan.form]
     values = form.prepare(kernel, image.shape, plan)
     return form.apply(image, values, kernel.shape, plan)
 
 
-def _form_backward(image, kernel, gradient, plan: Plan):
+def _form_backward(image, kernel, gradient, *, plan: Plan, platform: Platform):
+    plan = _on(platform, plan)
     return FORMS[plan.form].backward(image, kernel, gradient, plan)
-
-
-def _by_platform(function, *operands, plan: Plan):
-    ordinary = plan._replace(form="ordinary")
-    return lax.platform_dependent(
-        *operands,
-        cpu=functools.partial(function, plan=plan),
-        default=functools.partial(function, plan=ordinary),
-    )
 
 
 @functools.partial(jax.jit, static_argnums=2, inline=True)
 def _forward(image, kernel, plan: Plan):
-    return _by_platform(_form_forward, image, kernel, plan=plan)
+    return by_platform(functools.partial(_form_forward, plan=plan), image, kernel)
 
 
 @functools.partial(jax.jit, static_argnums=3, inline=True)
 def _backward(image, kernel, gradient, plan: Plan):
-    return _by_platform(_form_backward, image, kernel, gradient, plan=plan)
+    backward = functools.partial(_form_backward, plan=plan)
+    return by_platform(backward, image, kernel, gradient)
 
 
 def _keep_operands(image, kernel, plan: Plan):
@@ -271,8 +270,7 @@ def prepare_kernel(
     )
     if plan is None:
         raise ValueError(f"No output: image {image_shape}, kernel {kernel.shape}.")
-    if jax.default_backend() != "cpu":
-        plan = plan._replace(form="ordinary")
+    plan = _on(platform(jax.default_backend()), plan)
     kernel = kernel.astype(plan.sum_dtype)
     values = jax.jit(FORMS[plan.form].prepare, static_argnums=(1, 2))(
         kernel, tuple(image_shape), plan

@@ -1,11 +1,19 @@
-"""What is fast on each kind of device: the one table of sizes and forms by platform."""
+"""What is fast on each kind of device: the one table of sizes and forms by platform.
 
-from collections.abc import Mapping
-from typing import NamedTuple
+What a program computes in another way on each platform is chosen when the program is
+lowered, not when it is traced (:func:`by_platform`), so that what is exported for a GPU
+on a machine without one takes the GPU's row. Only the CPU's row has been measured.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+from jax import lax
 
 
 class Platform(NamedTuple):
-    """How the work is divided on one kind of device.
+    """How to compute, and how to divide the work, on one kind of device.
 
     Attributes:
         steps_per_dispatch: The most training steps in one call of the device program,
@@ -14,24 +22,86 @@ class Platform(NamedTuple):
             read.
         largest_held_data_bytes: Training images of at most so many bytes lie on the
             device.
+        slices_sums: Whether sums over any axis but the last are chains of slices, and
+            shared results stand behind a branch, as XLA:CPU needs it to be fast.
+        block_bytes: The bytes of votes that votes-free routing makes at a time, about.
+        largest_block: The most input capsules of a block.
+        smallest_votes_free_batch: Fewer examples than these are routed by their votes,
+            as the batch is the vector axis of votes-free routing.
+        largest_held_votes_bytes: Votes that take more are never held.
+        has_fast_convolution: Whether XLA's own convolution is fast, in its gradient
+            too; otherwise :mod:`capsjax.convolution` chooses a form by shape.
     """
 
     steps_per_dispatch: int
     calls_ahead: int
     largest_held_data_bytes: int
+    slices_sums: bool
+    block_bytes: int
+    largest_block: int
+    smallest_votes_free_batch: int
+    largest_held_votes_bytes: int
+    has_fast_convolution: bool
+
+    def routing_form(
+        self, num_examples: int, votes_bytes: int
+    ) -> Literal["votes", "votes_free"]:
+        """Chooses how capsules are routed: by votes that are held, or block by block.
+
+        Args:
+            num_examples: Examples in the batch.
+            votes_bytes: What the votes of all of them would take.
+        """
+        few = num_examples < self.smallest_votes_free_batch
+        holds = few and votes_bytes <= self.largest_held_votes_bytes
+        return "votes" if holds else "votes_free"
 
 
-# Eleven steps of the paper's network in one call are 1.2 times as fast on a CPU as one
-# by one (docs/performance.md), and end soon enough to stop: after four seconds.
-_CPU = Platform(steps_per_dispatch=11, calls_ahead=0, largest_held_data_bytes=0)
+_CPU = Platform(
+    # Eleven steps of the paper's network in one call are 1.2 times as fast as one by
+    # one (docs/performance.md), and end soon enough to stop: after four seconds.
+    steps_per_dispatch=11,
+    calls_ahead=0,
+    largest_held_data_bytes=0,
+    # From about 300 kB on, XLA:CPU splits each loop over its threads, which costs a
+    # quarter more than it brings. Sums over a block are written out, and long ones
+    # compile slowly.
+    slices_sums=True,
+    block_bytes=2**18,
+    largest_block=32,
+    smallest_votes_free_batch=9,
+    largest_held_votes_bytes=2**24,
+    has_fast_convolution=False,
+)
 # Not measured yet. A call of a few hundred steps takes about a second there.
 _ACCELERATOR = Platform(
-    steps_per_dispatch=256, calls_ahead=1, largest_held_data_bytes=2**33
+    steps_per_dispatch=256,
+    calls_ahead=1,
+    largest_held_data_bytes=2**33,
+    slices_sums=False,
+    block_bytes=2**25,
+    largest_block=2**31,
+    smallest_votes_free_batch=9,
+    largest_held_votes_bytes=2**24,
+    has_fast_convolution=True,
 )
 
-PLATFORMS: Mapping[str, Platform] = {"cpu": _CPU}
+PLATFORMS: Mapping[str, Platform] = {
+    "cpu": _CPU,
+    "cuda": _ACCELERATOR,
+    "rocm": _ACCELERATOR,
+    "tpu": _ACCELERATOR,
+}
 
 
 def platform(name: str) -> Platform:
     """Returns the row of a platform of JAX's: ``cpu``, ``cuda``, ``gpu``, ``tpu``."""
-    return PLATFORMS.get(name, _ACCELERATOR)
+    return PLATFORMS.get("cuda" if name == "gpu" else name, _ACCELERATOR)
+
+
+def by_platform(function: Callable[..., Any], *operands: Any) -> Any:
+    """Calls ``function(*operands, platform=row)`` with the row of where it will run."""
+    rows = {name: platform(name) for name in PLATFORMS} | {"default": _ACCELERATOR}
+    each = {row: functools.partial(function, platform=row) for row in rows.values()}
+    branches = {name: each[row] for name, row in rows.items()}
+    return lax.platform_dependent(*operands, **branches)

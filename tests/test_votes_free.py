@@ -24,7 +24,8 @@ from votes import (
     without_votes,
 )
 
-from capsjax.routings import DynamicRouting, votes_free
+from capsjax import platforms
+from capsjax.routings import DynamicRouting
 from capsjax.routings.votes_free import Rounds
 
 
@@ -40,7 +41,7 @@ def test_poses_and_all_gradients_are_those_of_the_plain_form(key, name):
 
 @pytest.mark.parametrize(
     ("platform", "block_bytes"),
-    [(votes_free.CPU, 1), (votes_free.OTHER, 2**14), (votes_free.OTHER, 2**30)],
+    [("cpu", 1), ("cuda", 2**14), ("cuda", 2**30)],
 )
 @pytest.mark.numerics
 def test_the_size_of_the_blocks_and_the_platform_change_nothing(
@@ -48,7 +49,8 @@ def test_the_size_of_the_blocks_and_the_platform_change_nothing(
 ):
     case = CASES["blocks do not divide i"]._replace(rounds=rounds(3, nowhere=True))
     operands, gradient = draw(key, case)
-    monkeypatch.setattr(votes_free, "CPU", platform._replace(block_bytes=block_bytes))
+    row = platforms.platform(platform)._replace(block_bytes=block_bytes)
+    monkeypatch.setattr(platforms, "PLATFORMS", {"cpu": row})
     actual = pose_and_gradients(without_votes(case.rounds), operands, gradient)
     assert_close(actual, exact(case.rounds, operands, gradient))
 

@@ -18,17 +18,12 @@ from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from capsjax.ops import safe_norm, squash
 from capsjax.parallel import vary_alike
+from capsjax.platforms import by_platform
 from capsjax.routings.batching import map_one_by_one
 from capsjax.routings.routed import Parameter, Routed, cast_votes
 from capsjax.routings.votes_free import Rounds, route_votes_free
 
 REMATS = ("none", "body", "full", "offload")
-
-# The batch is the vector axis of the votes-free form: with less it is no faster. So
-# fewer examples are routed by their votes, if these are few enough to hold and nobody
-# asks for gradients.
-SMALLEST_VOTES_FREE_BATCH = 9
-LARGEST_HELD_VOTES_BYTES = 2**24
 
 
 def routing(
@@ -258,10 +253,13 @@ def _type_of_pose(capsules, weight, bias, *, options):
 @_pose_of_capsules.def_impl
 def _pose_by_size(capsules, weight, bias, *, options):
     votes_bytes = len(capsules) * math.prod(weight.shape[:3]) * weight.dtype.itemsize
-    few = len(capsules) < SMALLEST_VOTES_FREE_BATCH
-    if few and votes_bytes <= LARGEST_HELD_VOTES_BYTES:
+
+    def pose(capsules, weight, bias, *, platform):
+        if platform.routing_form(len(capsules), votes_bytes) == "votes_free":
+            return _pose_votes_free(capsules, weight, bias, options=options)
         return _route(cast_votes(capsules, weight), bias, options).pose
-    return _pose_votes_free(capsules, weight, bias, options=options)
+
+    return by_platform(pose, capsules, weight, bias)
 
 
 def _pose_votes_free(capsules, weight, bias, *, options):

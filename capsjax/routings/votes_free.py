@@ -38,6 +38,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from capsjax.ops import squash
+from capsjax.platforms import Platform, by_platform
 from capsjax.routings.batching import merge_mapped
 
 
@@ -47,26 +48,6 @@ class Rounds(NamedTuple):
     num_iterations: int
     none_of_the_above: bool
     stop_gradient: bool
-
-
-class Platform(NamedTuple):
-    """How it is computed.
-
-    Attributes:
-        is_cpu: Whether loops are written for XLA:CPU.
-        block_bytes: The size of a block's votes, about.
-        largest_block: Input capsules of a block at most.
-    """
-
-    is_cpu: bool
-    block_bytes: int
-    largest_block: int
-
-
-# From about 300 kB on, XLA:CPU splits each loop over its threads, which costs a quarter
-# more than it brings. Sums over a block are written out, and long ones compile slowly.
-CPU = Platform(is_cpu=True, block_bytes=2**18, largest_block=32)
-OTHER = Platform(is_cpu=False, block_bytes=2**25, largest_block=2**31)
 
 
 class Operands(NamedTuple):
@@ -123,11 +104,7 @@ def _by_platform(function: Callable, rounds: Rounds, in_axes, out_axes) -> Calla
     """The function as written for each platform; the axes are those of the batch."""
 
     def run(*operands):
-        return lax.platform_dependent(
-            *operands,
-            cpu=functools.partial(function, rounds=rounds, platform=CPU),
-            default=functools.partial(function, rounds=rounds, platform=OTHER),
-        )
+        return by_platform(functools.partial(function, rounds=rounds), *operands)
 
     return merge_mapped(run, in_axes, out_axes)
 
@@ -309,7 +286,7 @@ class Votes:
         XLA:CPU goes through a reduction over any axis but the last one number at a
         time. A chain of slices is the same in whole vectors, ten times faster.
         """
-        if not self._platform.is_cpu:
+        if not self._platform.slices_sums:
             return reduce(functools.reduce(operator.mul, factors), axis)
 
         def take(factor, k):
@@ -329,7 +306,7 @@ class Votes:
         ``lax.optimization_barrier`` does not keep it from that. A branch does: that a
         block's number is never negative is more than the compiler finds out.
         """
-        if not self._platform.is_cpu:
+        if not self._platform.slices_sums:
             return function(*operands)
 
         def never(*operands):
