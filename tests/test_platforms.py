@@ -22,7 +22,9 @@ def test_each_row_decides_what_is_lowered_for_its_platform(monkeypatch, name):
         for n, (name, row) in enumerate(PLATFORMS.items())
     }
     monkeypatch.setattr(platforms, "PLATFORMS", rows)
-    add = jax.jit(lambda x: by_platform(lambda x, platform: x + platform.block_bytes, x))
+    add = jax.jit(
+        lambda x: by_platform(lambda x, platform: x + platform.block_bytes, x)
+    )
     program = add.trace(jnp.zeros(())).lower(lowering_platforms=(name,))
     added = [f"{row.block_bytes:e}" for row in rows.values()]
     found = [number for number in added if number in program.as_text()]
