@@ -275,6 +275,7 @@ def validate(config: Config) -> None:
     _require(data, "num_validation", lambda v: v >= -1, "at least 0, or -1")
     for field in ("image_size", "num_train", "max_shift", "crop"):
         _require(data, field, lambda v: v >= 0, "at least 0")
+    _require(data, "image_size", lambda v: v <= _WIDEST, f"at most {_WIDEST}")
     if config.stop_at and not data.num_validation:
         raise ConfigError(
             f"config.stop_at={config.stop_at} is a validation accuracy, and must be 0 "

@@ -15,11 +15,9 @@ from jaxtyping import Float, Int, Shaped
 
 from capsjax.checkpoint import Checkpoints
 from capsjax.data.augment import crop_middle, cropped_shape, scale_to_unit
-from capsjax.data.preparation import Preparation, first_edition
-from capsjax.models import CapsNet, make_model, prepare
+from capsjax.data.preparation import LARGEST_SIDE, Preparation, first_edition
+from capsjax.models import CapsNet, Network, make_model, prepare
 from capsjax.workdir import Workdir, WorkdirError
-
-_LONGEST_SIDE = 2**16  # Of an image that a network could be made for.
 
 
 class Prediction(NamedTuple):
@@ -39,6 +37,8 @@ class Prediction(NamedTuple):
 
 class Run:
     """The network of a run, ready to be used; made by :func:`load_run`.
+
+    It can be pickled, weights included, and predicts the same in another process.
 
     Attributes:
         workdir: Its folder.
@@ -66,15 +66,30 @@ class Run:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise WorkdirError(f"{workdir.dataset} is damaged: {error!r}.") from error
-        shape = cropped_shape(self.image_shape, self.config.data.crop)
         try:
-            self.model = make_model(self.config.model, shape, len(self.class_names))
-            image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+            self.model = self._make_model()
+            image = jax.ShapeDtypeStruct((1, *self.model.image_shape), jnp.float32)
             params = jax.eval_shape(self.model.init, jax.random.key(0), image)
         except ValueError as error:
             raise WorkdirError(f"{workdir.path}: {error}") from error
         self.step, self.params = self._restored(params)
         self._encoders: dict[int, Any] = {}  # by batch size
+
+    def _make_model(self) -> Network:
+        shape = cropped_shape(self.image_shape, self.config.data.crop)
+        return make_model(self.config.model, shape, len(self.class_names))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The run as it is pickled: weights on the host, nothing that is compiled."""
+        params = jax.tree.map(np.asarray, self.params)
+        compiled = ("model", "_encoders", "_decode")
+        state = {**self.__dict__, "params": params}
+        return {name: value for name, value in state.items() if name not in compiled}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.params = jax.device_put(self.params, jax.local_devices()[0])
+        self.model, self._encoders = self._make_model(), {}
 
     def _restored(self, shapes: Any) -> tuple[int, Any]:
         nothing = WorkdirError(
@@ -211,7 +226,7 @@ def _preparation(
 
 
 def _side(value: Any) -> int:
-    if type(value) is not int or not 1 <= value <= _LONGEST_SIDE:
+    if type(value) is not int or not 1 <= value <= LARGEST_SIDE:
         raise ValueError(f"image_shape has {value!r}")
     return value
 

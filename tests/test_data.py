@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from capsjax.data import DatasetError, idx, load
+from capsjax.data import DatasetError, generated, idx, image_file, load
 
 ARCHIVES = (
     "train-images-idx3-ubyte.gz",
@@ -349,6 +349,41 @@ def test_an_image_of_the_right_size_is_left_alone():
 def test_a_negative_size_is_refused():
     with pytest.raises(DatasetError, match="image_size is -1: it must be at least 0"):
         load("mnist", image_size=-1)
+
+
+def test_too_large_a_size_is_refused():
+    with pytest.raises(DatasetError, match=r"image_size is 100000: .* at most 65536"):
+        load("mnist", image_size=100_000)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "what"),
+    [
+        ("mnist", {"image_size": 160}, "60,000 images of mnist at 160 x 160 x 1"),
+        ("mnist", {"max_bytes": 47_039_999}, "60,000 images of .* at 28 x 28"),
+        ("multi_mnist", {"split": "test", "max_bytes": 38_000_000}, "30,000 images"),
+        ("expanded_mnist", {"split": "test", "max_bytes": 15_000_000}, "40 x 40 x 1"),
+    ],
+)
+def test_too_much_memory_is_refused_before_any_is_taken(
+    name, options, what, monkeypatch
+):
+    def never(*_):
+        raise AssertionError("an image is made")
+
+    monkeypatch.setattr(image_file, "fit", never)
+    monkeypatch.setattr(generated.Generated, "fixed", never)
+    with pytest.raises(DatasetError, match=what) as error:
+        load(name, **{"max_bytes": 10**9, **options})
+    assert "are allowed: choose a smaller image_size" in str(error.value)
+
+
+def test_the_header_of_an_archive_tells_how_much_memory_it_needs(folder):
+    size = (100, 600, 600)
+    path = folder / ARCHIVES[0]
+    path.write_bytes(gzip.compress(idx_bytes(np.zeros(size, np.uint8))))
+    with pytest.raises(DatasetError, match=r"100 images of .* at 600 x 600 would"):
+        load(str(folder), max_bytes=35_999_999)
 
 
 def test_nothing_is_written_beside_what_is_read(folder):

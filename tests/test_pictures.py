@@ -192,6 +192,17 @@ def save(image, path):
     Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path)
 
 
+def test_whether_to_invert_is_not_asked_where_pictures_are_as_they_are(
+    tmp_path, monkeypatch, capsys
+):
+    untrained_run(tmp_path / "run", idx_folder(12, 12)(tmp_path, monkeypatch))
+    for option in ("--invert", "--no-invert"):
+        arguments = ["--workdir", str(tmp_path / "run"), option, "picture.png"]
+        assert predict.main(arguments) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{option} is for networks of MNIST's digits" in line
+
+
 @pytest.fixture(autouse=True)
 def without_estimate(monkeypatch):
     """To trace a training step takes longer than all else here."""

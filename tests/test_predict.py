@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from capsjax import config as configs
 from capsjax import load_run, predict
-from capsjax.run import Prediction
+from capsjax.run import Prediction, Run
 
 
 def drawing(size=(300, 200), box=(200, 20, 260, 160), width=4, ground="white"):
@@ -25,25 +26,52 @@ def test_a_folder_that_can_t_be_looked_into_is_told(capsys):
     assert "name too long" in told
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("lengths", "verdict"),
-    [
-        ({7: 0.9}, "7"),
-        ({7: 0.4}, "no digit"),
-        ({7: 0.9, 2: 0.6}, "7, or two digits? (7 and 2)"),
-    ],
-)
-def test_lengths_decide_how_many_digits_there_are(tiny_run, lengths, verdict):
+def verdict_of(lengths, *, data="mnist", num_shown=1):
+    """The verdict on an image whose ten class capsules have these lengths."""
     length = np.full((1, 10), 0.05, np.float32)
     for label, value in lengths.items():
         length[0, label] = value
+    run = object.__new__(Run)  # without a folder, and without weights
+    run.class_names, run.num_shown, run.model = tuple("0123456789"), num_shown, None
+    run.config = configs.Config(data=configs.Data(data))
     pose = np.zeros((1, 10, 4), np.float32)
-    told = predict.verdicts(
-        load_run(tiny_run), Prediction(length.argmax(-1), length, pose)
-    )
-    assert told[0]["verdict"] == verdict
-    assert next(iter(told[0]["lengths"])) == told[0]["label"] == "7"
+    (told,) = predict.verdicts(run, Prediction(length.argmax(-1), length, pose))
+    assert list(told["lengths"].values()) == sorted(told["lengths"].values())[::-1]
+    return told["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("data", "noun"),
+    [
+        *[("mnist", "digit"), ("expanded_mnist", "digit"), ("svhn_cropped", "digit")],
+        # Ten classes that are called 0 to 9 may be anything.
+        *[("archives/fashion", "class"), ("image_folder", "class")],
+    ],
+)
+def test_lengths_decide_how_many_classes_there_are(data, noun):
+    assert verdict_of({7: 0.9}, data=data) == "7"
+    assert verdict_of({7: 0.4}, data=data) == f"no {noun}"
+    plural = {"digit": "digits", "class": "classes"}[noun]
+    two = f"7, or two {plural}? (7 and 2)"
+    assert verdict_of({7: 0.9, 2: 0.6}, data=data) == two
+
+
+@pytest.mark.parametrize(
+    ("lengths", "verdict"),
+    [
+        ({}, "no digit"),
+        ({7: 0.49}, "no digit"),
+        ({7: 0.5}, "7"),
+        ({7: 0.6, 2: 0.9}, "2 and 7"),
+        ({7: 0.6, 2: 0.9, 1: 0.8}, "2 and 1"),
+    ],
+)
+def test_of_pairs_those_that_are_present_are_named(lengths, verdict):
+    assert verdict_of(lengths, data="multi_mnist", num_shown=2) == verdict
+
+
+def test_where_the_number_differs_all_that_are_present_are_named():
+    assert verdict_of({7: 0.6, 2: 0.9, 1: 0.8}, num_shown=None) == "2 and 1 and 7"
 
 
 @pytest.mark.slow
@@ -89,3 +117,70 @@ def test_where_the_ground_is_not_plain_the_longer_capsule_counts(tiny_run, tmp_p
     longest = run.predict(np.stack(both)).length.max()
     told = predict._answer(run, str(tmp_path / "grey.png"), invert=None)
     assert max(told["lengths"].values()) == pytest.approx(longest, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_a_folder_stands_for_the_pictures_within(tiny_run, tmp_path, capsys):
+    for name in ("b/2.png", "b/10.png", "a/1.png", "a/.hidden/3.png", "a/.4.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        drawing().save(tmp_path / "in" / name)
+    (tmp_path / "in" / "a" / "Thumbs.db").write_text("of a desktop")
+    (tmp_path / "in" / "empty").mkdir()
+    drawing().save(tmp_path / "alone.png")
+    given = [str(tmp_path / name) for name in ("in", "alone.png")]
+    assert predict.main(["--workdir", str(tiny_run), "--json", *given]) == 0
+    files = [one["file"] for one in json.loads(capsys.readouterr().out)]
+    inside = [f"{tmp_path}/in/{name}" for name in ("a/1.png", "b/10.png", "b/2.png")]
+    assert files == [*inside, given[1]]
+    empty = str(tmp_path / "in" / "empty")
+    assert predict.main(["--workdir", str(tiny_run), "--json", empty, given[1]]) == 1
+    told = capsys.readouterr()
+    assert [one["file"] for one in json.loads(told.out)] == given[1:]
+    assert f"the folder {empty} has no pictures" in told.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_json", [False, True])
+def test_what_there_is_stays_after_ctrl_c(
+    tiny_run, tmp_path, capsys, monkeypatch, is_json
+):
+    paths = [str(tmp_path / f"{name}.png") for name in "abc"]
+    for path in paths:
+        drawing().save(path)
+    answer, printed = predict._answer, []
+
+    def interrupted(run, path, **options):
+        printed.append(capsys.readouterr().out)
+        if path == paths[2]:
+            raise KeyboardInterrupt
+        return answer(run, path, **options)
+
+    monkeypatch.setattr(predict, "_answer", interrupted)
+    options = ["--json"] * is_json
+    assert predict.main(["--workdir", str(tiny_run), *options, *paths]) == 130
+    # Each answer was there before the next picture was read.
+    assert [paths[0] in printed[1], paths[1] in printed[2]] == [True, True]
+    out = "".join(printed) + capsys.readouterr().out
+    if is_json:
+        assert [one["file"] for one in json.loads(out)] == paths[:2]
+    else:
+        assert [line.split()[0] for line in out.splitlines()[1:]] == paths[:2]
+
+
+@pytest.mark.slow
+def test_an_array_of_no_answers_is_valid_too(tiny_run, tmp_path, capsys):
+    missing = str(tmp_path / "missing.png")
+    assert predict.main(["--workdir", str(tiny_run), "--json", missing]) == 1
+    assert json.loads(capsys.readouterr().out) == []
+
+
+@pytest.mark.slow
+def test_what_is_not_read_of_a_file_is_told_beside_the_answer(
+    tiny_run, tmp_path, capsys
+):
+    path = str(tmp_path / "moving.gif")
+    drawing().save(path, save_all=True, append_images=[drawing(width=9)])
+    assert predict.main(["--workdir", str(tiny_run), "--json", path]) == 0
+    told = capsys.readouterr()
+    assert len(json.loads(told.out)) == 1
+    assert told.err == f"warning: {path} has 2 frames: only the first is read\n"

@@ -1,5 +1,8 @@
 """Pictures that become what a data set's images are."""
 
+import json
+import struct
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
@@ -70,10 +73,151 @@ def test_an_empty_page_stays_empty():
     assert MNIST.apply(Image.new("RGB", (90, 40), "white")).max() == 0
 
 
-def test_the_images_of_mnist_hardly_change():
-    image = load("mnist", "test").image[:100]
-    again = [MNIST.apply(Image.fromarray(one[..., 0]).convert("RGB")) for one in image]
-    assert np.abs(np.stack(again).astype(int) - image).mean() < 1
+@pytest.mark.parametrize(
+    ("name", "image_size", "every"),
+    [
+        ("mnist", 0, 1),  # all 10,000
+        *[("mnist", size, 10) for size in (20, 40)],
+        *[(f"{name}_mnist", 0, 10) for name in ("multi", "expanded", "affine")],
+    ],
+)
+def test_none_of_the_test_images_changes(name, image_size, every):
+    test_set = load(name, "test", image_size=image_size)
+    apply = test_set.preparation.apply
+    for image in test_set.image[::every]:
+        np.testing.assert_array_equal(apply(Image.fromarray(image[..., 0])), image)
+
+
+def test_a_digit_out_of_the_middle_is_centred():
+    image = load("mnist", "test").image[0]
+    moved = np.roll(image, 2, axis=1)
+    again = MNIST.apply(Image.fromarray(moved[..., 0])).astype(int)
+    assert np.abs(again - image).mean() < np.abs(again - moved).mean() / 4
+
+
+def test_a_digit_in_black_on_white_is_inverted_and_no_more():
+    image = load("mnist", "test").image[0]
+    again = MNIST.apply(Image.fromarray(255 - image[..., 0])).astype(int)
+    assert np.abs(again - image).mean() < 2
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "side"),
+    [("multi_mnist", 36, 23), ("expanded_mnist", 40, 20), ("affine_mnist", 40, 20)],
+)
+def test_a_drawing_lies_in_the_middle_of_a_generated_set(name, size, side):
+    image = Preparation.of(name, (size, size, 1)).apply(drawing())
+    assert image.shape == (size, size, 1)
+    rows, _ = extent(image)
+    assert rows[-1] - rows[0] + 1 == side
+    np.testing.assert_allclose(centre_of_mass(image), size / 2, atol=0.51)
+
+
+def test_a_description_survives_json():
+    for preparation in (
+        MNIST,
+        Preparation("as_is", 20, 30, 3, scale=(-1024.0, 3071.5)),
+        Preparation("as_is", 20, 30, 2),
+    ):
+        told = json.loads(json.dumps(preparation.to_json()))
+        assert Preparation.from_json(told) == preparation
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "other"},
+        {"kind": []},
+        {"channels": 3, "kind": "mnist"},
+        {"height": 0},
+        {"width": "28"},
+        {"width": 10**9},
+        {"channels": True},
+        {"scale": [5, 5]},
+        {"scale": [0, 1, 2]},
+        {"scale": [0, 10**400]},
+        {"scale": {}},
+        {"scale": "half"},
+        {"orientation": "none"},
+        {"unknown": 1},
+    ],
+)
+def test_a_damaged_description_is_refused(change):
+    told = {**Preparation.of("", (28, 28, 1)).to_json(), **change}
+    with pytest.raises(ValueError, match=next(iter(change))):
+        Preparation.from_json(told)
+    for value in ([], None, "mnist"):
+        with pytest.raises(ValueError, match="must be an object"):
+            Preparation.from_json(value)
+
+
+def test_a_pair_is_two_pages_or_two_halves(tmp_path):
+    pair = np.random.default_rng(0).integers(0, 256, (20, 24, 2)).astype(np.uint8)
+    left, right = (Image.fromarray(pair[..., k]) for k in (0, 1))
+    left.save(tmp_path / "pages.tiff", save_all=True, append_images=[right])
+    both = np.concatenate([pair[..., 0], pair[..., 1]], axis=1)
+    Image.fromarray(both).save(tmp_path / "halves.png")
+    left.save(tmp_path / "one.png")
+    preparation = Preparation.of("smallnorb", (20, 24, 2))
+    for name in ("pages.tiff", "halves.png"):
+        notes = []
+        image = preparation.apply(tmp_path / name, notes=notes)
+        np.testing.assert_array_equal(image, pair)
+        assert not notes
+    with pytest.raises(ImageError, match=r"one\.png has 24 x 20 .* side by side, 48 x"):
+        preparation.apply(tmp_path / "one.png")
+
+
+def test_frames_that_are_not_read_are_named(tmp_path):
+    frames = [drawing(width=width).convert("L") for width in (2, 4, 6)]
+    preparation = Preparation.of("", (20, 20, 1))
+    first = preparation.apply(frames[0])
+    for suffix in ("gif", "tiff", "png", "webp"):
+        path = tmp_path / f"several.{suffix}"
+        frames[0].save(path, save_all=True, append_images=frames[1:])
+        notes = []
+        image = preparation.apply(path, notes=notes)
+        assert notes == [f"{path} has 3 frames: only the first is read"]
+        assert abs(image.astype(int) - first).max() < 30
+    one, notes = tmp_path / "one.png", []
+    frames[0].save(one)
+    preparation.apply(one, notes=notes)
+    assert notes == []
+
+
+def test_bands_that_are_not_read_are_named(tmp_path):
+    pixels = np.arange(5 * 6 * 5, dtype=np.uint8).reshape(5, 6, 5)
+    path, notes = tmp_path / "bands.tiff", []
+    path.write_bytes(tiff_of_bands(pixels))
+    image = Preparation.of("", (5, 6, 3)).apply(path, notes=notes)
+    np.testing.assert_array_equal(image, pixels[..., :3])
+    assert notes == [f"{path} has 5 bands: only the first 3 are read"]
+
+
+def tiff_of_bands(pixels):
+    """An uncompressed TIFF file of colour with further bands, as of a satellite."""
+    height, width, bands = pixels.shape
+    num_extra, start = bands - 3, 8
+    tags = [
+        (256, 4, width),
+        (257, 4, height),
+        (258, 3, 8),  # where the sizes of the bands are, set below
+        (259, 3, 1),
+        (262, 3, 2),
+        (273, 4, 0),
+        (277, 3, bands),
+        (278, 4, height),
+        (279, 4, pixels.nbytes),
+        (338, 3, 0),
+    ]
+    after = start + 2 + 12 * len(tags) + 4
+    content = b"II*\0" + struct.pack("<I", start) + struct.pack("<H", len(tags))
+    for tag, kind, value in tags:
+        count = {258: bands, 338: num_extra}.get(tag, 1)
+        value = {258: after, 273: after + 2 * bands}.get(tag, value)
+        content += struct.pack("<HHII", tag, kind, count, value)
+    content += bytes(4) + struct.pack(f"<{bands}H", *[8] * bands)
+    return content + pixels.tobytes()
 
 
 def test_colour_keeps_the_middle():

@@ -1,7 +1,11 @@
 """A run on disk, opened again."""
 
 import json
+import os
+import pickle
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -130,3 +134,34 @@ def test_an_edited_run_is_told_in_a_line(tmp_path, tiny_run):
 def test_nothing_is_drawn_of_nothing(run):
     nothing = run.draw(np.zeros((0, 10, 4), np.float32), np.zeros(0, int))
     assert nothing.shape == (0, 28, 28, 1)
+
+
+def test_a_pickled_run_predicts_the_same(run):
+    image = load("mnist", "test").image[:5]
+    expected = run.predict(image)
+    run.draw(expected.pose, expected.label)  # Nothing that is compiled gets in the way.
+    again = pickle.loads(pickle.dumps(run))
+    jax.tree.map(np.testing.assert_array_equal, again.predict(image), expected)
+    np.testing.assert_array_equal(
+        again.draw(expected.pose, expected.label),
+        run.draw(expected.pose, expected.label),
+    )
+    assert again.class_names == run.class_names
+    assert again.preparation == run.preparation
+
+
+def test_a_run_goes_to_another_process(run, tiny_run, tmp_path):
+    # Far from the folder that it was opened in, and from this process's settings.
+    image = load("mnist", "test").image[:3]
+    (tmp_path / "run.pickle").write_bytes(pickle.dumps((run.predict, image)))
+    code = (
+        "import pickle, sys\n"
+        "predict, image = pickle.load(open('run.pickle', 'rb'))\n"
+        "pickle.dump(tuple(predict(image)), open('answer.pickle', 'wb'))\n"
+    )
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "4"}  # as here
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, check=True, env=environment
+    )
+    answer = pickle.loads((tmp_path / "answer.pickle").read_bytes())
+    jax.tree.map(np.testing.assert_array_equal, answer, tuple(run.predict(image)))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -166,6 +167,24 @@ class Dataset:
     def fixed(self) -> "Dataset":
         """Returns itself: see ``Generated.fixed``."""
         return self
+
+
+def require_memory(
+    name: str, num_images: int, image_shape: tuple[int, ...], max_bytes: int
+) -> None:
+    """Refuses images that would take too much memory, before any is made.
+
+    Raises:
+        DatasetError: If they would take more than ``max_bytes``.
+    """
+    num_bytes = num_images * math.prod(image_shape)
+    if num_bytes > max_bytes:
+        size = " x ".join(map(str, image_shape))
+        raise DatasetError(
+            f"the {num_images:,} images of {name} at {size} would take "
+            f"{num_bytes / 1e9:.1f} GB of memory, and at most {max_bytes / 1e9:.1f} GB "
+            "are allowed: choose a smaller image_size, or allow for more"
+        )
 
 
 def _check_array(

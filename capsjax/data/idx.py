@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from capsjax.data.dataset import Dataset, DatasetError
+from capsjax.data.dataset import Dataset, DatasetError, require_memory
 
 MNIST_FOLDER = Path(__file__).parent / "archives" / "mnist"
 
@@ -31,22 +31,26 @@ _MAX_COMPRESSION = 1032
 _BLOCK_BYTES = 1 << 20
 
 
-def load_mnist(split: str) -> Dataset:
+def load_mnist(split: str, *, max_bytes: int | None = None) -> Dataset:
     """Reads the MNIST archives that are part of the package.
 
     Args:
         split: "train" (60,000 images) or "test" (10,000).
+        max_bytes: The most memory that the images may take.
 
     Returns:
         The images and labels in upstream's order.
 
     Raises:
-        DatasetError: The installed files are damaged or missing.
+        DatasetError: The installed files are damaged or missing, or the images would
+            take more than ``max_bytes``.
     """
-    return load_idx_folder(MNIST_FOLDER, split, name="mnist")
+    return load_idx_folder(MNIST_FOLDER, split, name="mnist", max_bytes=max_bytes)
 
 
-def load_idx_folder(folder: Path, split: str, *, name: str | None = None) -> Dataset:
+def load_idx_folder(
+    folder: Path, split: str, *, name: str | None = None, max_bytes: int | None = None
+) -> Dataset:
     """Reads one split from a folder that is laid out as MNIST is.
 
     The files are ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``,
@@ -57,6 +61,7 @@ def load_idx_folder(folder: Path, split: str, *, name: str | None = None) -> Dat
         folder: Where the files are.
         split: "train" or "test".
         name: What to call the data set; the folder's path if not given.
+        max_bytes: The most memory that the images may take.
 
     Returns:
         The images and labels in the files' order. The classes are called "0", "1" and
@@ -64,11 +69,12 @@ def load_idx_folder(folder: Path, split: str, *, name: str | None = None) -> Dat
 
     Raises:
         DatasetError: A file is missing or damaged, the counts of images and labels
-            differ, or a test label is larger than every training label.
+            differ, a test label is larger than every training label, or the images
+            would take more than ``max_bytes``.
     """
     image_path = _find(folder, _PREFIXES[split] + "-images", 3)
     label_path = _find(folder, _PREFIXES[split] + "-labels", 1)
-    image, label = _read_images(image_path), _read_labels(label_path)
+    image, label = _read_images(image_path, max_bytes), _read_labels(label_path)
     if len(image) != len(label):
         raise DatasetError(
             f"{image_path} holds {len(image)} images and {label_path} {len(label)} "
@@ -89,7 +95,9 @@ def load_idx_folder(folder: Path, split: str, *, name: str | None = None) -> Dat
     return Dataset(name or str(folder), image, label, class_names)
 
 
-def read_idx(path: str | os.PathLike) -> UInt8[np.ndarray, "..."]:
+def read_idx(
+    path: str | os.PathLike, *, max_bytes: int | None = None
+) -> UInt8[np.ndarray, "..."]:
     """Reads one IDX file of unsigned bytes, compressed by gzip or not.
 
     The sizes that the file states are compared with its real size before memory is
@@ -97,22 +105,26 @@ def read_idx(path: str | os.PathLike) -> UInt8[np.ndarray, "..."]:
 
     Args:
         path: The file; whether it is compressed is told from its first bytes.
+        max_bytes: The most memory that the array may take.
 
     Returns:
         The array, with as many axes as the file states (1 to 4).
 
     Raises:
         DatasetError: The file is missing, unreadable or damaged, is not an IDX file of
-            unsigned bytes, or holds fewer or more bytes than its header states.
+            unsigned bytes, holds fewer or more bytes than its header states, or would
+            take more than ``max_bytes``.
     """
     path = Path(path)
-    with _explained(path), _opened(path) as (file, max_bytes):
+    with _explained(path), _opened(path) as (file, most):
         shape = _read_header(path, file)
         num_bytes = math.prod(shape)
-        if num_bytes > max_bytes:
+        if num_bytes > most:
             raise _damaged(
                 path, f"its header states {num_bytes} bytes of data, {shape}, too many"
             )
+        if max_bytes is not None:
+            require_memory(str(path), shape[0], shape[1:], max_bytes)
         content = _read_at_most(file, num_bytes + 1)
     if len(content) != num_bytes:
         found = "more" if len(content) > num_bytes else f"only {len(content)}"
@@ -123,16 +135,18 @@ def read_idx(path: str | os.PathLike) -> UInt8[np.ndarray, "..."]:
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
-def _read_images(path: Path) -> UInt8[np.ndarray, "n h w 1"]:
-    return _read_non_empty(path, 3)[..., np.newaxis]
+def _read_images(path: Path, max_bytes: int | None) -> UInt8[np.ndarray, "n h w 1"]:
+    return _read_non_empty(path, 3, max_bytes)[..., np.newaxis]
 
 
 def _read_labels(path: Path) -> Int32[np.ndarray, " n"]:
     return _read_non_empty(path, 1).astype(np.int32)
 
 
-def _read_non_empty(path: Path, num_axes: int) -> UInt8[np.ndarray, "..."]:
-    array = read_idx(path)
+def _read_non_empty(
+    path: Path, num_axes: int, max_bytes: int | None = None
+) -> UInt8[np.ndarray, "..."]:
+    array = read_idx(path, max_bytes=max_bytes)
     if array.ndim != num_axes or not array.size:
         raise DatasetError(
             f"{path} holds an array of the shape {array.shape}: it must have "

@@ -43,7 +43,7 @@ DRAWN = {
     "affine_mnist": Drawn(40, 20),
 }
 _AS_IS = "as_is"
-_LARGEST = 2**16
+LARGEST_SIDE = 2**16  # of an image that a network could be made for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +83,8 @@ class Preparation:
             raise ValueError(f"channels of {self.kind} must be 1: {self.channels!r}")
         for name in ("height", "width", "channels"):
             value = getattr(self, name)
-            if type(value) is not int or not 1 <= value <= _LARGEST:
-                raise ValueError(f"{name} must be from 1 to {_LARGEST}: {value!r}")
+            if type(value) is not int or not 1 <= value <= LARGEST_SIDE:
+                raise ValueError(f"{name} must be from 1 to {LARGEST_SIDE}: {value!r}")
         if not _is_scale(self.scale):
             raise ValueError(f"scale must be type, own or two numbers: {self.scale!r}")
         if self.orientation != "exif":

@@ -5,10 +5,10 @@ import os
 
 import numpy as np
 
-from capsjax.data.dataset import Dataset, DatasetError
+from capsjax.data.dataset import Dataset, DatasetError, require_memory
 from capsjax.data.generated import RECIPES, Generated
 from capsjax.data.idx import load_idx_folder, load_mnist
-from capsjax.data.preparation import Preparation
+from capsjax.data.preparation import LARGEST_SIDE, Preparation
 from capsjax.paths import expanded
 
 _SPLITS = ("train", "test")
@@ -48,7 +48,7 @@ def load(
         image_size: The height and width to which images are scaled, after what makes
             them not square has been cut off; 0 to leave them as they are, which must
             be of one size then.
-        max_bytes: The most memory that an "image_folder" may take.
+        max_bytes: The most memory that the images may take.
 
     Returns:
         The images and labels, always in the same order. What is made of MNIST is
@@ -57,15 +57,18 @@ def load(
 
     Raises:
         DatasetError: The name or split is unknown, a file is missing or damaged, a
-            download fails, the set is not one of image classification, or an argument
-            does not go with it. The message says what to do.
+            download fails, the set is not one of image classification, an argument
+            does not go with it, or the images would take more than ``max_bytes``. The
+            message says what to do.
     """
     if split not in _SPLITS:
         raise DatasetError(f"there is no split {split!r}: it must be 'train' or 'test'")
     if not name:
         raise DatasetError("the name of the data set is empty: give one, as 'mnist'")
-    if image_size < 0:
-        raise DatasetError(f"image_size is {image_size}: it must be at least 0")
+    if not 0 <= image_size <= LARGEST_SIDE:
+        raise DatasetError(
+            f"image_size is {image_size}: it must be at least 0, at most {LARGEST_SIDE}"
+        )
     if bool(path) != (name == _IMAGE_FOLDER):
         raise DatasetError(
             f"data set {name!r} and path {str(path)!r} do not go together: the path is "
@@ -79,23 +82,30 @@ def load(
             path, split, image_size=image_size, max_bytes=max_bytes
         )
     if name in RECIPES:
-        return _generate(name, split, image_size)
-    return _resized(_load_whole(name, split, data_dir, image_size), image_size)
+        return _generate(name, split, image_size, max_bytes)
+    whole = _load_whole(name, split, data_dir, image_size, max_bytes)
+    return _resized(whole, image_size, max_bytes)
 
 
 def _load_whole(
-    name: str, split: str, data_dir: str | os.PathLike | None, image_size: int
+    name: str,
+    split: str,
+    data_dir: str | os.PathLike | None,
+    image_size: int,
+    max_bytes: int,
 ) -> Dataset:
     if name == "mnist":
-        dataset = load_mnist(split)
+        dataset = load_mnist(split, max_bytes=max_bytes)
         preparation = Preparation.of(name, dataset.image_shape)
         return dataclasses.replace(dataset, preparation=preparation)
     folder = expanded(name)
     if os.path.isdir(folder) or _can_only_be_a_path(name):
-        return load_idx_folder(folder, split)
+        return load_idx_folder(folder, split, max_bytes=max_bytes)
     from capsjax.data.tfds_source import load_tfds
 
-    return load_tfds(name, split, data_dir=data_dir, image_size=image_size)
+    return load_tfds(
+        name, split, data_dir=data_dir, image_size=image_size, max_bytes=max_bytes
+    )
 
 
 def _can_only_be_a_path(name: str) -> bool:
@@ -103,8 +113,11 @@ def _can_only_be_a_path(name: str) -> bool:
     return os.path.isabs(name) or name.startswith((".", "~")) or name.count(os.sep) > 1
 
 
-def _generate(name: str, split: str, image_size: int) -> Dataset | Generated:
-    generated = Generated(name, load_mnist(split), RECIPES[name])
+def _generate(
+    name: str, split: str, image_size: int, max_bytes: int
+) -> Dataset | Generated:
+    base = load_mnist(split, max_bytes=max_bytes)
+    generated = Generated(name, base, RECIPES[name])
     height, width, _ = generated.image_shape
     if image_size not in (0, height):
         raise DatasetError(
@@ -113,11 +126,16 @@ def _generate(name: str, split: str, image_size: int) -> Dataset | Generated:
         )
     preparation = Preparation.of(name, generated.image_shape)
     generated = dataclasses.replace(generated, preparation=preparation)
+    if split == "test":
+        # What is in an image is kept too.
+        source = generated.batch(np.array(0)).source
+        num_images = len(base) * (1 if source is None else 1 + len(source))
+        require_memory(name, num_images, generated.image_shape, max_bytes)
     # Tested by one image of each digit, always the same.
     return generated.fixed() if split == "test" else generated
 
 
-def _resized(dataset: Dataset, image_size: int) -> Dataset:
+def _resized(dataset: Dataset, image_size: int, max_bytes: int) -> Dataset:
     shape = (image_size, image_size)
     if image_size == 0 or dataset.image.shape[1:3] == shape:
         return dataset
@@ -125,7 +143,9 @@ def _resized(dataset: Dataset, image_size: int) -> Dataset:
 
     from capsjax.data.image_file import fit
 
-    image = np.empty((len(dataset), *shape, dataset.image_shape[-1]), np.uint8)
+    shape_of_each = (*shape, dataset.image_shape[-1])
+    require_memory(dataset.name, len(dataset), shape_of_each, max_bytes)
+    image = np.empty((len(dataset), *shape_of_each), np.uint8)
     for index, channel in np.ndindex(len(dataset), dataset.image_shape[-1]):
         pixels = Image.fromarray(dataset.image[index, ..., channel])
         image[index, ..., channel] = fit(pixels, (*shape, 1))[..., 0]

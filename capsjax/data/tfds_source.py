@@ -19,9 +19,10 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from capsjax.data import twins
-from capsjax.data.dataset import Dataset, DatasetError
+from capsjax.data.dataset import Dataset, DatasetError, require_memory
 from capsjax.data.generated import RECIPES
 from capsjax.data.image_file import fit
+from capsjax.data.preparation import Preparation
 from capsjax.paths import cache_folder, expanded
 
 # TFDS's default, TFRecord, can neither be written nor read without TensorFlow.
@@ -39,6 +40,7 @@ def load_tfds(
     *,
     data_dir: str | os.PathLike | None = None,
     image_size: int = 0,
+    max_bytes: int = 2**33,
 ) -> Dataset:
     """Reads one split of a set of image classification; prepares a twin's set first.
 
@@ -48,6 +50,7 @@ def load_tfds(
         data_dir: As of ``load``.
         image_size: The height and width to which images are scaled where those of the
             set are of several sizes; others are left as they are.
+        max_bytes: The most memory that the images may take.
 
     Returns:
         The images and labels in TFDS's order.
@@ -64,7 +67,7 @@ def load_tfds(
         source = _open(builder, _own_split(builder, split))
     assert source is not None, f"{name} was prepared in {folder} and is not there"
     with _quiet():
-        return _read(name, builder, source, image_size)
+        return _read(name, builder, source, image_size, max_bytes)
 
 
 def prepare(
@@ -192,6 +195,7 @@ def _read(
     builder: tfds.core.DatasetBuilder,
     source: Sequence[Any],
     image_size: int,
+    max_bytes: int,
 ) -> Dataset:
     image_keys, label_key = _images_and_label(name, builder.info)
     features: Any = builder.info.features
@@ -204,6 +208,7 @@ def _read(
                 "height and width to which they are scaled by image_size, such as 32"
             )
     shape = (height, width, channels * len(image_keys))
+    require_memory(name, len(source), shape, max_bytes)
     image = np.empty((len(source), *shape), np.uint8)
     label = np.empty(len(source), np.int32)
     try:
@@ -218,7 +223,10 @@ def _read(
                 label[index] = example[label_key]
     except Exception as error:
         raise _unreadable(builder, error) from error
-    return Dataset(name, image, label, tuple(features[label_key].names))
+    # The name of MNIST with a version, "mnist:3.0.1", is the builder's alone.
+    preparation = Preparation.of(builder.name, shape)
+    class_names = tuple(features[label_key].names)
+    return Dataset(name, image, label, class_names, preparation=preparation)
 
 
 def _scaled(
