@@ -19,9 +19,11 @@ class Data:
             of IDX archives, or a name that TFDS knows.
         path: The folder of an ``image_folder``, with one subfolder for each class.
         image_size: Images are scaled to this height and width; 0 leaves them.
-        num_validation: Training images kept for validation; 0 trains on all, -1 keeps a
-            tenth.
-        num_train: Trains on so many of the others only; 0 for all of them.
+        num_validation: Training images kept for validation, of each class its share; 0
+            trains on all, -1 keeps a tenth. Where the data set has a validation split
+            of its own, that is used, unless this is 0.
+        num_train: Trains on so many of the others only, drawn at random, of each class
+            its share; 0 for all of them.
         max_shift: Training images are shifted by up to so many pixels per axis.
         crop: The network sees squares of so many pixels, at a random place in training
             and in the middle otherwise; 0 for whole images.
@@ -215,6 +217,8 @@ CHANGEABLE = (
     *("num_epochs", "eval_batch_size", "bad_numbers", "max_gigabytes", "tensorboard"),
     *("steps_per_dispatch", "data_placement"),
 )
+# Where the same images lie is no part of what a run is.
+PLACES = ("data.path", "data.name")
 
 
 # No layer is as wide by far; the product of three is still counted in 64 bits.

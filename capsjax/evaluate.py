@@ -4,11 +4,15 @@
 
 prints what the run's best network makes of the test images, and draws it. Several runs
 are an ensemble: the lengths of their class capsules (or their probabilities) are
-averaged. ``--data`` names another data set of the same classes and image shape.
+averaged. ``--data`` names another data set of the same classes and image shape, or the
+folder where the images are: of IDX archives, or of pictures with one subfolder for each
+class. Its test split is taken, or else all of its images.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import functools
 import re
 import shlex
 import sys
@@ -18,13 +22,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from capsjax import config as configs
 from capsjax.checkpoint import CheckpointError
 from capsjax.compilation import keep_compiled_programs
-from capsjax.data import Batch, Dataset, DatasetError, load
+from capsjax.console import printable, warn
+from capsjax.data import Batch, Dataset, DatasetError, NotFoundError, load
 from capsjax.data.augment import crop_middle, scale_to_unit
+from capsjax.data.layout import own_splits, shortened
+from capsjax.data.source import names_images
 from capsjax.measure import (
     Metrics,
     found,
@@ -35,6 +42,7 @@ from capsjax.measure import (
 from capsjax.models import BaselineCNN, Network, mask_longest
 from capsjax.ops import safe_norm
 from capsjax.parallel import AXIS, my_shares
+from capsjax.paths import expanded
 from capsjax.provenance import provenance
 from capsjax.run import Prediction, Run, load_run
 from capsjax.workdir import WorkdirError, write_json
@@ -190,6 +198,48 @@ def accuracy_by_rounds(
     return dict(zip(rounds, (right / len(dataset)).tolist(), strict=True))
 
 
+class Scores(NamedTuple):
+    """How well each class is told from the others; NaN where that has no meaning.
+
+    Attributes:
+        num_images: How many images show the class.
+        precision: Which share of the images that were taken for it show it.
+        recall: Which share of the images that show it were taken for it.
+        f1: The harmonic mean of both.
+    """
+
+    num_images: Int[np.ndarray, " classes"]
+    precision: Float[np.ndarray, " classes"]
+    recall: Float[np.ndarray, " classes"]
+    f1: Float[np.ndarray, " classes"]
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """The mean recall of the classes that are shown."""
+        return float(self.recall[self.num_images > 0].mean())
+
+    @property
+    def is_uneven(self) -> bool:
+        """Whether the classes differ in size by more than a tenth."""
+        return bool(self.num_images.max() > 1.1 * self.num_images.min())
+
+
+def class_scores(confusion: Int[np.ndarray, "n n"]) -> Scores:
+    """Precision, recall and F1 of each class, from what was taken for what.
+
+    Args:
+        confusion: How often each class (a row) was taken for which (a column).
+    """
+    right, shown, taken = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+
+    def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+        return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
+
+    return Scores(
+        shown, share(right, taken), share(right, shown), share(2 * right, shown + taken)
+    )
+
+
 class Evaluation(NamedTuple):
     """What a network, or several together, make of a data set.
 
@@ -311,17 +361,23 @@ def _summary(metrics: Metrics, num_images: int) -> str:
 
 
 def _tell(dataset: Dataset, evaluation: Evaluation) -> None:
-    print(f"{_summary(evaluation.metrics, len(dataset))}\n")
+    print(_summary(evaluation.metrics, len(dataset)))
+    scores = class_scores(evaluation.confusion)
+    if scores.is_uneven:
+        print(
+            f"balanced accuracy {scores.balanced_accuracy:.2%}: the mean of the "
+            "classes' recall, which differ in size"
+        )
+    print()
     wide = max(5, *(len(name) for name in dataset.class_names))
     head = "".join(f" {name:>{wide}}" for name in dataset.class_names)
-    print(f"{'label':{wide}} images accuracy  taken for")
-    print(" " * (wide + 16) + head)
-    rows = zip(dataset.class_names, evaluation.confusion, strict=True)
-    for k, (name, row) in enumerate(rows):
-        total = row.sum()
-        share = f"{row[k] / total:.2%}" if total else ""
+    print(f"{'label':{wide}} images precision  recall      F1  taken for")
+    print(" " * (wide + 33) + head)
+    rows = zip(dataset.class_names, evaluation.confusion, *scores, strict=True)
+    for name, row, total, precision, recall, f1 in rows:
+        shares = f"{_share(precision):>9} {_share(recall):>7} {_share(f1):>7}"
         cells = "".join(f" {count or '.':>{wide}}" for count in row)
-        print(f"{name:{wide}} {total:6} {share:>8} {cells}")
+        print(f"{name:{wide}} {total:6} {shares} {cells}")
     print()
     for what, lengths in (
         ("primary", evaluation.primary),
@@ -338,14 +394,31 @@ def _tell(dataset: Dataset, evaluation: Evaluation) -> None:
         print(f"accuracy by rounds of routing, weights as they are: {', '.join(each)}")
 
 
+def _share(value: float) -> str:
+    return "" if np.isnan(value) else f"{value:.2%}"
+
+
 def _about(
     runs: Sequence[Run], dataset: Dataset, evaluation: Evaluation
 ) -> dict[str, Any]:
     by_rounds = evaluation.by_rounds or {}
+    scores = class_scores(evaluation.confusion)
+    by_class = {
+        name: [None if np.isnan(value) else float(value) for value in values]
+        for name, values in scores._asdict().items()
+    }
     return {
         "data": {"name": dataset.name, **dataset.identity()},
         "runs": [{"path": str(run.workdir.path), "step": run.step} for run in runs],
         **evaluation.metrics.known(),
+        "balanced_accuracy": scores.balanced_accuracy,
+        "classes": {
+            class_name: {
+                "num_images": int(scores.num_images[k]),
+                **{name: by_class[name][k] for name in ("precision", "recall", "f1")},
+            }
+            for k, class_name in enumerate(dataset.class_names)
+        },
         "accuracy_by_rounds": {str(n): share for n, share in by_rounds.items()},
         "confusion": evaluation.confusion.tolist(),
         **provenance(),
@@ -361,14 +434,26 @@ def _load_test_set(runs: Sequence[Run], name: str | None) -> Dataset:
     """
     first = runs[0]
     data = first.config.data
-    folder = data.path if name in (None, data.name) else ""
-    dataset = load(
-        name or data.name,
-        "test",
-        path=folder,
+    load_split = functools.partial(
+        load,
         image_size=data.image_size,
         max_bytes=int(first.config.max_gigabytes * 1e9),
-    ).fixed()
+    )
+    if name is not None and names_images(name):
+        size = data.image_size or first.image_shape[0]
+        load_split = functools.partial(load_split, image_size=size)
+        dataset = _load_pictures(first, name, load_split)
+    else:
+        folder = data.path if name in (None, data.name) else ""
+        try:
+            rule = first.workdir.split_rule()
+            named = name or data.name
+            dataset = load_split(named, "test", path=folder, split_rule=rule).fixed()
+        except NotFoundError as error:
+            raise NotFoundError(
+                f"{error}. If the images are elsewhere: --data FOLDER"
+            ) from error
+    dataset = _with_classes_of(first, dataset)
     for run in runs:
         path = run.workdir.path
         if run.config.model.name != first.config.model.name:
@@ -382,9 +467,9 @@ def _load_test_set(runs: Sequence[Run], name: str | None) -> Dataset:
                 f"{dataset.image_shape}, and {run.image_shape} there."
             )
         if run.class_names != dataset.class_names:
-            raise DatasetError(
-                f"{dataset.name} does not fit {path}: its classes are not those that "
-                "were learnt there."
+            raise WorkdirError(
+                f"{first.workdir.path} and {path} are no ensemble: the classes that "
+                "were learnt differ."
             )
         if isinstance(run.model, BaselineCNN) and dataset.is_multi_label:
             raise DatasetError(
@@ -392,6 +477,46 @@ def _load_test_set(runs: Sequence[Run], name: str | None) -> Dataset:
                 "image, of which the baseline names one."
             )
     return dataset
+
+
+def _load_pictures(run: Run, folder: str, load_split: Callable[..., Any]) -> Dataset:
+    """The test images of a folder of pictures; all of them where it has no such split.
+
+    If they are the run's own images, which may have moved, they are divided as before.
+    """
+    load_split = functools.partial(load_split, "image_folder", path=folder)
+    with contextlib.suppress(DatasetError):
+        test_set = load_split("test", split_rule=run.workdir.split_rule())
+        if run.workdir.is_of(test_set, "test"):
+            return test_set
+    if "test" in own_splits(expanded(folder)):
+        return load_split("test")
+    note = (
+        f"{folder} has no folder for the test: all of its images are evaluated, and if "
+        "the network was trained on some of them, those too"
+    )
+    return dataclasses.replace(load_split("all"), notes=(note,))
+
+
+def _with_classes_of(run: Run, dataset: Dataset) -> Dataset:
+    """The data set with labels that count as the run's classes do, by their names.
+
+    Raises:
+        DatasetError: If the run has not learnt one of its classes.
+    """
+    learnt = {printable(name): index for index, name in enumerate(run.class_names)}
+    names = [printable(name) for name in dataset.class_names]
+    if unknown := [name for name in names if name not in learnt]:
+        raise DatasetError(
+            f"{dataset.name} does not fit {run.workdir.path}: its classes are not "
+            f"those that were learnt there, which have no {shortened(unknown)}."
+        )
+    index = np.array([learnt[name] for name in names], np.int32)
+    label = index[dataset.label] if not dataset.is_multi_label else None
+    if label is None:
+        label = np.zeros((len(dataset), len(run.class_names)), np.bool_)
+        label[:, index] = dataset.label
+    return dataclasses.replace(dataset, label=label, class_names=run.class_names)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -408,7 +533,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="the folder of a trained run; several are an ensemble",
     )
     parser.add_argument(
-        "--data", metavar="NAME", help="another data set, of the same form and classes"
+        "--data",
+        metavar="NAME",
+        help="another data set of the same form and classes, or a folder of one",
     )
     parser.add_argument(
         "--no-figures", action="store_true", help="only print, write nothing"
@@ -419,8 +546,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = [load_run(path) for path in arguments.workdir]
         dataset = _load_test_set(runs, arguments.data)
         print(f"{len(dataset)} test images of {dataset.name}")
+        for note in dataset.notes:
+            warn(note)
         for run in () if arguments.data else runs:
-            if told := run.workdir.other_images({"test": dataset.identity()}):
+            if told := run.workdir.other_images({"test": dataset}):
                 print(f"beware: {run.workdir.path} {told}")
         members = []
         for run in runs:

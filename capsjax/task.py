@@ -9,8 +9,19 @@ import numpy as np
 
 from capsjax import config as configs
 from capsjax.console import say
-from capsjax.data import Dataset, DatasetError, Generated, load, split_validation
+from capsjax.data import (
+    BY_CLASS,
+    Dataset,
+    DatasetError,
+    Generated,
+    NotFoundError,
+    has_validation,
+    load,
+    split_validation,
+    take_share,
+)
 from capsjax.data.augment import cropped_shape
+from capsjax.data.layout import shortened
 from capsjax.data.preparation import Preparation
 from capsjax.memory import estimate_memory
 from capsjax.models import BaselineCNN, Network, make_model, num_parameters
@@ -24,12 +35,21 @@ class Task(NamedTuple):
         validation_set: By what the best network is chosen, if there is a choice.
         test_set: By what it is judged.
         model: The network, which has no weights yet.
+        split_rule: By which rule the training images were divided.
     """
 
     train_set: Dataset | Generated
     validation_set: Dataset | None
     test_set: Dataset
     model: Network
+    split_rule: str = BY_CLASS
+
+    @property
+    def sets(self) -> dict[str, Dataset | Generated]:
+        """The images of each split that there is."""
+        sets = {"train": self.train_set, "validation": self.validation_set}
+        sets["test"] = self.test_set
+        return {name: one for name, one in sets.items() if one is not None}
 
     @property
     def num_shown(self) -> int | None:
@@ -47,29 +67,32 @@ class Task(NamedTuple):
 
     def about(self) -> dict[str, Any]:
         """What ``dataset.json`` holds."""
-        sets = {"train": self.train_set, "validation": self.validation_set}
-        sets["test"] = self.test_set
         return {
             "name": self.train_set.name,
             "image_shape": self.train_set.image_shape,
             "class_names": self.train_set.class_names,
             "num_shown": self.num_shown,
             "preparation": self.preparation.to_json(),
-            "splits": {
-                name: one.identity() for name, one in sets.items() if one is not None
-            },
+            "split_rule": self.split_rule,
+            "splits": {name: one.identity() for name, one in self.sets.items()},
         }
 
 
-def make_task(config: configs.Config) -> Task:
+def make_task(config: configs.Config, split_rule: str = BY_CLASS) -> Task:
     """Loads the data, and tells how large the network is before there is one.
+
+    Args:
+        config: The run.
+        split_rule: By which rule the training images are divided.
 
     Raises:
         ConfigError: If a field does not fit the data, the devices or the memory.
         DatasetError: If the data can't be had.
     """
     _check_machine(config)
-    task = _describe(config, *_load_sets(config))
+    task = _describe(config, *_load_sets(config, split_rule))
+    task = task._replace(split_rule=split_rule)
+    _say_about_splits(task)
     _check_memory(config, task)
     return task
 
@@ -88,34 +111,32 @@ def _check_machine(config: configs.Config) -> None:
 
 
 def _load_sets(
-    config: configs.Config,
+    config: configs.Config, rule: str
 ) -> tuple[Dataset | Generated, Dataset | None, Dataset]:
     """The images to train on, to validate and to test."""
     data = config.data
-    train_set, test_set = (
-        load(
-            data.name,
-            split,
-            path=data.path,
-            image_size=data.image_size,
-            max_bytes=int(config.max_gigabytes * 1e9),
-        )
-        for split in ("train", "test")
-    )
+    train_set, test_set = (_load(config, split, rule) for split in ("train", "test"))
     if test_set.image_shape != train_set.image_shape:
         raise DatasetError(
             f"{data.name}: the test images are {test_set.image_shape}, the training "
             f"images {train_set.image_shape}: they must be of one shape."
         )
-    held_out = data.num_validation
-    if held_out == -1:
-        held_out = max(1, len(train_set) // 10)
-    if held_out >= len(train_set):
-        raise configs.ConfigError(
-            f"config.data.num_validation={data.num_validation} leaves none of the "
-            f"{len(train_set)} training images."
-        )
-    train_set, validation_set = split_validation(train_set, held_out)
+    if rule == BY_CLASS:
+        _require_two_classes(train_set)
+        _require_used_classes(train_set)
+    has_own = rule == BY_CLASS and has_validation(data.name, data.path)
+    if has_own and data.num_validation:
+        validation_set = _load(config, "validation", rule).fixed()
+    else:
+        held_out = 0 if has_own else data.num_validation
+        if held_out == -1:
+            held_out = max(1, len(train_set) // 10)
+        if held_out >= len(train_set):
+            raise configs.ConfigError(
+                f"config.data.num_validation={data.num_validation} leaves none of the "
+                f"{len(train_set)} training images."
+            )
+        train_set, validation_set = split_validation(train_set, held_out, rule)
     for field, wanted in (
         ("data.num_train", data.num_train),
         ("batch_size", config.batch_size),
@@ -126,8 +147,64 @@ def _load_sets(
                 "images that there are."
             )
         if field == "data.num_train" and wanted:
-            train_set = train_set.subset(np.arange(wanted))
+            train_set = take_share(train_set, wanted, rule)
+    if rule == BY_CLASS:
+        _require_two_classes(train_set)
     return train_set, validation_set, test_set.fixed()
+
+
+def _load(config: configs.Config, split: str, rule: str) -> Dataset | Generated:
+    data = config.data
+    try:
+        return load(
+            data.name,
+            split,
+            path=data.path,
+            image_size=data.image_size,
+            max_bytes=int(config.max_gigabytes * 1e9),
+            split_rule=rule,
+        )
+    except NotFoundError as error:
+        field = "path" if data.path else "name"
+        raise NotFoundError(
+            f"{error}. If the images are elsewhere: --config.data.{field}=FOLDER"
+        ) from error
+
+
+def _require_used_classes(train_set: Dataset | Generated) -> None:
+    """Refuses labels that do not count from zero on, 0, 1 and 200 for example."""
+    num_images = train_set.images_by_class()
+    empty = np.flatnonzero(num_images == 0)
+    if 2 * len(empty) > len(num_images):
+        names = [train_set.class_names[k] for k in empty]
+        raise DatasetError(
+            f"data set {train_set.name!r} has {len(num_images)} classes, and of "
+            f"{len(empty)} of them no image to train on ({shortened(names)}): number "
+            "the labels from 0 on, without gaps."
+        )
+
+
+def _require_two_classes(train_set: Dataset | Generated) -> None:
+    shown = np.flatnonzero(train_set.images_by_class())
+    if len(shown) < 2:
+        names = "".join(f" {train_set.class_names[k]!r}" for k in shown)
+        raise DatasetError(
+            f"data set {train_set.name!r}: all {len(train_set)} images to train on are "
+            f"of one class,{names}: there is nothing to tell apart."
+        )
+
+
+def _say_about_splits(task: Task) -> None:
+    """Tells what a person might not expect of how the images are divided."""
+    for note in task.train_set.notes:
+        say(note)
+    for split, what in (("train", "to train on"), ("validation", "to validate")):
+        if split not in task.sets:
+            continue
+        empty = np.flatnonzero(task.sets[split].images_by_class() == 0)
+        if len(empty):
+            names = shortened([task.train_set.class_names[k] for k in empty])
+            say(f"{task.train_set.name}: no image {what} of {names}")
 
 
 def _describe(

@@ -81,10 +81,10 @@ def train(
         HostsError: If the processes are not of one run.
     """
     configs.validate(config)
-    task = make_task(config)
+    task = make_task(config, workdir.split_rule())
     _require_countable(config, len(task.train_set))
     about = task.about()
-    workdir.check(config, about["splits"])
+    workdir.check(config, task.sets)
     result = _finished(config, workdir)
     # All have looked before the first of them writes.
     require_same(
@@ -104,7 +104,7 @@ def train(
         if is_writer():
             stack.enter_context(workdir.locked())
             # Again: what came first may be another run.
-            workdir.check(config, about["splits"])
+            workdir.check(config, task.sets)
         wait_for_all("the folder is this run's")
         run = _Run(config, task, about, workdir, stack, interrupt)
         agree_to_stop(interrupt, run.num_chunks)
@@ -148,7 +148,7 @@ class _Run:
         self.skipped_in_a_row = self.num_chunks = 0
         self.unread: collections.deque[_Call] = collections.deque()
         self.read_at = 0.0  # When the outcome of a call was last at hand.
-        self.train_set, self.validation_set, self.test_set, self.model = task
+        self.train_set, self.validation_set, self.test_set, self.model, _ = task
         self.steps_per_epoch = len(self.train_set) // config.batch_size
         self.num_steps = config.num_epochs * self.steps_per_epoch
         self.optimizer = make_optimizer(config.optimizer, self.num_steps)

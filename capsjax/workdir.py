@@ -21,10 +21,13 @@ import pathlib
 import socket
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from capsjax import config as configs
+from capsjax.data import BY_CLASS, FIRST_EDITION, Dataset, Generated
+from capsjax.data.order import SPLIT_RULES
+from capsjax.data.source import may_name_a_place
 from capsjax.paths import expanded
 
 _ASIDE = ".aside"  # How the names of files end that are not yet whole.
@@ -117,13 +120,13 @@ class Workdir:
     def check(
         self,
         config: configs.Config,
-        splits: Mapping[str, Mapping[str, Any]] | None = None,
+        sets: Mapping[str, Dataset | Generated] | None = None,
     ) -> None:
         """Compares configuration and images with those of the run that is there.
 
         Args:
             config: The configuration.
-            splits: What ``Dataset.identity`` tells of each split.
+            sets: The images of each split.
 
         Raises:
             WorkdirError: If the folder holds another configuration's run, naming the
@@ -151,36 +154,81 @@ class Workdir:
             there = configs.to_dict(configs.from_dict(there))
         different = differences(there, configs.to_dict(config))
         final = [line for name, line in different if name not in configs.CHANGEABLE]
+        before = self._identities(sets or {})
+        if before and all(map(_may_be_elsewhere, (there, configs.to_dict(config)))):
+            final = [
+                line
+                for name, line in different
+                if name not in (*configs.CHANGEABLE, *configs.PLACES)
+            ]
         if final:
             raise WorkdirError(
                 f"{self.path} holds a run with another configuration: "
                 f"{'; '.join(final)}. Choose another --workdir. (Only "
-                f"{', '.join(configs.CHANGEABLE)} may change when a run goes on.)"
+                f"{', '.join(configs.CHANGEABLE)} may change when a run goes on, and "
+                "where the same images are.)"
             )
-        if told := self.other_images(splits or {}):
+        if told := self.other_images(sets or {}):
             raise WorkdirError(
                 f"{self.path} {told}. Put them back, or choose another --workdir."
             )
 
-    def other_images(self, splits: Mapping[str, Mapping[str, Any]]) -> str | None:
+    def split_rule(self) -> str:
+        """By which rule the training images of the run that is here were divided.
+
+        It is that of this edition if there is no run, and that of the first edition if
+        the run does not name one.
+
+        Raises:
+            WorkdirError: If ``dataset.json`` of a run that has saved something can't be
+                read, or names a rule that is not known.
+        """
+        self.require_plain_files()
+        if not self.config.exists():
+            return BY_CLASS
+        try:
+            about = self.read_json(self.dataset)
+            rule = about.get("split_rule", FIRST_EDITION)
+        except (WorkdirError, AttributeError) as error:
+            if not (self.checkpoints.exists() and any(self.checkpoints.iterdir())):
+                return BY_CLASS  # It was killed as it began.
+            raise WorkdirError(
+                f"{self.dataset} is missing or damaged: it can't be told which images "
+                "the run held out. Put it back, or choose another --workdir."
+            ) from error
+        if rule not in SPLIT_RULES:
+            raise WorkdirError(
+                f"{self.dataset} has the split_rule {rule!r}: it must be one of "
+                f"{', '.join(SPLIT_RULES)}. Use the edition that wrote it."
+            )
+        return rule
+
+    def is_of(self, dataset: Dataset, split: str) -> bool:
+        """Whether these are known to be the images of that split of the run."""
+        before = self._identities([split]).get(split)
+        return before is not None and dataset.difference(before) is None
+
+    def other_images(self, sets: Mapping[str, Dataset | Generated]) -> str | None:
         """Tells how a split differs from that of the run that is here.
 
         Args:
-            splits: What ``Dataset.identity`` tells of each.
+            sets: The images of each.
 
         Returns:
             Words to follow the run's name; None if nothing is known to differ.
         """
-        try:
-            there = self.read_json(self.dataset)["splits"]
-            before = {name: dict(there[name]) for name in splits}
-        except (WorkdirError, KeyError, TypeError, ValueError):
-            return None  # There is none, it is damaged, or older than this.
-        for name, now in splits.items():
-            if before[name].get("fingerprint") != now["fingerprint"]:
-                changed = _what_changed(before[name].get("files"), now.get("files"))
+        for name, before in self._identities(sets).items():
+            if changed := sets[name].difference(before):
                 return f"is of other {name} images: {changed}"
         return None
+
+    def _identities(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """What the run's ``dataset.json`` tells of splits; nothing if not of all."""
+        try:
+            there = self.read_json(self.dataset)["splits"]
+            return {name: dict(there[name]) for name in names}
+        except (WorkdirError, KeyError, TypeError, ValueError):
+            return {}  # There is none, it is damaged, or older than this.
 
     def read_config(self) -> configs.Config:
         """The configuration of the run that is here.
@@ -228,16 +276,12 @@ class Workdir:
         return read
 
 
-def _what_changed(before: Any, now: Any) -> str:
-    was, has = (
-        {*map(str, one)} if isinstance(one, list) else set() for one in (before, now)
-    )
-    told = [
-        f"{min(names)} {word}" + (f" and {len(names) - 1} more" if names[1:] else "")
-        for word, names in (("is gone", [*was - has]), ("is new", [*has - was]))
-        if names
-    ]
-    return "; ".join(told) or "pixels, labels or names are not what they were"
+def _may_be_elsewhere(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration, as nested values, says where its images are."""
+    data = config.get("data")
+    if not isinstance(data, dict):
+        return False
+    return bool(data.get("path")) or may_name_a_place(str(data.get("name")))
 
 
 def default_path(config: configs.Config) -> pathlib.Path:

@@ -1,6 +1,7 @@
 """The one type of every data set, and what it refuses."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -32,17 +33,75 @@ def test_a_subset_is_a_data_set_of_the_same_name_and_classes():
 
 def test_other_images_labels_or_files_are_told_apart():
     dataset = small_dataset()
+    named = dataclasses.replace(dataset, files=np.array([f"{n}.png" for n in range(6)]))
     assert dataset.identity() == small_dataset().identity()
     assert dataset.identity()["num_images"] == 6
+    assert dataset.difference(small_dataset().identity()) is None
+    others = [dataclasses.replace(dataset, class_names=("a", "b", "z")), named]
     for one in ("image", "label"):
         changed = getattr(dataset, one).copy()
         changed.flat[1] = 0
-        other = dataclasses.replace(dataset, **{one: changed}).identity()
-        assert other["fingerprint"] != dataset.identity()["fingerprint"]
-    renamed = dataclasses.replace(dataset, class_names=("a", "b", "z")).identity()
-    assert renamed["fingerprint"] != dataset.identity()["fingerprint"]
-    named = dataclasses.replace(dataset, files=np.array([f"{n}.png" for n in range(6)]))
+        others.append(dataclasses.replace(dataset, **{one: changed}))
+    renamed = np.array(["x.png", *named.files[1:]])
+    others.append(dataclasses.replace(named, files=renamed))
+    for other in others:
+        assert other.identity()["checksum"] != dataset.identity()["checksum"]
+        assert dataset.difference(other.identity()) is not None
+    assert others[-1].identity()["checksum"] != named.identity()["checksum"]
     assert named.subset(np.array([5, 2])).identity()["files"] == ["5.png", "2.png"]
+
+
+def test_the_name_of_a_data_set_is_no_part_of_what_it_is():
+    assert small_dataset(name="a").identity() == small_dataset(name="b/").identity()
+
+
+def test_the_bytes_that_were_read_tell_images_apart_and_not_their_pixels():
+    read = dataclasses.replace(small_dataset(), checksum=np.arange(6, dtype=np.uint64))
+    brighter = dataclasses.replace(read, image=read.image + np.uint8(1))
+    assert brighter.difference(read.identity()) is None
+    turned = dataclasses.replace(read, checksum=read.checksum[::-1])
+    assert turned.difference(read.identity()) is not None
+    subset = read.subset(np.array([5, 2]))
+    np.testing.assert_array_equal(subset.checksum, [5, 2])
+
+
+def test_an_identity_is_small_however_many_files_there_are():
+    def numbered(numbers):
+        files = np.array([f"cats/{number}.png" for number in numbers])
+        image = np.zeros((len(files), 1, 1, 1), np.uint8)
+        label = np.zeros(len(files), np.int32)
+        return Dataset("many", image, label, ("cats",), files=files)
+
+    many = numbered(range(12_345))
+    identity = many.identity()
+    assert 50 < len(identity["files"]) <= 100
+    assert len(json.dumps(identity)) < 3000
+    # Of a sample it can't be told which files are new.
+    more = numbered(range(12_346))
+    assert more.difference(identity) == "there were 12345 and are 12346"
+    fewer = numbered(range(1, 12_345))
+    assert fewer.difference(identity) == "cats/0.png is gone"
+
+
+def test_what_the_first_edition_wrote_is_still_understood():
+    # As commit dedba28 has it: a hash over classes, files, pixels and labels.
+    before = {"num_images": 6, "fingerprint": "b346a0fab278258e"}
+    dataset = small_dataset()
+    assert dataset.difference(before) is None
+    changed = dataset.image.copy()
+    changed[0] = 9
+    other = dataclasses.replace(dataset, image=changed)
+    assert other.difference(before) == "pixels, labels or names are not what they were"
+    named = dataclasses.replace(dataset, files=np.array([f"{n}.png" for n in range(6)]))
+    files = {"fingerprint": "of others", "files": ["0.png", "7.png"]}
+    told = "7.png is gone; 1.png is new and 4 more"
+    assert named.difference(files) == told
+
+
+def test_images_are_counted_by_class():
+    assert small_dataset().images_by_class().tolist() == [2, 2, 2]
+    assert small_dataset(2).images_by_class().tolist() == [1, 1, 0]
+    assert multi_dataset().images_by_class().tolist() == [3, 3, 2]
 
 
 def test_a_data_set_does_not_print_its_images():

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from capsjax.data import DatasetError, image_folder, load
+from capsjax.data import (
+    FIRST_EDITION,
+    DatasetError,
+    has_validation,
+    image_folder,
+    layout,
+    load,
+)
 
 COLOURS = {"cats": (200, 30, 30), "dogs": (30, 200, 30), "eels": (30, 30, 200)}
 
@@ -82,10 +89,10 @@ def test_about_a_tenth_is_for_testing(folder, monkeypatch):
 
 def test_further_images_move_none_of_the_others():
     files = [Path(f"{number}.png") for number in range(400)]
-    train, test = image_folder._divide(files[:40])
+    train, test = layout.divide(files[:40])
     for num_files in range(41, 400):
         before_train, before_test = train, test
-        train, test = image_folder._divide(files[:num_files])
+        train, test = layout.divide(files[:num_files])
         assert set(before_train) <= set(train)
         assert set(before_test) <= set(test)
 
@@ -93,7 +100,7 @@ def test_further_images_move_none_of_the_others():
 def test_both_splits_have_an_image_however_few_there_are():
     for number in range(200):
         pair = [Path(f"{number}.png"), Path(f"{number}.jpg")]
-        assert [len(part) for part in image_folder._divide(pair)] == [1, 1]
+        assert [len(part) for part in layout.divide(pair)] == [1, 1]
 
 
 def test_folders_called_train_and_test_are_the_splits(tmp_path, monkeypatch):
@@ -108,6 +115,104 @@ def test_folders_called_train_and_test_are_the_splits(tmp_path, monkeypatch):
     test = read(tmp_path, "test")
     assert test.class_names == tuple(COLOURS)
     np.testing.assert_array_equal(test.label, [0, 2])
+
+
+def split_folder(folder, **splits):
+    """Folders of the splits, with three images of each class in each."""
+    for split, colour in splits.items():
+        for name in COLOURS:
+            for number in range(3):
+                save(folder / split / name / f"{split}-{number}.png", colour)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "Validation", "VAL"])
+def test_a_folder_for_the_validation_is_the_validation_split(tmp_path, name):
+    colours = {"train": (10, 10, 10), name: (20, 20, 20), "test": (30, 30, 30)}
+    split_folder(tmp_path, **colours)
+    assert has_validation("image_folder", tmp_path)
+    for split, value in (("train", 10), ("validation", 20), ("test", 30)):
+        dataset = read(tmp_path, split)
+        assert (dataset.image == value).all()
+        assert dataset.images_by_class().tolist() == [3, 3, 3]
+        assert dataset.notes == ()
+    assert len(read(tmp_path, "all")) == 27
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("Training", "Testing"), ("Train", "Test"), ("TRAIN", "testing")],
+)
+def test_the_splits_are_known_by_what_people_call_them(tmp_path, train, test):
+    split_folder(tmp_path, **{train: (10, 10, 10), test: (30, 30, 30)})
+    assert not has_validation("image_folder", tmp_path)
+    for split, value in (("train", 10), ("test", 30)):
+        assert (read(tmp_path, split).image == value).all()
+    with pytest.raises(DatasetError, match="has no split 'validation'"):
+        read(tmp_path, "validation")
+
+
+def test_without_a_folder_for_the_test_a_tenth_of_those_to_train_on_is_it(tmp_path):
+    split_folder(tmp_path, train=(10, 10, 10), val=(20, 20, 20))
+    train, validation, test = (
+        read(tmp_path, s) for s in ("train", "validation", "test")
+    )
+    assert [len(one) for one in (train, validation, test)] == [6, 9, 3]
+    assert (validation.image == 20).all()
+    assert (test.image == 10).all()
+    assert not {*train.files} & {*test.files}
+    [note] = train.notes
+    assert note.endswith(
+        "val validates; there is no folder for the test, so a tenth of train is kept "
+        "for it"
+    )
+
+
+def test_two_folders_of_one_split_are_refused(tmp_path):
+    split_folder(tmp_path, train=(1, 1, 1), val=(1, 1, 1), valid=(1, 1, 1))
+    with pytest.raises(DatasetError, match="for one split, val and valid: keep one"):
+        read(tmp_path)
+
+
+def test_what_is_beside_the_splits_is_named(tmp_path):
+    split_folder(tmp_path, train=(1, 1, 1), test=(1, 1, 1), other=(1, 1, 1))
+    [note] = read(tmp_path).notes
+    assert note.endswith("other left out: only test, train read")
+
+
+def test_a_class_that_is_only_validated_is_refused(tmp_path):
+    split_folder(tmp_path, train=(1, 1, 1), val=(1, 1, 1), test=(1, 1, 1))
+    save(tmp_path / "val" / "fish" / "0.png")
+    with pytest.raises(DatasetError, match=r"val/fish has no images to train on"):
+        read(tmp_path)
+
+
+def test_under_the_rule_of_the_first_edition_other_folders_are_classes(tmp_path):
+    for name in ("train", "val"):
+        for number in range(4):
+            save(tmp_path / name / f"{number}.png")
+    old = read(tmp_path, split_rule=FIRST_EDITION)
+    assert old.class_names == ("train", "val")
+    shutil.rmtree(tmp_path / "val")
+    shutil.rmtree(tmp_path / "train")
+    split_folder(tmp_path, train=(10, 10, 10), val=(20, 20, 20), test=(30, 30, 30))
+    assert (read(tmp_path, split_rule=FIRST_EDITION).image == 10).all()
+    [note] = read(tmp_path, split_rule=FIRST_EDITION).notes
+    assert note.endswith("val left out: only test, train read")
+
+
+def test_moved_photos_are_the_same_images_and_changed_ones_are_not(folder):
+    before = read(folder).identity()
+    moved = folder.rename(folder.parent / "elsewhere")
+    assert read(f"{moved}/").difference(before) is None
+    assert read(moved, image_size=4).difference(before) is None
+    # Smaller, and it looks the same.
+    file, other = read(moved).files[:2]
+    save(moved / file, COLOURS["cats"], size=(10, 10))
+    again = read(moved)
+    assert again.difference(before) == "pixels, labels or names are not what they were"
+    (moved / other).rename(moved / other.replace(".png", "x.png"))
+    told = f"{other} is gone; {other.replace('.png', 'x.png')} is new"
+    assert read(moved).difference(before) == told
 
 
 def test_a_class_may_be_called_train(folder):

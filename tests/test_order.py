@@ -5,7 +5,15 @@ import hashlib
 import numpy as np
 import pytest
 
-from capsjax.data import Dataset, DatasetError, load, split_validation
+from capsjax.data import (
+    FIRST_EDITION,
+    Dataset,
+    DatasetError,
+    Generated,
+    load,
+    split_validation,
+    take_share,
+)
 from capsjax.data import batch_indices as indices_of_batch
 
 
@@ -57,10 +65,122 @@ def test_no_validation_leaves_everything_to_train_on():
     assert split_validation(dataset, 0) == (dataset, None)
 
 
-@pytest.mark.parametrize("num_validation", [-1, 6, 7])
+@pytest.mark.parametrize("num_validation", [-1, 4, 6, 7])
 def test_a_validation_split_of_impossible_size_is_refused(num_validation):
-    with pytest.raises(DatasetError, match=f"cannot hold out {num_validation} .* to 5"):
+    with pytest.raises(
+        DatasetError, match=f"cannot hold out {num_validation} .* to 3, so that each"
+    ):
         split_validation(small_dataset(), num_validation)
+
+
+# By class
+
+
+def of_classes(*counts):
+    """Images in the order of the classes, so many of each; each tells its index."""
+    label = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
+    image = np.arange(len(label), dtype="<u4").view(np.uint8).reshape(-1, 2, 2, 1)
+    return Dataset("sorted", image, label, tuple(map(str, range(len(counts)))))
+
+
+def indices(dataset):
+    return dataset.image.reshape(-1).view("<u4")
+
+
+def counts(dataset):
+    return dataset.images_by_class().tolist()
+
+
+@pytest.mark.parametrize(
+    ("there", "num_validation", "held_out"),
+    [
+        # A rare class validates and trains, whatever the number of the others.
+        ((300, 197, 3), 50, (30, 19, 1)),
+        ((300, 298, 2), 6, (3, 2, 1)),
+        ((20, 2, 1), 3, (2, 1, 0)),
+        ((2, 2, 2), 3, (1, 1, 1)),
+        ((30, 30, 40), 10, (3, 3, 4)),
+        ((5, 1, 1), 4, (4, 0, 0)),
+    ],
+)
+def test_each_class_gives_its_share_to_the_validation(there, num_validation, held_out):
+    train, validation = split_validation(of_classes(*there), num_validation)
+    # Of what is left after rounding the largest remainder has it.
+    assert counts(validation) == list(held_out)
+    assert counts(train) == [n - k for n, k in zip(there, held_out, strict=True)]
+    together = np.concatenate([indices(train), indices(validation)])
+    np.testing.assert_array_equal(np.sort(together), np.arange(sum(there)))
+
+
+def test_too_few_images_for_all_classes_are_held_out_of_some_of_them():
+    _, validation = split_validation(of_classes(*[4] * 10), 5)
+    assert sorted(counts(validation)) == [0] * 5 + [1] * 5
+    assert counts(validation) != [1] * 5 + [0] * 5
+
+
+def test_the_split_by_class_never_changes():
+    _, validation = split_validation(of_classes(20, 9, 3), 6)
+    np.testing.assert_array_equal(indices(validation), [2, 8, 12, 14, 22, 30])
+    np.testing.assert_array_equal(
+        indices(take_share(of_classes(20, 9, 3), 6)), [7, 10, 12, 18, 23, 29]
+    )
+
+
+@pytest.mark.parametrize("num_validation", [5, 2000])
+def test_the_rule_of_the_first_edition_draws_from_all_alike(num_validation):
+    dataset = of_classes(1400, 1300, 5)
+    train, validation = split_validation(dataset, num_validation, FIRST_EDITION)
+    order = np.random.default_rng(2017).permutation(2705)
+    np.testing.assert_array_equal(indices(validation), sorted(order[:num_validation]))
+    np.testing.assert_array_equal(indices(train), sorted(order[num_validation:]))
+
+
+@pytest.mark.parametrize(("num_validation", "is_drawn_alike"), [(200, True), (199, 0)])
+def test_where_each_class_has_plenty_the_images_are_drawn_from_all_alike(
+    num_validation, is_drawn_alike
+):
+    dataset = of_classes(500, 500)
+    _, validation = split_validation(dataset, num_validation)
+    _, alike = split_validation(dataset, num_validation, FIRST_EDITION)
+    assert np.array_equal(indices(validation), indices(alike)) == is_drawn_alike
+
+
+def test_fewer_images_to_train_on_are_a_share_of_each_class():
+    dataset = of_classes(40, 40, 40)
+    taken = take_share(dataset, 30)
+    assert counts(taken) == [10, 10, 10]
+    assert indices(taken).max() > 80 + 10
+    np.testing.assert_array_equal(indices(taken), indices(take_share(dataset, 30)))
+    assert counts(take_share(of_classes(900, 90, 1), 10)) == [8, 1, 1]
+    assert sorted(counts(take_share(of_classes(3, 3, 3), 2))) == [0, 1, 1]
+    assert len(take_share(dataset, 120)) == 120
+    first = take_share(dataset, 30, FIRST_EDITION)
+    np.testing.assert_array_equal(indices(first), np.arange(30))
+
+
+def test_images_of_several_classes_are_divided_by_the_rarest():
+    # 60 show the classes 0 and 1, 6 of them class 2 too, and 4 show none.
+    label = np.zeros((64, 3), bool)
+    label[:60, :2], label[:6, 2] = True, True
+    plain = of_classes(64)
+    dataset = Dataset("several", plain.image, label, ("a", "b", "c"))
+    train, validation = split_validation(dataset, 16)
+    # Of the classes 0 and 1 there are as many: the first of them counts.
+    assert counts(validation) == [15, 15, 2] or counts(validation) == [15, 15, 1]
+    assert counts(train)[2] + counts(validation)[2] == 6
+    assert (~validation.label.any(axis=1)).sum() == 1
+    assert len(take_share(dataset, 6)) == 6
+
+
+def test_images_that_are_made_are_divided_by_the_class_of_their_base():
+    digits = load("mnist", "test").subset(np.arange(200))
+    made = Generated("made", digits, lambda base, rng: base.batch)
+    train, validation = split_validation(made, 20)
+    assert isinstance(train, Generated)
+    assert min(counts(validation)) >= 1
+    plain, _ = split_validation(digits, 20)
+    np.testing.assert_array_equal(train.base.image, plain.image)
+    assert min(counts(take_share(made, 10))) == 1
 
 
 # The order of the batches

@@ -4,11 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
+from PIL import Image
 from tiny import pairs, tiny
 
 from capsjax import config as configs
 from capsjax import task
-from capsjax.data import Dataset, load
+from capsjax.data import Dataset, DatasetError, load
 from capsjax.models import BaselineCNN
 
 
@@ -53,6 +54,7 @@ def test_the_data_set_is_asked_for_as_the_config_says(monkeypatch):
     config.data = configs.Data("image_folder", "photos", 28, num_validation=0)
     task.make_task(config)
     options = {"path": "photos", "image_size": 28, "max_bytes": 16 * 10**9}
+    options["split_rule"] = "by_class"
     assert asked == [
         (("image_folder", "train"), options),
         (("image_folder", "test"), options),
@@ -83,6 +85,115 @@ def test_what_does_not_go_together_is_told(monkeypatch, make, changes, told):
         made_task(monkeypatch, make(20), **changes)
 
 
+def labelled(*counts):
+    """So many images of each class, black."""
+    label = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
+    names = tuple(f"class {k}" for k in range(len(counts)))
+    return Dataset("black", np.zeros((len(label), 28, 28, 1), np.uint8), label, names)
+
+
+def test_images_of_one_class_are_refused(monkeypatch):
+    told = "'black': all 20 images to train on are of one class, 'class 0': there is no"
+    for dataset in (labelled(20), labelled(20, 0)):
+        with pytest.raises(DatasetError, match=told):
+            made_task(monkeypatch, dataset)
+    label = np.zeros((20, 3), bool)
+    label[:, 1] = True
+    several = Dataset("black", labelled(20).image, label, ("a", "b", "c"))
+    with pytest.raises(DatasetError, match="all 20 images to train on are of one cl"):
+        made_task(monkeypatch, several)
+
+
+def test_labels_with_more_gaps_than_classes_are_refused(monkeypatch):
+    told = (
+        r"'black' has 201 classes, and of 198 of them no image to train on \(class 2, "
+        r"class 3, .* and 188 more\): number the labels from 0 on"
+    )
+    with pytest.raises(DatasetError, match=told):
+        made_task(monkeypatch, labelled(8, 8, *[0] * 198, 8))
+
+
+def test_classes_without_images_are_named_in_one_line(monkeypatch, capsys):
+    made_task(monkeypatch, labelled(0, 9, 9, 1), data__num_validation=4)
+    out = capsys.readouterr().out
+    assert out.count("no image to train on of") == 1
+    assert "black: no image to train on of class 0\n" in out
+    assert "black: no image to validate of class 0, class 3\n" in out
+    made_task(monkeypatch, labelled(9, 9), data__num_validation=4)
+    assert "no image" not in capsys.readouterr().out
+
+
+def test_the_rule_of_the_split_is_written_down(monkeypatch):
+    made = made_task(monkeypatch, labelled(30, 10), data__num_train=20)
+    assert made.about()["split_rule"] == "by_class"
+    assert made.train_set.images_by_class().tolist() == [15, 5]
+
+
+def test_under_the_rule_of_the_first_edition_the_first_images_are_taken(monkeypatch):
+    monkeypatch.setattr(task, "load", lambda *_, **__: labelled(30, 10))
+    config = tiny()
+    config.data = configs.Data(num_train=20, num_validation=0)
+    made = task.make_task(config, "first_edition")
+    assert made.about()["split_rule"] == "first_edition"
+    assert made.train_set.images_by_class().tolist() == [20, 0]
+
+
+def folder_of(tmp_path, *splits):
+    """A folder of images with the subfolders; the brightness tells the split."""
+    rng = np.random.default_rng(0)
+    for value, split in enumerate(splits):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(6):
+                pixels = np.full((12, 12), value, np.uint8)
+                pixels[0] = rng.integers(0, 256, 12)
+                path = tmp_path / split / name / f"{number}.png"
+                Image.fromarray(pixels).save(path)
+    config = tiny()
+    config.data = configs.Data("image_folder", str(tmp_path), 12, num_validation=-1)
+    config.data.max_shift, config.batch_size = 0, 4
+    config.model.conv_kernel = config.model.primary_kernel = 3
+    return config
+
+
+def values(dataset):
+    return np.unique(dataset.image[:, 1:]).tolist()
+
+
+def test_the_validation_split_of_a_folder_validates(tmp_path):
+    config = folder_of(tmp_path, "Train", "Val", "Test")
+    made = task.make_task(config)
+    assert [values(one) for one in made.sets.values()] == [[0], [1], [2]]
+    assert [len(one) for one in made.sets.values()] == [12, 12, 12]
+    config.data.num_validation = 0
+    assert task.make_task(config).validation_set is None
+
+
+def test_a_folder_of_two_splits_tells_what_is_tested(tmp_path, capsys):
+    made = task.make_task(folder_of(tmp_path, "train", "val"))
+    assert [values(one) for one in made.sets.values()] == [[0], [1], [0]]
+    out = capsys.readouterr().out
+    assert "val validates; there is no folder for the test, so a tenth of train" in out
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (("image_folder", "photos", 8), r"{}/photos .*--config.data.path=FOLDER"),
+        (("./digits",), r"no {}/digits.*--config.data.name=FOLDER"),
+        (("digits_there",), r"'digits_there'.*--config.data.name=FOLDER"),
+    ],
+)
+def test_images_that_are_not_there_are_looked_for_by_the_user(
+    tmp_path, monkeypatch, data, told
+):
+    monkeypatch.chdir(tmp_path)
+    config = tiny()
+    config.data = configs.Data(*data)
+    with pytest.raises(DatasetError, match=told.format(tmp_path)):
+        task.make_task(config)
+
+
 def test_the_baseline_is_chosen_by_its_name(monkeypatch):
     made = made_task(monkeypatch, digits(20), model__name="cnn")
     assert isinstance(made.model, BaselineCNN)
@@ -97,7 +208,7 @@ def test_a_network_that_does_not_fit_into_memory_is_refused(monkeypatch):
     photos = Dataset(
         "photos",
         np.zeros((8, 256, 256, 3), np.uint8),
-        np.zeros(8, np.int32),
+        np.arange(8, dtype=np.int32) % 2,
         ("cat", "dog"),
     )
     told = (

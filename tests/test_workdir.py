@@ -5,11 +5,13 @@ import resource
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from rights import as_nobody, public_folder
 
 from capsjax import config as configs
 from capsjax.console import Progress
+from capsjax.data import Dataset
 from capsjax.metrics import MetricWriter
 from capsjax.report import read_run
 from capsjax.run import load_run
@@ -50,34 +52,101 @@ def test_epochs_and_logging_may_change_and_tuples_are_lists(tmp_path):
     workdir.check(config)
 
 
+def images(*numbers, value=0):
+    """A test split of files."""
+    image = np.full((len(numbers), 1, 1, 1), value, np.uint8)
+    files = np.array([f"cats/{number}.png" for number in numbers])
+    label = np.zeros(len(numbers), np.int32)
+    return {"test": Dataset("cats", image, label, ("cats",), files=files)}
+
+
+def identities(sets):
+    return {"splits": {name: one.identity() for name, one in sets.items()}}
+
+
 def test_a_run_goes_on_with_its_own_images_only(tmp_path):
     workdir, config = Workdir(tmp_path), configs.Config()
-
-    def images(fingerprint, *numbers):
-        files = [f"cats/{number}.png" for number in numbers]
-        return {"test": {"fingerprint": fingerprint, "files": files}}
-
-    workdir.check(config, images("a", 1, 2))  # There is no run yet.
+    workdir.check(config, images(1, 2))  # There is no run yet.
     write_json(workdir.config, configs.to_dict(config))
-    write_json(workdir.dataset, {"splits": images("a", 1, 2)})
-    workdir.check(config, images("a", 1, 2))
+    write_json(workdir.dataset, identities(images(1, 2)))
+    workdir.check(config, images(1, 2))
     with pytest.raises(
         WorkdirError,
         match=r"of other test images: cats/1.png is gone; cats/3.png is new and 1 more",
     ):
-        workdir.check(config, images("b", 2, 3, 4))
+        workdir.check(config, images(2, 3, 4))
     with pytest.raises(
         WorkdirError, match="pixels, labels or names are not what they were"
     ):
-        workdir.check(config, images("b", 1, 2))
+        workdir.check(config, images(1, 2, value=1))
     with pytest.raises(WorkdirError, match=r"cats/3.png is new\. Put them back"):
-        workdir.check(config, images("b", 1, 2, 3))
+        workdir.check(config, images(1, 2, 3))
     for told in ("{", "3", "{}", '{"splits": 3}', '{"splits": {"test": [[]]}}'):
         workdir.dataset.write_text(told)
-        workdir.check(config, images("b", 1, 2))
+        workdir.check(config, images(1, 2))
     workdir.dataset.write_text('{"splits": {"test": {"files": [[]]}}}')
     with pytest.raises(WorkdirError, match=r"\[\] is gone"):
-        workdir.check(config, images("b"))
+        workdir.check(config, images(1))
+
+
+def data_of(name, path=""):
+    config = configs.Config()
+    config.data.name, config.data.path = name, path
+    return config
+
+
+@pytest.mark.parametrize(
+    ("there", "here"),
+    [
+        (("image_folder", "photos"), ("image_folder", "/elsewhere/photos/")),
+        (("./digits",), ("/elsewhere/digits/",)),
+        (("digits",), ("~/digits",)),
+    ],
+)
+def test_a_run_goes_on_where_the_same_images_are(tmp_path, there, here):
+    workdir, sets = Workdir(tmp_path), images(1, 2)
+    write_json(workdir.config, configs.to_dict(data_of(*there)))
+    write_json(workdir.dataset, identities(sets))
+    workdir.check(data_of(*here), sets)
+    with pytest.raises(WorkdirError, match="is of other test images"):
+        workdir.check(data_of(*here), images(1, 3))
+    # Which images they were must be known.
+    workdir.dataset.write_text("{}")
+    with pytest.raises(WorkdirError, match=r"data\.(path|name) is .* there"):
+        workdir.check(data_of(*here), sets)
+
+
+@pytest.mark.parametrize("here", ["multi_mnist", "./mnist"])
+def test_what_is_made_of_the_same_images_is_another_run(tmp_path, here):
+    workdir, sets = Workdir(tmp_path), images(1, 2)
+    write_json(workdir.config, configs.to_dict(data_of("mnist")))
+    write_json(workdir.dataset, identities(sets))
+    with pytest.raises(WorkdirError, match=r"data\.name is 'mnist' there"):
+        workdir.check(data_of(here), sets)
+
+
+def test_a_run_keeps_its_rule_of_division(tmp_path):
+    workdir = Workdir(tmp_path)
+    assert workdir.split_rule() == "by_class"  # There is no run.
+    write_json(workdir.config, {})
+    assert workdir.split_rule() == "by_class"  # It was killed as it began.
+    for about, rule in (
+        ({"splits": {}}, "first_edition"),
+        ({"split_rule": "first_edition"}, "first_edition"),
+        ({"split_rule": "by_class"}, "by_class"),
+    ):
+        write_json(workdir.dataset, about)
+        assert workdir.split_rule() == rule
+    write_json(workdir.dataset, {"split_rule": "by_size"})
+    with pytest.raises(WorkdirError, match="the split_rule 'by_size': it must be one"):
+        workdir.split_rule()
+    (workdir.checkpoints / "5").mkdir(parents=True)
+    for damaged in ("{", "[]", None):
+        workdir.dataset.unlink() if damaged is None else workdir.dataset.write_text(
+            damaged
+        )
+        with pytest.raises(WorkdirError, match="it can't be told which images the run"):
+            workdir.split_rule()
 
 
 @pytest.mark.parametrize("damaged", ["", "[]", "{", "\xff"])

@@ -3,16 +3,24 @@
 import dataclasses
 import hashlib
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int, Int32, UInt8
+from jaxtyping import Bool, Int, Int32, UInt8, UInt64
 
 from capsjax.data.preparation import Preparation
+
+# The most names of files that an identity holds.
+_MOST_FILES = 100
 
 
 class DatasetError(ValueError):
     """A data set cannot be used; the message names it, the cause and the remedy."""
+
+
+class NotFoundError(DatasetError):
+    """A data set is not where it was looked for."""
 
 
 class Batch(NamedTuple):
@@ -42,8 +50,11 @@ class Dataset:
         class_names: One name for each class.
         source: Where each image shows the same number of classes, what each looks like
             alone, in the order of the classes: uint8 ``[n s h w c]``.
-        files: Where each image is a file, what it is called, ``[n]``.
+        files: Where each image is a file, its class and name, ``cats/1.png``, ``[n]``.
+        checksum: Of the bytes from which each image was read, uint64 ``[n]``; if None,
+            of its pixels.
         preparation: How a picture becomes such an image; if None, it is scaled at most.
+        notes: Sentences on what a person might not expect of how it was read.
 
     Raises:
         DatasetError: There is no image, the arrays have another type or rank, their
@@ -59,6 +70,8 @@ class Dataset:
     source: np.ndarray | None = dataclasses.field(default=None, repr=False)
     files: np.ndarray | None = dataclasses.field(default=None, repr=False)
     preparation: Preparation | None = None
+    checksum: np.ndarray | None = dataclasses.field(default=None, repr=False)
+    notes: tuple[str, ...] = dataclasses.field(default=(), repr=False)
 
     def __post_init__(self):
         _check_array(self.name, "image", self.image, np.uint8, "n h w c")
@@ -140,14 +153,81 @@ class Dataset:
         """How many classes there are."""
         return len(self.class_names)
 
+    @property
+    def main_class(self) -> Int[np.ndarray, " n"]:
+        """The class of each image, by which a split counts it.
+
+        Of several it is the one that the fewest images show; ``num_classes`` for an
+        image that shows none.
+        """
+        if not self.is_multi_label:
+            return self.label
+        num_images = np.where(self.label, self.label.sum(axis=0), len(self) + 1)
+        shows_any = self.label.any(axis=1)
+        return np.where(shows_any, num_images.argmin(axis=1), self.num_classes)
+
+    def images_by_class(self) -> Int[np.ndarray, " classes"]:
+        """Counts the images that show each class."""
+        if self.is_multi_label:
+            return self.label.sum(axis=0)
+        return np.bincount(self.label, minlength=self.num_classes)
+
     def identity(self) -> dict[str, Any]:
-        """What tells these images from others: a fingerprint, and names if any."""
-        files = [] if self.files is None else self.files.tolist()
-        digest = hashlib.sha256(repr((self.class_names, files)).encode())
+        """What tells these images from others, wherever they lie.
+
+        It holds the number of images, a checksum over classes, labels, names of files
+        and the bytes of each image, and at most 100 of the names.
+        """
+        files = self._file_names
+        digest = hashlib.blake2b(repr(self.class_names).encode(), digest_size=16)
+        digest.update("\0".join(files).encode(errors="surrogateescape"))
+        checksum = checksums(self.image) if self.checksum is None else self.checksum
+        for array in (self.label, checksum.astype("<u8")):
+            digest.update(np.ascontiguousarray(array).data)
+        told = {"num_images": len(self), "checksum": digest.hexdigest()}
+        if not files:
+            return told
+        step = -(-len(files) // _MOST_FILES)
+        return {**told, "files": files[::step]}
+
+    def difference(self, before: Mapping[str, Any]) -> str | None:
+        """How these images differ from others, in words; None if they are the same.
+
+        Args:
+            before: What ``identity`` told of the others, now or in the first edition.
+        """
+        if "fingerprint" in before:
+            is_same = before["fingerprint"] == self._first_fingerprint()
+        else:
+            is_same = before.get("checksum") == self.identity()["checksum"]
+        return None if is_same else self._what_changed(before)
+
+    @property
+    def _file_names(self) -> list[str]:
+        return [] if self.files is None else self.files.tolist()
+
+    def _first_fingerprint(self) -> str:
+        """The fingerprint that the first edition wrote into ``dataset.json``."""
+        digest = hashlib.sha256(repr((self.class_names, self._file_names)).encode())
         for array in (self.image, self.label):
             digest.update(np.ascontiguousarray(array).data)
-        told = {"num_images": len(self), "fingerprint": digest.hexdigest()[:16]}
-        return {**told, "files": files} if files else told
+        return digest.hexdigest()[:16]
+
+    def _what_changed(self, before: Mapping[str, Any]) -> str:
+        files, num_before = before.get("files"), before.get("num_images")
+        was = {*map(str, files)} if isinstance(files, list) else set()
+        has = {*self._file_names}
+        # Of many files there are the names of some only.
+        new = has - was if num_before in (len(was), None) else set()
+        told = [
+            f"{min(names)} {word}"
+            + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+            for word, names in (("is gone", was - has), ("is new", new))
+            if names
+        ]
+        if not told and type(num_before) is int and num_before != len(self):
+            told = [f"there were {num_before} and are {len(self)}"]
+        return "; ".join(told) or "pixels, labels or names are not what they were"
 
     def batch(self, indices: Int[np.ndarray, "*batch"]) -> Batch:
         """Returns the images and labels at ``indices``, in their order."""
@@ -156,8 +236,12 @@ class Dataset:
 
     def subset(self, indices: Int[np.ndarray, " m"]) -> "Dataset":
         """Returns a data set of the images at ``indices``, in their order."""
-        files = None if self.files is None else self.files[indices]
-        return dataclasses.replace(self, **self.batch(indices)._asdict(), files=files)
+        by_image = {"files": self.files, "checksum": self.checksum}
+        return dataclasses.replace(
+            self,
+            **self.batch(indices)._asdict(),
+            **{name: a if a is None else a[indices] for name, a in by_image.items()},
+        )
 
     def in_epoch(self, seed: int, epoch: int) -> "Dataset":
         """Returns itself: these images are the same for every seed in every epoch."""
@@ -185,6 +269,17 @@ def require_memory(
             f"{num_bytes / 1e9:.1f} GB of memory, and at most {max_bytes / 1e9:.1f} GB "
             "are allowed: choose a smaller image_size, or allow for more"
         )
+
+
+def checksums(image: UInt8[np.ndarray, "n ..."]) -> UInt64[np.ndarray, " n"]:
+    """Returns one checksum for each image, of its pixels."""
+    rows = np.ascontiguousarray(image).reshape(len(image), -1)
+    return np.array([checksum_of(row.data) for row in rows], np.uint64)
+
+
+def checksum_of(content: bytes | memoryview) -> int:
+    """Returns 64 bits that tell this content from other content."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
 def _check_array(

@@ -8,7 +8,7 @@ came before.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -71,9 +71,27 @@ class Generated:
         """How many classes there are."""
         return self.base.num_classes
 
+    @property
+    def main_class(self) -> Int[np.ndarray, " n"]:
+        """The class of each base image, by which a split counts it."""
+        return self.base.main_class
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person might not expect of how the base was read."""
+        return self.base.notes
+
+    def images_by_class(self) -> Int[np.ndarray, " classes"]:
+        """Counts the base images of each class."""
+        return self.base.images_by_class()
+
     def identity(self) -> dict[str, Any]:
-        """That of the images from which others are made."""
+        """What tells the base images from others."""
         return self.base.identity()
+
+    def difference(self, before: Mapping[str, Any]) -> str | None:
+        """How the base images differ from others: see ``Dataset.difference``."""
+        return self.base.difference(before)
 
     def batch(self, indices: Int[np.ndarray, "*batch"]) -> Batch:
         """Makes the images at ``indices``, in their order.

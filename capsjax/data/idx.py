@@ -13,12 +13,22 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from capsjax.data.dataset import Dataset, DatasetError, require_memory
+from capsjax.data.dataset import (
+    Dataset,
+    DatasetError,
+    NotFoundError,
+    checksums,
+    require_memory,
+)
 
 MNIST_FOLDER = Path(__file__).parent / "archives" / "mnist"
 
 # How the files of each split begin; upstream calls its 10,000 test images "t10k".
-_PREFIXES = {"train": "train", "test": "t10k"}
+_PREFIXES = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "val"),
+    "test": ("t10k", "test"),
+}
 _SUFFIXES = ("-idx{}-ubyte.gz", "-idx{}-ubyte", ".idx{}-ubyte.gz", ".idx{}-ubyte")
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -55,11 +65,12 @@ def load_idx_folder(
 
     The files are ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``,
     ``t10k-images-idx3-ubyte`` and ``t10k-labels-idx1-ubyte``, each with or without
-    ``.gz``, with ``-`` or ``.`` before ``idx``.
+    ``.gz``, with ``-`` or ``.`` before ``idx``. ``test`` stands for ``t10k`` too, and
+    the files of a validation split begin with ``validation``, ``valid`` or ``val``.
 
     Args:
         folder: Where the files are.
-        split: "train" or "test".
+        split: "train", "validation" or "test".
         name: What to call the data set; the folder's path if not given.
         max_bytes: The most memory that the images may take.
 
@@ -68,12 +79,13 @@ def load_idx_folder(
         so on up to the largest *training* label.
 
     Raises:
+        NotFoundError: There is no such folder.
         DatasetError: A file is missing or damaged, the counts of images and labels
-            differ, a test label is larger than every training label, or the images
+            differ, a label is larger than every training label, or the images
             would take more than ``max_bytes``.
     """
-    image_path = _find(folder, _PREFIXES[split] + "-images", 3)
-    label_path = _find(folder, _PREFIXES[split] + "-labels", 1)
+    image_path = _find(folder, split, "images", 3)
+    label_path = _find(folder, split, "labels", 1)
     image, label = _read_images(image_path, max_bytes), _read_labels(label_path)
     if len(image) != len(label):
         raise DatasetError(
@@ -82,17 +94,24 @@ def load_idx_folder(
         )
     train_label = label
     if split != "train":
-        train_label = _read_labels(_find(folder, _PREFIXES["train"] + "-labels", 1))
+        train_label = _read_labels(_find(folder, "train", "labels", 1))
     num_classes = int(train_label.max()) + 1
     if label.max() >= num_classes:
         index = int((label >= num_classes).argmax())
         raise DatasetError(
             f"{label_path} has the label {label[index]} at index {index}, but the "
             f"training labels in {folder} only go from 0 to {num_classes - 1}: "
-            "a class that is never trained cannot be tested"
+            "a class that is never trained cannot be recognised"
         )
     class_names = tuple(str(label) for label in range(num_classes))
-    return Dataset(name or str(folder), image, label, class_names)
+    return Dataset(
+        name or str(folder), image, label, class_names, checksum=checksums(image)
+    )
+
+
+def has_idx_files(folder: Path, split: str) -> bool:
+    """Whether a folder has the IDX archive with the images of that split."""
+    return any((folder / name).is_file() for name in _file_names(split, "images", 3))
 
 
 def read_idx(
@@ -155,8 +174,8 @@ def _read_non_empty(
     return array
 
 
-def _find(folder: Path, stem: str, num_axes: int) -> Path:
-    names = [stem + suffix.format(num_axes) for suffix in _SUFFIXES]
+def _find(folder: Path, split: str, content: str, num_axes: int) -> Path:
+    names = _file_names(split, content, num_axes)
     with _explained(folder):
         for name in names:
             if (folder / name).is_file():
@@ -164,8 +183,16 @@ def _find(folder: Path, stem: str, num_axes: int) -> Path:
         listing = _listing(folder)
     raise DatasetError(
         f"the folder {folder} has no file {names[0]} (nor {', '.join(names[1:])}): "
-        f"put the four IDX archives there. It holds {listing}"
+        f"put the IDX archives there. It holds {listing}"
     )
+
+
+def _file_names(split: str, content: str, num_axes: int) -> list[str]:
+    return [
+        f"{prefix}-{content}{suffix.format(num_axes)}"
+        for prefix in _PREFIXES[split]
+        for suffix in _SUFFIXES
+    ]
 
 
 def _listing(folder: Path, num_shown: int = 8) -> str:
@@ -182,7 +209,9 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise DatasetError(f"there is no {path}: correct the path") from error
+        raise NotFoundError(
+            f"there is no {os.path.abspath(path)}: correct the path"
+        ) from error
     except EOFError as error:
         raise _damaged(path, "it ends before its compressed data does") from error
     except (gzip.BadGzipFile, zlib.error) as error:

@@ -3,7 +3,7 @@
 import functools
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from capsjax.data.dataset import Dataset, DatasetError
 from capsjax.data.generated import Generated
@@ -11,16 +11,33 @@ from capsjax.data.generated import Generated
 # The split has a seed of its own, so that runs with different seeds choose their model
 # by the same images. The value is the year of the paper; a test pins what it selects.
 _VALIDATION_SEED = 2017
+# What follows it where fewer images than there are shall be trained on.
+_SUBSET = 1
+
+# By which rule images are held out for validation, and some of the others are trained
+# on. A run keeps the one that it began with.
+BY_CLASS, FIRST_EDITION = "by_class", "first_edition"
+SPLIT_RULES = (BY_CLASS, FIRST_EDITION)
+
+# Of so many images of a class chance gives each split its share, up to a tenth.
+_PLENTY = 100
 
 
 def split_validation(
-    dataset: Dataset | Generated, num_validation: int
+    dataset: Dataset | Generated, num_validation: int, rule: str = BY_CLASS
 ) -> tuple[Dataset | Generated, Dataset | None]:
     """Takes a validation split from training images, the same one for every run.
+
+    Each class gives its share, rounded: at least one image where it has two and so many
+    are held out, and never its last one. If on both sides of the split each class has a
+    share of 100 images or more, the images are drawn from all alike, as they always are
+    under the rule "first_edition": chance then gives every class its share, and the
+    split of MNIST stays what it was. An image of several classes counts for the rarest.
 
     Args:
         dataset: The training images; never the test images.
         num_validation: How many images to hold out, drawn without replacement.
+        rule: "by_class" or "first_edition".
 
     Returns:
         The remaining images and the held-out ones, each in their original order, the
@@ -28,19 +45,94 @@ def split_validation(
         and None.
 
     Raises:
-        DatasetError: ``num_validation`` is negative, or leaves nothing to train on.
+        DatasetError: ``num_validation`` is negative, or leaves nothing to train on, or
+            nothing of a class.
     """
-    if not 0 <= num_validation < len(dataset):
+    main_class = dataset.main_class
+    _, group, count = np.unique(main_class, return_inverse=True, return_counts=True)
+    most = len(dataset) - (1 if rule == FIRST_EDITION else len(count))
+    if num_validation != 0 and not 0 <= num_validation <= most:
+        why = "" if rule == FIRST_EDITION else ", so that each class keeps an image"
         raise DatasetError(
             f"cannot hold out {num_validation} images for validation from the "
             f"{len(dataset)} of data set {dataset.name!r}: give a number from 0 to "
-            f"{len(dataset) - 1}"
+            f"{most}{why}"
         )
     if num_validation == 0:
         return dataset, None
-    order = np.random.default_rng(_VALIDATION_SEED).permutation(len(dataset))
-    held_out, remaining = np.split(order, [num_validation])
-    return dataset.subset(np.sort(remaining)), dataset.subset(np.sort(held_out)).fixed()
+    share = count * num_validation / len(dataset)
+    rng = np.random.default_rng(_VALIDATION_SEED)
+    if rule == FIRST_EDITION or np.minimum(share, count - share).min() >= _PLENTY:
+        held_out = np.zeros(len(dataset), bool)
+        held_out[rng.permutation(len(dataset))[:num_validation]] = True
+    else:
+        least = np.minimum(count - 1, 1)
+        held_out = _draw_by_class(group, num_validation, least, count - 1, rng)
+    return (
+        dataset.subset(np.flatnonzero(~held_out)),
+        dataset.subset(np.flatnonzero(held_out)).fixed(),
+    )
+
+
+def take_share(
+    dataset: Dataset | Generated, num_images: int, rule: str = BY_CLASS
+) -> Dataset | Generated:
+    """Takes some of the training images, the same ones for every run.
+
+    They are drawn at random, of each class its share, rounded, and at least one if so
+    many are taken. Under the rule "first_edition" they are the first ones.
+
+    Args:
+        dataset: The training images.
+        num_images: How many, from 1 to all of them.
+        rule: "by_class" or "first_edition".
+
+    Returns:
+        The images in their original order.
+    """
+    if rule == FIRST_EDITION:
+        return dataset.subset(np.arange(num_images))
+    _, group, count = np.unique(
+        dataset.main_class, return_inverse=True, return_counts=True
+    )
+    rng = np.random.default_rng((_VALIDATION_SEED, _SUBSET))
+    taken = _draw_by_class(group, num_images, np.ones_like(count), count, rng)
+    return dataset.subset(np.flatnonzero(taken))
+
+
+def _draw_by_class(
+    group: Int[np.ndarray, " n"],
+    num_drawn: int,
+    least: Int[np.ndarray, " g"],
+    most: Int[np.ndarray, " g"],
+    rng: np.random.Generator,
+) -> Bool[np.ndarray, " n"]:
+    """Draws images so that each group gives its share; returns which were drawn.
+
+    Args:
+        group: The group of each image, from 0 on, none of them empty.
+        num_drawn: How many images to draw.
+        least: How many each group gives at least, if ``num_drawn`` is enough for that.
+        most: How many each group gives at most; all together ``num_drawn`` or more.
+        rng: Draws.
+    """
+    exact = np.bincount(group) * num_drawn / len(group)
+    if least.sum() > num_drawn:
+        least = np.zeros_like(least)
+    number = np.clip(np.floor(exact).astype(int), least, most)
+    # Of groups that are as far from their share, one at random.
+    by_chance = rng.permutation(len(number))
+    while (short := num_drawn - number.sum()) != 0:
+        is_free = number < most if short > 0 else number > least
+        lack = np.where(is_free, np.sign(short) * (exact - number), -np.inf)
+        number[by_chance[lack[by_chance].argmax()]] += np.sign(short)
+    shuffled = rng.permutation(len(group))
+    in_groups = shuffled[np.argsort(group[shuffled], kind="stable")]
+    start = np.cumsum(np.bincount(group)) - np.bincount(group)
+    place = np.arange(len(group)) - start[group[in_groups]]
+    drawn = np.zeros(len(group), bool)
+    drawn[in_groups] = place < number[group[in_groups]]
+    return drawn
 
 
 def batch_indices(

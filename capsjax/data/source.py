@@ -7,12 +7,15 @@ import numpy as np
 
 from capsjax.data.dataset import Dataset, DatasetError, require_memory
 from capsjax.data.generated import RECIPES, Generated
-from capsjax.data.idx import load_idx_folder, load_mnist
+from capsjax.data.idx import has_idx_files, load_idx_folder, load_mnist
+from capsjax.data.order import BY_CLASS
 from capsjax.data.preparation import LARGEST_SIDE, Preparation
 from capsjax.paths import expanded
 
-_SPLITS = ("train", "test")
+_SPLITS = ("train", "validation", "test")
 _IMAGE_FOLDER = "image_folder"
+# Names that say how images are made; every other one says where they are.
+_OWN_NAMES = ("mnist", _IMAGE_FOLDER, *RECIPES)
 
 
 def load(
@@ -23,6 +26,7 @@ def load(
     path: str | os.PathLike = "",
     image_size: int = 0,
     max_bytes: int = 2**33,
+    split_rule: str = BY_CLASS,
 ) -> Dataset | Generated:
     """Loads one split of a data set into memory.
 
@@ -40,8 +44,9 @@ def load(
             - "affnist", which has a test split only, or the name of an image
               classification set in TensorFlow Datasets, "cifar10" or "emnist/letters";
               where it has no test split, "validation" is it.
-        split: "train" or "test". Train on the first, choose the model by a
-            ``split_validation`` of it, and look at the second last.
+        split: "train", "test", or "validation" if ``has_validation``. Train on the
+            first, choose the model by the last or by a ``split_validation`` of the
+            first, and look at "test" last. "all" of an image folder has every image.
         data_dir: Where sets from TensorFlow Datasets are kept; without it
             ``$CAPSJAX_DATA_DIR``, else ``~/.cache/capsjax/tfds``.
         path: The folder of "image_folder".
@@ -49,6 +54,8 @@ def load(
             them not square has been cut off; 0 to leave them as they are, which must
             be of one size then.
         max_bytes: The most memory that the images may take.
+        split_rule: "by_class"; or "first_edition", under which an image folder has no
+            other splits than ``train`` and ``test``.
 
     Returns:
         The images and labels, always in the same order. What is made of MNIST is
@@ -61,8 +68,12 @@ def load(
             does not go with it, or the images would take more than ``max_bytes``. The
             message says what to do.
     """
-    if split not in _SPLITS:
+    if split not in _SPLITS and (name, split) != (_IMAGE_FOLDER, "all"):
         raise DatasetError(f"there is no split {split!r}: it must be 'train' or 'test'")
+    if split == "validation" and not has_validation(name, path, data_dir=data_dir):
+        raise DatasetError(
+            f"data set {name!r} has no split 'validation': it must be 'train' or 'test'"
+        )
     if not name:
         raise DatasetError("the name of the data set is empty: give one, as 'mnist'")
     if not 0 <= image_size <= LARGEST_SIDE:
@@ -79,12 +90,65 @@ def load(
         from capsjax.data.image_folder import load_image_folder
 
         return load_image_folder(
-            path, split, image_size=image_size, max_bytes=max_bytes
+            path,
+            split,
+            image_size=image_size,
+            max_bytes=max_bytes,
+            split_rule=split_rule,
         )
     if name in RECIPES:
         return _generate(name, split, image_size, max_bytes)
     whole = _load_whole(name, split, data_dir, image_size, max_bytes)
     return _resized(whole, image_size, max_bytes)
+
+
+def has_validation(
+    name: str,
+    path: str | os.PathLike = "",
+    *,
+    data_dir: str | os.PathLike | None = None,
+) -> bool:
+    """Whether a data set has a validation split of its own, besides one for the test.
+
+    Args:
+        name: As of ``load``; of a set of TensorFlow Datasets it is known once that is
+            prepared.
+        path: As of ``load``.
+        data_dir: As of ``load``.
+
+    Raises:
+        DatasetError: The name is unknown.
+    """
+    if name == _IMAGE_FOLDER:
+        from capsjax.data.layout import own_splits
+
+        folder = expanded(path)
+        return folder.is_dir() and "validation" in own_splits(folder)
+    if name in _OWN_NAMES:
+        return False
+    if _is_folder(name):
+        return has_idx_files(expanded(name), "validation")
+    from capsjax.data import tfds_source
+
+    return tfds_source.has_validation(name, data_dir=data_dir)
+
+
+def may_name_a_place(name: str) -> bool:
+    """Whether the name of a data set may say no more than where its files are."""
+    return name not in _OWN_NAMES
+
+
+def names_images(name: str) -> bool:
+    """Whether a name is that of a folder with images, and not with IDX archives."""
+    return (
+        name not in _OWN_NAMES
+        and os.path.isdir(folder := expanded(name))
+        and not any(has_idx_files(folder, split) for split in _SPLITS)
+    )
+
+
+def _is_folder(name: str) -> bool:
+    return os.path.isdir(expanded(name)) or _can_only_be_a_path(name)
 
 
 def _load_whole(
@@ -98,9 +162,8 @@ def _load_whole(
         dataset = load_mnist(split, max_bytes=max_bytes)
         preparation = Preparation.of(name, dataset.image_shape)
         return dataclasses.replace(dataset, preparation=preparation)
-    folder = expanded(name)
-    if os.path.isdir(folder) or _can_only_be_a_path(name):
-        return load_idx_folder(folder, split, max_bytes=max_bytes)
+    if _is_folder(name):
+        return load_idx_folder(expanded(name), split, max_bytes=max_bytes)
     from capsjax.data.tfds_source import load_tfds
 
     return load_tfds(

@@ -19,7 +19,13 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from capsjax.data import twins
-from capsjax.data.dataset import Dataset, DatasetError, require_memory
+from capsjax.data.dataset import (
+    Dataset,
+    DatasetError,
+    NotFoundError,
+    checksum_of,
+    require_memory,
+)
 from capsjax.data.generated import RECIPES
 from capsjax.data.image_file import fit
 from capsjax.data.preparation import Preparation
@@ -46,7 +52,8 @@ def load_tfds(
 
     Args:
         name: As TFDS spells it, with a configuration if need be: "emnist/letters".
-        split: "train" or "test"; of a set that has none of the latter, "validation".
+        split: "train", "validation" or "test"; of a set without a split for the test,
+            "validation" is it.
         data_dir: As of ``load``.
         image_size: The height and width to which images are scaled where those of the
             set are of several sizes; others are left as they are.
@@ -68,6 +75,12 @@ def load_tfds(
     assert source is not None, f"{name} was prepared in {folder} and is not there"
     with _quiet():
         return _read(name, builder, source, image_size, max_bytes)
+
+
+def has_validation(name: str, *, data_dir: str | os.PathLike | None = None) -> bool:
+    """Whether a prepared set has a validation split that is not its test."""
+    splits = _make_builder(name, data_folder(data_dir)).info.splits
+    return {"validation", "test"} <= set(splits)
 
 
 def prepare(
@@ -139,7 +152,7 @@ def _make_builder(name: str, folder: Path) -> tfds.core.DatasetBuilder:
                 return twins.make_twin(name)(data_dir=str(folder))
             return tfds.builder(name, data_dir=str(folder))
     except tfds.core.DatasetNotFoundError as error:
-        raise DatasetError(_unknown_name(name)) from error
+        raise NotFoundError(_unknown_name(name)) from error
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and not _has_tensorflow():
             raise DatasetError(_how_to_prepare(name, folder)) from error
@@ -211,12 +224,14 @@ def _read(
     require_memory(name, len(source), shape, max_bytes)
     image = np.empty((len(source), *shape), np.uint8)
     label = np.empty(len(source), np.int32)
+    checksum = np.empty(len(source), np.uint64)
     try:
         for start in range(0, len(source), _BLOCK_SIZE):
             indices = range(start, min(start + _BLOCK_SIZE, len(source)))
             examples = _examples_at(source, indices)
             for index, example in zip(indices, examples, strict=True):
                 images = [example[key] for key in image_keys]
+                checksum[index] = checksum_of(b"".join(map(bytes, images)))
                 if is_of_several_sizes:
                     images = [_scaled(one, (height, width, channels)) for one in images]
                 np.concatenate(images, axis=-1, out=image[index])
@@ -226,7 +241,14 @@ def _read(
     # The name of MNIST with a version, "mnist:3.0.1", is the builder's alone.
     preparation = Preparation.of(builder.name, shape)
     class_names = tuple(features[label_key].names)
-    return Dataset(name, image, label, class_names, preparation=preparation)
+    return Dataset(
+        name,
+        image,
+        label,
+        class_names,
+        checksum=checksum,
+        preparation=preparation,
+    )
 
 
 def _scaled(

@@ -1,0 +1,192 @@
+"""Which files of a folder of images belong to which class and which split."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from capsjax.data.dataset import DatasetError
+from capsjax.data.order import BY_CLASS, FIRST_EDITION
+
+_LAYOUT = "it must have one subfolder for each class, with that class's images"
+# What desktops leave in folders of images; names that begin with a dot are skipped too.
+_NO_IMAGES = ("Thumbs.db", "desktop.ini")
+_TEST_SHARE = 0.1
+# What people call the folders of the splits, in any case.
+_SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+
+# The files of each class.
+Files = dict[str, list[Path]]
+
+
+class Layout(NamedTuple):
+    """How a folder of images is divided.
+
+    Attributes:
+        splits: The files of "train", of "test", and of "validation" if the folder has
+            such a subfolder.
+        notes: Sentences on what a person might not expect.
+    """
+
+    splits: dict[str, Files]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes of the images to train on, in the order of their names."""
+        return tuple(self.splits["train"])
+
+    def files_of(self, split: str) -> list[Path]:
+        """The files of a split, or of "all", by class and then by name."""
+        return [file for _, file in self.labelled_files(split)]
+
+    def labelled_files(self, split: str) -> list[tuple[int, Path]]:
+        """The same, each with the index of its class."""
+        parts = self.splits.values() if split == "all" else [self.splits[split]]
+        return [
+            (label, file)
+            for label, name in enumerate(self.class_names)
+            for file in sorted(file for part in parts for file in part.get(name, ()))
+        ]
+
+
+def find_layout(
+    folder: Path, split_rule: str = BY_CLASS, *, needs_test: bool = True
+) -> Layout:
+    """Finds classes and splits in a folder, by the names of its subfolders.
+
+    Subfolders called train (or training) and test (or testing), in any case, are these
+    splits; one called val, valid or validation is the validation split. Without one for
+    the test a tenth of each class is taken from the images to train on: at least one,
+    those whose names have the smallest hashes, so that further images move almost none
+    of the others from one split to the other.
+
+    Args:
+        folder: The folder.
+        split_rule: Under "first_edition" only ``train`` and ``test`` are known, both of
+            them, in lower case; every other subfolder is a class.
+        needs_test: Whether images are taken for the test where it has no subfolder.
+
+    Raises:
+        DatasetError: The folder is laid out otherwise, or a class has too few images.
+        OSError: A folder can't be read.
+    """
+    own = own_splits(folder, split_rule)
+    if not own:
+        splits = {"train": _find_classes(folder)}
+        if needs_test:
+            splits["train"], splits["test"] = _divided(folder, splits["train"])
+        return Layout(splits)
+    splits = {split: _find_classes(path) for split, path in own.items()}
+    for split, path in own.items():
+        if unknown := sorted(splits[split].keys() - splits["train"].keys()):
+            raise DatasetError(
+                f"{path / unknown[0]} has no images to train on: there must be a "
+                f"folder {own['train'] / unknown[0]}"
+            )
+    notes = []
+    if needs_test and "test" not in splits:
+        splits["train"], splits["test"] = _divided(own["train"], splits["train"])
+        notes.append(
+            f"{folder}: {own['validation'].name} validates; there is no folder for the "
+            f"test, so a tenth of {own['train'].name} is kept for it"
+        )
+    used = {path.name for path in own.values()}
+    if left := [name for name in _subfolders(folder) if name not in used]:
+        notes.append(
+            f"{folder}: {shortened(left)} left out: only {', '.join(sorted(used))} read"
+        )
+    return Layout(splits, tuple(notes))
+
+
+def shortened(names: Iterable[str], most: int = 10) -> str:
+    """Lists names, and counts those beyond ``most``."""
+    first, rest = list(names)[:most], list(names)[most:]
+    return ", ".join(first) + (f" and {len(rest)} more" if rest else "")
+
+
+def own_splits(folder: Path, split_rule: str = BY_CLASS) -> dict[str, Path]:
+    """The subfolders that are splits; none of them if the folder has classes.
+
+    Raises:
+        DatasetError: Two of them are the same split.
+        OSError: The folder can't be read.
+    """
+    names = _subfolders(folder)
+    if split_rule == FIRST_EDITION:
+        own = {name: folder / name for name in ("train", "test") if name in names}
+        return own if len(own) == 2 else {}
+    own = {}
+    for split, spellings in _SPLIT_NAMES.items():
+        found = [name for name in names if name.lower() in spellings]
+        if len(found) > 1:
+            raise DatasetError(
+                f"{folder} has {len(found)} folders for one split, "
+                f"{' and '.join(found)}: keep one of them"
+            )
+        if found:
+            own[split] = folder / found[0]
+    return own if "train" in own and len(own) > 1 else {}
+
+
+def _divided(folder: Path, classes: Files) -> tuple[Files, Files]:
+    """Divides each class's files into those to train on and those to test."""
+    train, test = {}, {}
+    for name, files in classes.items():
+        if len(files) < 2:
+            raise DatasetError(
+                f"{folder / name} has a single image: a class needs one to train on "
+                "and another one to test"
+            )
+        train[name], test[name] = divide(files)
+    return train, test
+
+
+def _find_classes(folder: Path) -> Files:
+    classes = {}
+    for name in _subfolders(folder):
+        classes[name] = []
+        for entry in _visible(folder / name):
+            if entry.is_dir():
+                raise DatasetError(
+                    f"{entry.path} is a folder within a class: {_LAYOUT}"
+                )
+            classes[name].append(folder / name / entry.name)
+        if not classes[name]:
+            raise DatasetError(f"{folder / name} has no images: add some, or remove it")
+    if not classes:
+        raise DatasetError(f"{folder} has no subfolders: {_LAYOUT}")
+    return classes
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return [entry.name for entry in _visible(folder) if entry.is_dir()]
+
+
+def _visible(folder: Path) -> list[os.DirEntry]:
+    with os.scandir(folder) as entries:
+        visible = [
+            entry
+            for entry in entries
+            if not entry.name.startswith(".") and entry.name not in _NO_IMAGES
+        ]
+    return sorted(visible, key=lambda entry: entry.name)
+
+
+def divide(files: list[Path]) -> tuple[list[Path], list[Path]]:
+    """Divides a class's files into those to train on and those to test."""
+    by_hash = sorted(files, key=_hash_of_name)
+    num_test = sum(_hash_of_name(file) < _TEST_SHARE for file in files)
+    num_test = min(max(num_test, 1), len(files) - 1)
+    return sorted(by_hash[num_test:]), sorted(by_hash[:num_test])
+
+
+def _hash_of_name(file: Path) -> float:
+    """A number from 0 to 1 that looks random, and is the same on every machine."""
+    digest = hashlib.sha256(os.fsencode(file.name)).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
