@@ -131,6 +131,10 @@ def _load_sets(
         held_out = 0 if has_own else data.num_validation
         if held_out == -1:
             held_out = max(1, len(train_set) // 10)
+            if rule == BY_CLASS:
+                # Of a class with a single image none can be held out.
+                num_shown = np.unique(train_set.main_class).size
+                held_out = min(held_out, len(train_set) - num_shown)
         if held_out >= len(train_set):
             raise configs.ConfigError(
                 f"config.data.num_validation={data.num_validation} leaves none of the "

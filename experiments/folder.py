@@ -3,10 +3,10 @@
     python -m capsjax.train --config experiments/folder.py --config.data.path=photos/
 
 ``photos/cat/*.jpg``, ``photos/dog/*.png`` and so on, of any size; they are scaled to
-``--config.data.image_size=32``. If the folder has subfolders ``train`` and ``test``,
-these are the splits; otherwise a tenth of each class is kept for the test, chosen by
-the files' names. A tenth of the rest is for validation. Once the images are read, what
-the training will need of memory is told, and refused above
+``--config.data.image_size=32``. Subfolders ``train``, ``test`` and ``val``, by these or
+other common names, are the splits. Without ``test`` a tenth of each class is kept for
+it, chosen by the files' names; without ``val`` a tenth of the rest validates. Once the
+images are read, what the training will need of memory is told, and refused above
 ``--config.max_gigabytes=16``.
 
 Large images make many primary capsules, 18,432 of 64 x 64 pixels in the paper's

@@ -12,7 +12,7 @@ import capsjax.step
 from capsjax import config as configs
 from capsjax import train
 from capsjax.checkpoint import Checkpoints
-from capsjax.data import batch_indices, load, split_validation
+from capsjax.data import batch_indices, load, split_validation, take_share
 from capsjax.feed import stack_batches
 from capsjax.measure import Metrics, image_metrics
 from capsjax.parallel import parallel
@@ -48,7 +48,7 @@ POISONS = {
 def poison(monkeypatch, config, change, bad_steps=(BAD_STEP,)):
     """Spoils the losses of these steps on the first of four devices."""
     train_set, _ = split_validation(load("mnist", "train"), config.data.num_validation)
-    train_set = train_set.subset(np.arange(config.data.num_train))
+    train_set = take_share(train_set, config.data.num_train)
     share = config.batch_size // 4
     first = [
         batch_indices(len(train_set), config.batch_size, config.seed, step)[:share]

@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -9,7 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from capsjax.data import DatasetError, generated, idx, image_file, load
+from capsjax.data import (
+    DatasetError,
+    generated,
+    has_validation,
+    idx,
+    image_file,
+    load,
+)
 
 ARCHIVES = (
     "train-images-idx3-ubyte.gz",
@@ -143,6 +151,30 @@ def test_the_pixels_of_an_archive_keep_their_places(folder):
 
 def good_image():
     return np.zeros((8, 5, 6))
+
+
+@pytest.mark.parametrize("prefix", ["validation", "valid", "val"])
+def test_archives_for_the_validation_are_the_validation_split(folder, prefix):
+    assert not has_validation(str(folder))
+    image = np.full((3, 5, 6), 77)
+    (folder / f"{prefix}-images-idx3-ubyte").write_bytes(idx_bytes(image))
+    (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(idx_bytes(np.array([1, 0, 1])))
+    assert has_validation(str(folder))
+    validation = load(str(folder), "validation")
+    assert (validation.image == 77).all()
+    assert validation.label.tolist() == [1, 0, 1]
+    assert validation.class_names == ("0", "1", "2", "3")
+
+
+def test_archives_are_the_same_images_wherever_they_are(folder, tmp_path_factory):
+    before = load(str(folder)).identity()
+    moved = tmp_path_factory.mktemp("elsewhere") / "digits"
+    shutil.move(folder, moved)
+    assert load(f"{moved}/").difference(before) is None
+    assert load(str(moved), image_size=4).difference(before) is None
+    image = good_image()
+    (moved / ARCHIVES[0]).write_bytes(idx_bytes(image))
+    assert load(str(moved)).difference(before) is not None
 
 
 DAMAGES = {

@@ -11,7 +11,15 @@ import pytest
 import requests
 import tensorflow_datasets as tfds
 
-from capsjax.data import Dataset, DatasetError, idx, load, tfds_source, twins
+from capsjax.data import (
+    Dataset,
+    DatasetError,
+    has_validation,
+    idx,
+    load,
+    tfds_source,
+    twins,
+)
 from capsjax.data import prepare as prepare_command
 
 
@@ -197,6 +205,47 @@ def test_a_set_without_a_test_split_is_tested_by_its_validation(splits, expected
     builder = SimpleNamespace(info=SimpleNamespace(splits=splits))
     assert tfds_source._own_split(builder, "test") == expected
     assert tfds_source._own_split(builder, "train") == "train"
+
+
+def three_splits(builder, download_manager):
+    return {
+        split: [{"image": np.full((28, 28, 1), value, np.uint8), "label": value}]
+        for value, split in enumerate(("train", "validation", "test"))
+    }
+
+
+def test_a_validation_split_of_the_set_is_its_own(tmp_path, monkeypatch):
+    small_twin(monkeypatch, read=three_splits)
+    for value, split in enumerate(("train", "validation", "test")):
+        dataset = load("fashion_mnist", split, data_dir=tmp_path)
+        assert (dataset.image == value).all()
+    assert has_validation("fashion_mnist", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("missing", ["validation", "test"])
+def test_a_set_of_two_splits_has_none_for_the_validation(
+    tmp_path, monkeypatch, missing
+):
+    def two_splits(builder, download_manager):
+        splits = three_splits(builder, download_manager)
+        return {split: splits[split] for split in splits if split != missing}
+
+    small_twin(monkeypatch, read=two_splits)
+    load("fashion_mnist", "test", data_dir=tmp_path)
+    assert not has_validation("fashion_mnist", data_dir=tmp_path)
+    with pytest.raises(DatasetError, match="has no split 'validation'"):
+        load("fashion_mnist", "validation", data_dir=tmp_path)
+
+
+def test_a_prepared_set_is_the_same_wherever_it_is(tmp_path, monkeypatch):
+    small_twin(monkeypatch)
+    before = load("fashion_mnist", data_dir=tmp_path / "here").identity()
+    (tmp_path / "here").rename(tmp_path / "there")
+    moved = load("fashion_mnist", data_dir=tmp_path / "there")
+    assert moved.difference(before) is None
+    # By the bytes that were read, before they were scaled.
+    small = load("fashion_mnist", data_dir=tmp_path / "there", image_size=8)
+    assert small.difference(before) is None
 
 
 @pytest.mark.parametrize("name", ["ag_news_subset", "celeb_a"])

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from test_data import idx_bytes
 
-from capsjax import evaluate, train
+from capsjax import evaluate, figures, train
 from capsjax.data import Dataset, load
 from capsjax.workdir import Workdir
 
@@ -171,7 +171,8 @@ def test_classes_are_uneven_if_they_differ_by_more_than_a_tenth(counts, is_uneve
     assert evaluate.class_scores(np.diag(counts)).is_uneven == is_uneven
 
 
-def test_the_scores_of_each_class_are_printed_and_kept(run_path, capsys):
+def test_the_scores_of_each_class_are_printed_and_kept(run_path, capsys, monkeypatch):
+    monkeypatch.setattr(figures, "draw", lambda *_: [])  # They take seconds.
     shutil.copytree("photos", "other")
     for number in range(6):
         pathlib.Path(f"other/green/{number:02}.png").unlink()

@@ -123,6 +123,12 @@ def test_classes_without_images_are_named_in_one_line(monkeypatch, capsys):
     assert "no image" not in capsys.readouterr().out
 
 
+def test_a_tenth_leaves_each_class_an_image(monkeypatch):
+    made = made_task(monkeypatch, labelled(*[1] * 8), data__num_validation=-1)
+    assert made.validation_set is None
+    assert made.train_set.images_by_class().tolist() == [1] * 8
+
+
 def test_the_rule_of_the_split_is_written_down(monkeypatch):
     made = made_task(monkeypatch, labelled(30, 10), data__num_train=20)
     assert made.about()["split_rule"] == "by_class"
