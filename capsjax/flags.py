@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
-from ml_collections import config_flags
 
 from capsjax import config as configs
 from capsjax.hosts import Hosts
@@ -60,6 +59,7 @@ def parse(argv: Sequence[str], about: str) -> Command:
         sys.exit(0)
     for argument in argv[1:]:
         _check_field(argument)
+    config_flags = _config_flags()
     try:
         holder = config_flags.DEFINE_config_file(
             "config", help_string="", flag_values=values, sys_argv=list(argv)
@@ -105,6 +105,17 @@ def parse(argv: Sequence[str], about: str) -> Command:
         num_cpu_devices.value,
         Hosts(**{name: holder.value for name, holder in hosts.items()}),
     )
+
+
+def _config_flags() -> Any:
+    """The library, imported here because ``capsjax.train.train`` does without it."""
+    try:
+        from ml_collections import config_flags
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"the command line needs {error.name}: pip install ml_collections"
+        ) from error
+    return config_flags
 
 
 def _define_hosts(values: flags.FlagValues) -> dict[str, flags.FlagHolder]:

@@ -11,7 +11,10 @@ import jax
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, device and commit, as ``result.json`` has them."""
+    """Versions, device and commit, as ``result.json`` has them.
+
+    The version of what is not installed is None: capsjax runs from a checkout, too.
+    """
     devices = jax.devices()
     folder = pathlib.Path(__file__).parent
 
@@ -30,10 +33,17 @@ def provenance() -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             **{
-                name: importlib.metadata.version(name)
+                name: _version(name)
                 for name in ("capsjax", "jax", "jaxlib", "flax", "optax")
             },
         },
         "device": f"{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} cores",
         "commit": described,
     }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None

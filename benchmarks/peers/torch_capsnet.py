@@ -1,21 +1,34 @@
 """The paper's capsule network in PyTorch, as a contender of ``train_step.py``.
 
     python torch_capsnet.py --work train --batch 128 --dtype bfloat16 --compile
+    python torch_capsnet.py --work rows --device cuda \
+        --rows '[[128, "float32", "eager"], [128, "bfloat16", "compiled"]]'
 
 Imports nothing of capsjax, and runs in an environment of its own. The works and the
 lines read and written are those of ``worker.py``. Between them its threads sleep, after
 the millisecond or so that GNU OpenMP spins by default (``OMP_WAIT_POLICY`` is not set).
+
+``rows`` is for ``accelerator.py``: training steps, one row after the other, each with a
+line that says how long it took; there the data lie on the device as bytes.
 """
 
 import argparse
 import contextlib
+import functools
 import json
 import resource
+import statistics
 import sys
 import time
 
 import numpy as np
-import torch
+
+try:
+    import torch
+except ModuleNotFoundError as error:
+    print(json.dumps({"missing": error.name}))
+    sys.exit(1)
+import torch._dynamo
 import torch._inductor.config
 import torch.nn.functional as F
 from torch import nn
@@ -56,7 +69,7 @@ class CapsNet(nn.Module):
         # Type and component were channels; a capsule is (row, column, type).
         s = s.permute(0, 2, 3, 1).reshape(-1, 1152, 8)
         # Under autocast only the convolutions and the decoder are in bfloat16.
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(s.device.type, enabled=False):
             return route(squash(s.float()), self.weight)
 
 
@@ -73,22 +86,29 @@ def loss_fn(model, image, label):
 class Recipe:
     def __init__(self, arguments):
         self.batch, self.dtype = arguments.batch, getattr(torch, arguments.dtype)
-        self.compiled = torch.compile if arguments.compile else lambda f: f
-        is_float32 = self.dtype == torch.float32
-        self.format = torch.contiguous_format if is_float32 else torch.channels_last
+        self.device = arguments.device
+        # Compiled for these very sizes: no row pays for those of another.
+        options = {"dynamic": False} if self.device != "cpu" else {}
+        if arguments.graphs:
+            options["mode"] = "reduce-overhead"
+        self.compiled = lambda f: f
+        if arguments.compile:
+            self.compiled = functools.partial(torch.compile, **options)
+        is_plain = self.dtype == torch.float32 and self.device == "cpu"
+        self.format = torch.contiguous_format if is_plain else torch.channels_last
 
     def model(self):
         torch.manual_seed(0)
-        return CapsNet().to(memory_format=self.format)
+        return CapsNet().to(self.device, memory_format=self.format)
 
     def pixels(self, image):
-        pixels = torch.from_numpy(image).contiguous(memory_format=self.format)
+        pixels = image.contiguous(memory_format=self.format)
         return pixels.float() / 255
 
     def autocast(self):
         if self.dtype == torch.float32:
             return contextlib.nullcontext()
-        return torch.autocast("cpu", self.dtype)
+        return torch.autocast(self.device, self.dtype)
 
     def step(self, model):
         optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
@@ -100,7 +120,7 @@ class Recipe:
                 loss = loss_of(model, self.pixels(image), label)
             loss.backward()
             optimizer.step()
-            return loss.item()
+            return loss.detach()
 
         return step
 
@@ -113,9 +133,67 @@ def train(recipe):
 
     def call():
         indices = rng.integers(0, len(data), recipe.batch)
-        return step(data[indices], labels[indices])
+        return step(torch.from_numpy(data[indices]), labels[indices]).item()
 
     return call, {"images": recipe.batch}
+
+
+def time_rows(arguments):
+    """Training with the data on the device, where nothing waits for the host.
+
+    Products of float32 may be of TF32, as they are in XLA.
+    """
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
+    device = torch.device(arguments.device)
+    is_cuda = device.type == "cuda"
+    synchronize = torch.cuda.synchronize if is_cuda else lambda: None
+    about = {"version": torch.__version__, "device": device.type}
+    if is_cuda:
+        about |= {"kind": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+    print(json.dumps(about), flush=True)
+    generator = torch.Generator(device).manual_seed(0)
+    draw = functools.partial(torch.randint, generator=generator, device=device)
+    data = draw(0, 256, (60_000, 1, 28, 28), dtype=torch.uint8)
+    labels = draw(0, 10, (len(data),))
+
+    def time_row(batch, dtype, how):
+        arguments.batch, arguments.dtype = batch, dtype
+        arguments.compile, arguments.graphs = how != "eager", how == "graphs"
+        recipe = Recipe(arguments)
+        step = recipe.step(recipe.model())
+
+        def calls(times):
+            started = time.perf_counter()
+            for _ in range(times):
+                index = draw(0, len(data), (batch,))
+                step(data[index], labels[index])
+            synchronize()
+            return (time.perf_counter() - started) / times
+
+        if is_cuda:
+            torch.cuda.reset_peak_memory_stats()
+        first = calls(1)
+        again = calls(3)
+        times = max(1, round(arguments.seconds / 5 / again))
+        seconds = statistics.median(calls(times) for _ in range(5))
+        return {
+            "batch": batch,
+            "dtype": dtype,
+            "images_per_second": batch / seconds,
+            "compile_seconds": first - seconds,
+            "memory_bytes": torch.cuda.max_memory_allocated() if is_cuda else None,
+        }
+
+    for row in json.loads(arguments.rows):
+        try:
+            answer = time_row(*row)
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"
+            answer = {"error": text[:300]}
+        print(json.dumps(answer), flush=True)
+        # What a row has compiled must not make the next one's sizes variable.
+        torch._dynamo.reset()
 
 
 def routing(recipe):
@@ -140,7 +218,7 @@ def inference(recipe):
 
     def call():
         with torch.no_grad(), recipe.autocast():
-            return encode(recipe.pixels(data)).norm(dim=-1).numpy()
+            return encode(recipe.pixels(torch.from_numpy(data))).norm(dim=-1).numpy()
 
     return call, {"images": recipe.batch}
 
@@ -152,13 +230,13 @@ def gemm(recipe):
 
 def check(recipe, file):
     given = dict(np.load(file))
-    image, label = given.pop("image"), torch.from_numpy(given.pop("label"))
+    image, label = (torch.from_numpy(given.pop(n)) for n in ("image", "label"))
     model = recipe.model()
     model.load_state_dict({n: torch.from_numpy(a) for n, a in given.items()})
     with torch.no_grad(), recipe.autocast():
         length = model.encode(recipe.pixels(image)).norm(dim=-1)
     step = recipe.step(model)
-    losses = [step(image, label) for _ in range(4)]
+    losses = [step(image, label).item() for _ in range(4)]
     print(json.dumps({"length": length.tolist(), "loss": losses}))
 
 
@@ -186,14 +264,20 @@ def serve(call, work):
 def main():
     works = {w.__name__: w for w in (train, routing, inference, gemm)}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", choices=[*works, "check"], default="train")
+    parser.add_argument("--work", choices=[*works, "check", "rows"], default="train")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--file", help="weights, images and labels to check")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--graphs", action="store_true", help="compile to CUDA graphs")
+    parser.add_argument("--rows", help="batch, type and how, of each, in JSON")
+    parser.add_argument("--seconds", type=float, default=1, help="to time each row")
     arguments = parser.parse_args()
     recipe = Recipe(arguments)
-    if arguments.work == "check":
+    if arguments.work == "rows":
+        time_rows(arguments)
+    elif arguments.work == "check":
         check(recipe, arguments.file)
     else:
         serve(*works[arguments.work](recipe))

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from capsjax.data.dataset import DatasetError
+from capsjax.data.source import import_tfds_source
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -17,9 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("name", help='as TensorFlow Datasets spells it: "omniglot"')
     parser.add_argument("--data_dir", help="where to put it, if not the usual folder")
     options = parser.parse_args(arguments)
-    from capsjax.data import tfds_source
-
     try:
+        tfds_source = import_tfds_source(options.name)
         print(tfds_source.prepare(options.name, data_dir=options.data_dir))
     except DatasetError as error:
         sys.exit(f"error: {error}")

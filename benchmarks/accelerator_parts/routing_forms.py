@@ -1,0 +1,104 @@
+"""Routing alone: votes-free, of votes, and the loop that one would write."""
+
+import concurrent.futures
+import functools
+import os
+
+import jax
+import routing
+from accelerator_parts import reference
+from accelerator_parts.points import Part, first_line, seconds_of
+from routing import Form, Problem
+
+# In order of worth; with the gradient and without, these are eight points.
+PROBLEMS = (
+    Problem(batch=128),
+    Problem(batch=1024),
+    Problem(batch=16, i=20_000),
+    Problem(batch=1, i=100_000),
+)
+# Arrays as large as the votes that are held at once with the gradient, or more.
+COPIES = 8
+
+
+class Loop:
+    """``benchmarks/routing.py`` takes it for one of its forms."""
+
+    dtype = "float32"
+    votes_free = False
+
+    def route(self, num_iterations):
+        return functools.partial(
+            reference.route_capsules, num_iterations=num_iterations
+        )
+
+
+FORMS = {
+    "votes-free": Form(votes_free=True),
+    "votes": Form(),
+    "einsum loop": Loop(),
+}
+
+
+def run(part: Part) -> None:
+    part.need_accelerator()
+    problems = (Problem(batch=8, i=72),) if part.quick else PROBLEMS
+    points = {
+        f"batch {p.batch}, {p.i} inputs, {('forward', 'with gradient')[backward]}": (
+            functools.partial(measure, p, backward, 0.05 if part.quick else 0.3)
+        )
+        for p in problems
+        for backward in (True, False)
+    }
+    if part.quick:
+        points["lowered for CUDA"] = lowered
+    part.run(points)
+
+
+def memory_bytes() -> int:
+    stats = jax.devices()[0].memory_stats() or {}
+    in_use = stats.get("bytes_in_use", 0)
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return stats.get("bytes_limit", pages) - in_use
+
+
+def measure(problem: Problem, backward: bool, seconds: float) -> dict:  # noqa: FBT001
+    """Each form's time and temporary memory; an error of one leaves the others."""
+    figures: dict = {"problem": problem._asdict(), "backward": backward, "forms": {}}
+    wanted = 4 * problem.votes * COPIES
+    is_small = wanted < memory_bytes()
+    forms = {n: f for n, f in FORMS.items() if f.votes_free or is_small}
+    for name in FORMS.keys() - forms.keys():
+        figures["forms"][name] = {"left": f"about {wanted / 1e9:.0f} GB of votes"}
+    compiling = functools.partial(
+        routing.compile_program, problem=problem, backward=backward
+    )
+    with concurrent.futures.ThreadPoolExecutor(len(forms)) as pool:
+        futures = {name: pool.submit(compiling, form) for name, form in forms.items()}
+    for name, future in futures.items():
+        try:
+            program = future.result()
+            call = functools.partial(program.run, *program.operands)
+            figures["forms"][name] = {
+                "seconds": seconds_of(call, seconds=seconds),
+                "temporary_bytes": program.temporary_bytes,
+                "compile_seconds": program.compile_seconds,
+            }
+        except Exception as error:
+            figures["forms"][name] = {"error": first_line(error)}
+    return figures
+
+
+def lowered() -> dict:
+    """Every form of every point, with its gradient, as XLA would get it on a GPU."""
+    for problem in PROBLEMS:
+        shapes = (
+            (problem.batch, problem.i, problem.c),
+            (problem.i, problem.j, problem.d, problem.c),
+        )
+        operands = [jax.ShapeDtypeStruct(shape, "float32") for shape in shapes]
+        for form in FORMS.values():
+            route = form.route(problem.rounds)
+            gradient = jax.grad(lambda *x, route=route: route(*x).sum(), (0, 1))
+            jax.export.export(jax.jit(gradient), platforms=["cuda"])(*operands)
+    return {"lowered": len(PROBLEMS) * len(FORMS)}
