@@ -205,7 +205,7 @@ def machine() -> dict[str, Any]:
     return about
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--quick", action="store_true", help="tiny sizes, for a CPU")
@@ -216,7 +216,20 @@ def parse() -> argparse.Namespace:
     add("--torch-python", default=os.environ.get("TORCH_PYTHON") or sys.executable)
     add("--part", choices=SHARES, help=argparse.SUPPRESS)  # In its own process.
     add("--scratch", type=pathlib.Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def command_of(
+    name: str,
+    options: argparse.Namespace,
+    output: pathlib.Path,
+    scratch: str,
+    seconds: float,
+) -> list[str]:
+    command = [sys.executable, str(FOLDER / "accelerator.py"), "--part", name]
+    command += ["--output", str(output), "--scratch", scratch]
+    command += ["--seconds", str(seconds), *["--quick"][: options.quick]]
+    return [*command, "--torch-python", options.torch_python]
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -245,10 +258,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         end = total if options.quick else latest[name]
         seconds = end - (time.monotonic() - started)
         print(f"{name}: at most {seconds:.0f} s ...", file=sys.stderr, flush=True)
-        command = [sys.executable, str(FOLDER / "accelerator.py"), "--part", name]
-        command += ["--output", str(output), "--scratch", scratch]
-        command += ["--seconds", str(seconds), *["--quick"][: options.quick]]
-        command += ["--torch-python", options.torch_python]
+        command = command_of(name, options, output, scratch, seconds)
         surroundings = environment(pathlib.Path(scratch), quick=options.quick)
         own_log = pathlib.Path(scratch, f"{name}.txt")
         return run_part(command, own_log, seconds=seconds, environment=surroundings)
@@ -263,6 +273,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             done = future.result()
             with open(log, "a") as file:
                 file.write(f"\n==== {name}\n{done['printed']}")
+            with open(records, "a") as file:
+                file.write("\n")  # What was torn ends here.
             result["parts"][name] = collect(name, done, read_records(records))
             # At once, whatever becomes of the rest.
             write(output / "accelerator.json", result)
@@ -275,8 +287,8 @@ def write(path: pathlib.Path, result: dict[str, Any]) -> None:
     path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 
-def main() -> int:
-    options = parse()
+def main(argv: list[str] | None = None) -> int:
+    options = parse(argv)
     if options.part:
         from accelerator_parts.points import Part
 

@@ -9,7 +9,7 @@ import pathlib
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +32,7 @@ from capsjax.models import make_model
 # Products round to 24, 11 and 8 bits. The largest relative errors that are taken for
 # rounding: some ten times what a CPU has, where there is no TF32.
 LIMITS = {"float32 highest": 2e-5, "float32": 5e-3, "bfloat16": 5e-2}
+WHOLE = "CapsNet, loss"
 # What may make a GPU give the same bits twice, tried if it does not by itself.
 FLAGS = (
     "--xla_gpu_exclude_nondeterministic_ops=true",
@@ -47,10 +48,8 @@ def run(part: Part) -> None:
     with concurrent.futures.ThreadPoolExecutor(4 if part.quick else 12) as pool:
         points: dict[str, Callable[[], dict]] = compare(
             make_checks(*((2, 8) if part.quick else (32, 256))),
-            # A CPU knows but one float32.
-            ("float32", "bfloat16") if part.quick else tuple(LIMITS),
             pool,
-            export=part.quick,
+            quick=part.quick,
         )
         points["smoke training"] = runs.accuracy
         points["killed and resumed"] = runs.resumed
@@ -72,12 +71,15 @@ class Check(NamedTuple):
         reference: A function of the same operands.
         operands: Trees of float32 arrays, with regard to which gradients are compared.
         fixed: Further operands.
+        slack: By how much the limits are multiplied: through a whole network's ReLUs
+            and routing errors grow.
     """
 
     function: Callable[[str], Callable]
     reference: Callable
     operands: tuple[Any, ...]
     fixed: tuple[Any, ...] = ()
+    slack: float = 1.0
 
 
 def make_checks(batch: int, width: int) -> dict[str, Check]:
@@ -87,12 +89,14 @@ def make_checks(batch: int, width: int) -> dict[str, Check]:
     def normal(*shape, scale=1.0):
         return (scale * rng.standard_normal(shape)).astype(np.float32)
 
-    # Long capsules, so that there are couplings and losses to compare.
-    long = configs.Initializers(
-        conv="he_normal", primary="he_normal", weight="normal(0.3)"
+    num_inputs = 36 * width // 8
+    # Lengths of a third, between those of the margins, so that no gradient vanishes.
+    scale = 1.6 / num_inputs**0.5
+    initializers = configs.Initializers(
+        conv="he_normal", primary="he_normal", weight=f"normal({scale})"
     )
     size = configs.Model(
-        conv_features=width, primary_types=width // 8, initializers=long
+        conv_features=width, primary_types=width // 8, initializers=initializers
     )
     model = make_model(size, (28, 28, 1), 10)
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
@@ -101,11 +105,10 @@ def make_checks(batch: int, width: int) -> dict[str, Check]:
     hidden = np.maximum(normal(batch, 20, 20, width), 0)
     label = np.arange(batch) % 10
     mask = np.eye(10, dtype=np.float32)[label]
-    problem = Problem(batch=batch, i=36 * width // 8)
+    problem = Problem(batch=batch, i=num_inputs)
     capsules, weight, _ = map(np.asarray, problem.operands("float32"))
     votes = np.einsum("ijdc,bic->bijd", weight, capsules, optimize=True)
     pose = np.asarray(squash(normal(batch, 10, 16)))
-    num_inputs = problem.i
 
     def layer(kind, **options):
         def function(dtype):
@@ -150,7 +153,7 @@ def make_checks(batch: int, width: int) -> dict[str, Check]:
             reference.route,
             (votes,),
         ),
-        "CapsNet, loss": Check(whole, reference.loss, (params,), (image, mask)),
+        WHOLE: Check(whole, reference.loss, (params,), (image, mask), slack=4),
         "PrimaryCaps": Check(
             layer(PrimaryCaps, num_types=types),
             reference.primary_capsules,
@@ -213,28 +216,31 @@ def operands_of(check: Check) -> tuple[Any, Any, np.ndarray]:
 
 
 def compare(
-    checks: dict[str, Check], hows: Sequence[str], pool, *, export: bool
+    checks: dict[str, Check], pool, *, quick: bool
 ) -> dict[str, Callable[[], dict]]:
     """Compiles everything side by side, and returns what waits for the errors.
 
     Args:
         checks: By name.
-        hows: Of ``LIMITS``.
         pool: Where things are compiled and run.
-        export: Whether to lower for CUDA too what is then run on the CPU.
+        quick: Whether to leave out what is the same on a CPU, or part of the network,
+            and to lower for CUDA too what is then run on the CPU.
     """
     points = {}
     for name, check in checks.items():
         operands = operands_of(check)
         futures = {}
+        hows = tuple(LIMITS)
+        if quick:
+            hows = ("float32", "bfloat16") if name == WHOLE else ("float32",)
         for how in ("reference", *hows):
             try:
-                program, own = _lowered(check, how, operands, export=export)
+                program, own = _lowered(check, how, operands, export=quick)
                 futures[how] = pool.submit(_run, program, own)
             except Exception as error:  # For this check's point to raise.
                 futures[how] = concurrent.futures.Future()
                 futures[how].set_exception(error)
-        points[name] = functools.partial(_errors, futures)
+        points[name] = functools.partial(_errors, futures, check.slack)
     return points
 
 
@@ -260,11 +266,11 @@ def _run(program, operands) -> Any:
         return jax.tree.map(np.asarray, program.compile()(*operands))
 
 
-def _errors(futures) -> dict[str, Any]:
+def _errors(futures: dict[str, Any], slack: float) -> dict[str, Any]:
     expected = futures["reference"].result()
     figures: dict[str, Any] = {"ok": True}
     for how in [name for name in futures if name != "reference"]:
-        actual, limit = futures[how].result(), LIMITS[how]
+        actual, limit = futures[how].result(), slack * LIMITS[how]
         errors = jax.tree.map(_relative_error, actual, expected)
         worst = {
             "value": errors[0],
@@ -372,9 +378,9 @@ class Runs:
         return {"accuracy": accuracy, "enough": enough, "ok": accuracy > enough}
 
     def resumed(self) -> dict[str, Any]:
-        figures = {"no flags": _same_bits(self.first, self.second, self.killed)}
-        figures["ok"] = all(figures["no flags"].values())
-        if not figures["ok"]:
+        without = _same_bits(self.first, self.second, self.killed)
+        figures = {"no flags": without, "ok": without["killed and resumed"]}
+        if not all(without.values()):
             tried = {flags: self._start(flags) for flags in FLAGS}
             for flags, runs in tried.items():
                 try:

@@ -15,6 +15,7 @@ from jax.extend import backend
 
 from capsjax import config as configs
 from capsjax import train
+from capsjax.interrupt import noticed
 from capsjax.workdir import Workdir, WorkdirError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -61,6 +62,7 @@ class Trained:
         self.compile_seconds, self.memory_bytes, self.stream = 0.0, 0, None
         self._before = {id(one) for one in backend.get_backend().live_executables()}
         self._batch, self._trace = config.batch_size, trace
+        self._error: Exception | None = None
         workdir = Workdir(folder)
         ended = threading.Event()
         watcher = threading.Thread(
@@ -70,12 +72,18 @@ class Trained:
         jax.monitoring.register_event_duration_secs_listener(self._count)
         watcher.start()
         try:
-            self.result: Any = train.train(config, workdir)
+            # The watcher may be late: outside of the run its signal does nothing.
+            with noticed((signal.SIGINT,)):
+                try:
+                    self.result: Any = train.train(config, workdir)
+                finally:
+                    ended.set()
+                    watcher.join()
         finally:
-            ended.set()
-            watcher.join()
             jax.monitoring.unregister_event_duration_listener(self._count)
         self.seconds = time.monotonic() - started
+        if self._error is not None:
+            raise self._error
         self.rows = list(workdir.read_metrics())
 
     def _count(self, event: str, seconds: float, **_: Any) -> None:
@@ -86,27 +94,34 @@ class Trained:
         self, workdir: Workdir, ended: threading.Event, seconds: float, limit: float
     ) -> None:
         """Interrupts the run after some seconds of steps, as Ctrl-C would."""
-        latest = time.monotonic() + limit
-        # The first lines are still of the start.
-        while len(first := _steps(workdir)) < 2 and time.monotonic() < latest:
+        try:
+            self._look_on(workdir, ended, seconds, time.monotonic() + limit)
+        except Exception as error:  # Whatever it is, the run must end.
+            self._error = error
+        if not ended.is_set():
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def _look_on(
+        self, workdir: Workdir, ended: threading.Event, seconds: float, latest: float
+    ) -> None:
+        while not (first := _steps(workdir)) and time.monotonic() < latest:
             if ended.wait(0.02):
                 return
-        begun = time.monotonic()
-        self.memory_bytes = self._largest_program()
+        begun, last = time.monotonic(), first
+        with contextlib.suppress(Exception):  # Not every backend tells of its programs.
+            self.memory_bytes = self._largest_program()
         if self._trace is not None:
             jax.profiler.start_trace(str(self._trace))
             ended.wait(min(seconds, 1.0))
             jax.profiler.stop_trace()
-        last = first
         while not ended.wait(0.02):
             now = time.monotonic()
-            if len(rows := _steps(workdir)) > len(last):
+            if len(rows := _steps(workdir)) > len(last) and first:
                 last = rows
                 steps = last[-1] - first[-1]
                 self.stream = steps * self._batch / (now - begun)
-            has_enough = now - begun > seconds and len(last) >= len(first) + 3
+            has_enough = now - begun > seconds and len(last) >= len(first) + 2
             if has_enough or now > latest:
-                os.kill(os.getpid(), signal.SIGINT)
                 return
 
     def _largest_program(self) -> int:
@@ -114,11 +129,10 @@ class Trained:
         for program in backend.get_backend().live_executables():
             if id(program) in self._before:
                 continue
-            with contextlib.suppress(jax.errors.JaxRuntimeError):
-                stats = program.get_compiled_memory_stats()
-                held = stats.argument_size_in_bytes + stats.temp_size_in_bytes
-                held += stats.output_size_in_bytes - stats.alias_size_in_bytes
-                largest = max(largest, held)
+            stats = program.get_compiled_memory_stats()
+            held = stats.argument_size_in_bytes + stats.temp_size_in_bytes
+            held += stats.output_size_in_bytes - stats.alias_size_in_bytes
+            largest = max(largest, held)
         return largest
 
     @property
