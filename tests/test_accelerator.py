@@ -1,9 +1,11 @@
 """What ``benchmarks/accelerator.py`` keeps when its parts fail, hang or are right."""
 
+import concurrent.futures
 import json
 import pathlib
 import sys
 
+import numpy as np
 import pytest
 
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
@@ -166,3 +168,20 @@ def test_targets_compare_what_was_measured(accelerator):
             "MISSED: 1.2 times (at most 1.1 times)"
         ),
     }
+
+
+@pytest.mark.parametrize(
+    ("value", "small", "is_ok"),
+    [(1, 1e-3, True), (1.01, 1e-3, False), (1, 2e-3, False), (1, np.nan, False)],
+)
+def test_a_wrong_array_or_no_number_is_no_rounding(accelerator, value, small, is_ok):
+    from accelerator_parts.correctness import _errors
+
+    def done(value, small):
+        future = concurrent.futures.Future()
+        gradient = {"large": np.full(9, 1e3), "small": np.full(9, small)}
+        future.set_result((np.full(3, value), (gradient,)))
+        return future
+
+    futures = {"reference": done(1.0, 1e-3), "float32 highest": done(value, small)}
+    assert _errors(futures)["ok"] == is_ok

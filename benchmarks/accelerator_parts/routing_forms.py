@@ -3,12 +3,16 @@
 import concurrent.futures
 import functools
 import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import routing
 from accelerator_parts import reference
 from accelerator_parts.points import Part, first_line, seconds_of
 from routing import Form, Problem
+
+from capsjax.routings import votes_free
 
 # In order of worth; with the gradient and without, these are eight points.
 PROBLEMS = (
@@ -21,22 +25,27 @@ PROBLEMS = (
 COPIES = 8
 
 
-class Loop:
-    """``benchmarks/routing.py`` takes it for one of its forms."""
+class Written(NamedTuple):
+    """A function as one of the forms of ``benchmarks/routing.py``."""
 
-    dtype = "float32"
-    votes_free = False
+    function: Callable[..., Any]
+    votes_free: bool
+    dtype: str = "float32"
 
     def route(self, num_iterations):
-        return functools.partial(
-            reference.route_capsules, num_iterations=num_iterations
-        )
+        return functools.partial(self.function, num_iterations=num_iterations)
+
+
+def route_votes_free(capsules, weight, num_iterations):
+    """Without votes whatever the platform's table says."""
+    rounds = votes_free.Rounds(num_iterations, False, False)  # noqa: FBT003
+    return votes_free.route_votes_free(capsules, weight, None, rounds)
 
 
 FORMS = {
-    "votes-free": Form(votes_free=True),
+    "votes-free": Written(route_votes_free, votes_free=True),
     "votes": Form(),
-    "einsum loop": Loop(),
+    "einsum loop": Written(reference.route_capsules, votes_free=False),
 }
 
 

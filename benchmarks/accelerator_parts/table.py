@@ -95,7 +95,7 @@ def _correctness(record: dict[str, Any]) -> str:
         if name in skipped:
             continue
         if isinstance(value, dict) and "gradient" in value:
-            value = f"{_number(value['value'])} {_number(value['gradient'])}"
+            value = " ".join(map(_number, value.values()))
         cells.append(f"{name} {_number(value)}")
     return f"{verdict}: {', '.join(cells)}"
 
