@@ -14,12 +14,16 @@ from routing import Form, Problem
 
 from capsjax.routings import votes_free
 
-# In order of worth; with the gradient and without, these are eight points.
+# In order of worth, each with the gradient and without.
 PROBLEMS = (
     Problem(batch=128),
     Problem(batch=1024),
     Problem(batch=16, i=20_000),
     Problem(batch=1, i=100_000),
+    Problem(batch=512),
+    Problem(batch=1),
+    Problem(batch=1, i=20_000),
+    Problem(batch=16),
 )
 # Arrays as large as the votes that are held at once with the gradient, or more.
 COPIES = 8
