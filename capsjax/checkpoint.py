@@ -6,6 +6,7 @@ every step goes a record of its leaves, their types, shapes and checksums, seale
 checksum of its own. Where a step is damaged, the next one takes its place.
 """
 
+import contextlib
 import errno
 import json
 import logging
@@ -17,8 +18,8 @@ import shutil
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,9 @@ State = TypeVar("State")
 _NUM_LATEST = 2
 # So long may it take the run that trains to delete a step from under a reader.
 _SECONDS_TO_DELETE = 0.2
+_STEP = re.compile("0|[1-9][0-9]*", re.ASCII)
+# A save that was killed, or a step that was being deleted.
+_LEFT_OVER = re.compile(r"[0-9]+\.(deleted|orbax-checkpoint-tmp.*)", re.ASCII)
 # With these a file can be whole: they are of the disk, the memory, the rights, now.
 _PASSING = {
     *(errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM),
@@ -48,11 +52,25 @@ class DamagedCheckpointError(CheckpointError):
     """A checkpoint is not what was saved; another step may be."""
 
 
+class _Save(NamedTuple):
+    """A save that runs in the background.
+
+    Attributes:
+        step: The step that is saved.
+        response: Orbax's handle.
+        obsolete: The steps that are deleted once this one is on disk.
+    """
+
+    step: int
+    response: Any
+    obsolete: set[int]
+
+
 class Checkpoints(Generic[State]):
     """The checkpoints of one run.
 
     Args:
-        folder: Where they are; made if it is not there.
+        folder: Where they are; made if it is not there and may be written.
         read_only: Whether another process may be saving there.
 
     Raises:
@@ -64,43 +82,37 @@ class Checkpoints(Generic[State]):
         # is told here.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         _hush_abandoned_reads()
-        self._folder, self._read_only = folder, read_only
+        self._folder, self._read_only = folder.absolute(), read_only
+        self._steps: set[int] = set()
+        self._saving: _Save | None = None
         self._losses: dict[int, float] = {}
         self._accuracies: dict[int, float] = {}
         self._unknown: set[int] = set()  # Steps that may have been the best.
-        # Orbax's default leaves out a save while another one is running.
-        always: Any = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
-        latest_and_best: Any = _LatestAndBest(self._losses)
         try:
-            self._checkpointer = ocp.training.Checkpointer(
-                str(folder.absolute()),
-                save_decision_policy=always,
-                preservation_policy=latest_and_best,
-                cleanup_tmp_directories=not read_only,
-            )
-        except Exception as error:
+            if not read_only:
+                self._clear_away()
+        except OSError as error:
             raise _explained(f"can't use {folder}", error) from error
-        self._read_losses()
+        self._list_steps()
 
-    @property
-    def steps(self) -> list[int]:
-        """The steps at which there is a checkpoint, in order."""
-        return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
+    def _clear_away(self) -> None:
+        """Makes the folder and deletes what a killed process left half made."""
+        if is_writer():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for path in self._folder.iterdir():
+                if _LEFT_OVER.fullmatch(path.name):
+                    shutil.rmtree(path)
+        wait_for_all("the folder of checkpoints is clear")
 
-    @property
-    def latest(self) -> int | None:
-        """The last step saved, if any."""
-        return max(self.steps, default=None)
-
-    @property
-    def best(self) -> tuple[int, float] | None:
-        """Step and validation loss of the best, if one was validated."""
-        there = set(self.steps)
-        losses = {k: loss for k, loss in self._losses.items() if k in there}
-        step = _best(losses)
-        return None if step is None else (step, losses[step])
-
-    def _read_losses(self) -> None:
+    def _list_steps(self) -> None:
+        """Reads from disk which steps there are and how each was validated."""
+        try:
+            names = [path.name for path in self._folder.iterdir() if path.is_dir()]
+        except FileNotFoundError:
+            names = []
+        except OSError as error:
+            raise _explained(f"can't use {self._folder}", error) from error
+        self._steps = {int(name) for name in names if _STEP.fullmatch(name)}
         for step in self.steps:
             try:
                 record = self._record(step)
@@ -108,6 +120,27 @@ class Checkpoints(Generic[State]):
                 self._unknown.add(step)
                 continue
             self._note(step, record["loss"], record.get("accuracy"))
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps at which there is a checkpoint or one is being saved, in order."""
+        return sorted(self._steps)
+
+    @property
+    def latest(self) -> int | None:
+        """The last step saved, if any."""
+        return max(self._steps, default=None)
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """Step and validation loss of the best, if one was validated."""
+        step = self._best(self._steps)
+        return None if step is None else (step, self._losses[step])
+
+    def _best(self, steps: Iterable[int]) -> int | None:
+        """The step of the smallest loss; of equal ones the later."""
+        validated = [step for step in steps if step in self._losses]
+        return min(validated, key=lambda k: (self._losses[k], -k), default=None)
 
     def accuracy(self, step: int) -> float | None:
         """The validation accuracy of a step that was saved, if it was validated."""
@@ -130,25 +163,36 @@ class Checkpoints(Generic[State]):
             accuracy: The validation accuracy, likewise.
 
         Raises:
-            CheckpointError: If this or the previous checkpoint can't be written.
+            CheckpointError: If this or the previous checkpoint can't be written; the
+                message names the step.
         """
+        self.wait()
         leaves = _described(state)
         for name, checksum in _checksums(state).items():
             leaves[name]["crc32"] = checksum
         validated = {"loss": loss, "accuracy": accuracy}
         record: Any = {"step": step, **validated, "leaves": leaves}
-        self._unknown.discard(step)  # A damaged one is made again.
+        if step in self._steps and is_writer():  # A damaged one is made again.
+            self._delete(step)
+        self._unknown.discard(step)
         self._note(step, loss, accuracy)
+        context = ocp.Context()
+        # A folder that can't be made is an error here; in the background Orbax's other
+        # threads would wait for it.
+        context.async_options.create_directories_asynchronously = False
         try:
-            self._checkpointer.save_checkpointables_async(
-                step,
-                {"state": state},
-                custom_metadata={**record, "crc32": _seal(record)},
-                force=True,
-                overwrite=True,
-            )
+            with context:
+                response = ocp.save_checkpointables_async(
+                    str(self._folder / str(step)),
+                    {"state": state},
+                    custom_metadata={**record, "crc32": _seal(record)},
+                )
         except Exception as error:
-            raise _explained(f"can't save step {step}", error) from error
+            raise self._unsaved(step, error) from error
+        steps = self._steps | {step}
+        kept = {self._best(steps), *sorted(steps)[-_NUM_LATEST:]}
+        self._steps = steps & kept
+        self._saving = _Save(step, response, steps - kept)
 
     def _note(self, step: int, loss: float | None, accuracy: float | None) -> None:
         for known, value in ((self._losses, loss), (self._accuracies, accuracy)):
@@ -205,7 +249,7 @@ class Checkpoints(Generic[State]):
                 state = self.restore(step, like, partly=partly)
             except DamagedCheckpointError as error:
                 if self._read_only and self._is_gone(step):
-                    self._reload()
+                    self._list_steps()
                 else:
                     damaged[step] = error
                 continue
@@ -264,7 +308,8 @@ class Checkpoints(Generic[State]):
         failure = None
         try:
             with context:
-                loaded = self._checkpointer.load_checkpointables(step, {"state": like})
+                path = str(self._folder / str(step))
+                loaded = ocp.load_checkpointables(path, {"state": like})
             state = loaded["state"]
         except Exception as error:
             failure = _unread(step, error)
@@ -281,7 +326,7 @@ class Checkpoints(Generic[State]):
         try:
             if not committed.is_file():
                 raise FileNotFoundError(f"{committed.name} is missing")
-            metadata: Any = self._checkpointer.checkpointables_metadata(step)
+            metadata: Any = ocp.checkpointables_metadata(str(committed.parent))
             record = dict(metadata.custom_metadata or {})
         except Exception as error:
             raise _unread(step, error) from error
@@ -301,57 +346,63 @@ class Checkpoints(Generic[State]):
             except OSError as error:
                 raise _explained(f"can't set step {step} aside", error) from error
         wait_for_all("damaged steps are out of the way")
-        self._reload()
+        self._list_steps()
 
-    def _reload(self) -> None:
-        try:
-            self._checkpointer.reload()
-        except Exception as error:
-            raise _explained(f"can't use {self._folder}", error) from error
-        self._read_losses()
+    def check(self) -> None:
+        """Notices, without waiting, whether a save has failed.
+
+        Raises:
+            CheckpointError: If it can't be written; the message names the step.
+        """
+        with contextlib.suppress(TimeoutError):
+            self._finish(timeout=0.0)
 
     def wait(self) -> None:
         """Waits until everything is on disk.
 
         Raises:
-            CheckpointError: If it can't be written.
+            CheckpointError: If it can't be written; the message names the step.
         """
-        try:
-            self._checkpointer.wait()
-        except Exception as error:
-            raise _explained("can't save", error) from error
+        self._finish(timeout=None)
 
-    def close(self) -> None:
-        """Waits, then frees what the saving holds.
+    close = wait
+
+    def _finish(self, *, timeout: float | None) -> None:
+        """Ends the save in the background, and deletes what it makes obsolete.
 
         Raises:
-            CheckpointError: If the last save can't be written.
+            TimeoutError: If it takes longer.
+            CheckpointError: If it can't be written.
         """
+        if (save := self._saving) is None:
+            return
         try:
-            self._checkpointer.close()
+            save.response.result(timeout)
         except Exception as error:
-            raise _explained("can't save", error) from error
+            if timeout is not None and isinstance(error, TimeoutError):
+                raise
+            self._saving = None
+            raise self._unsaved(save.step, error) from error
+        self._saving = None
+        for step in sorted(save.obsolete) if is_writer() else ():
+            self._delete(step)
 
+    def _unsaved(self, step: int, error: Exception) -> CheckpointError:
+        with contextlib.suppress(CheckpointError):
+            self._list_steps()  # What was to be deleted is still there.
+        return _explained(f"can't save step {step}", error)
 
-class _LatestAndBest:
-    """Orbax's own choice of the best reads files that may be damaged."""
-
-    def __init__(self, losses: dict[int, float]):
-        self._losses = losses
-
-    def should_preserve(
-        self, checkpoints: Sequence[Any], *, context: Any
-    ) -> Sequence[bool]:
-        del context
-        steps = sorted(checkpoint.step for checkpoint in checkpoints)
-        best = _best({k: self._losses[k] for k in steps if k in self._losses})
-        kept = {best, *steps[-_NUM_LATEST:]}
-        return [checkpoint.step in kept for checkpoint in checkpoints]
-
-
-def _best(losses: dict[int, float]) -> int | None:
-    """The step of the smallest loss; of equal ones the later."""
-    return min(losses, key=lambda step: (losses[step], -step), default=None)
+    def _delete(self, step: int) -> None:
+        """Deletes a step, which is not a step any more from the first moment on."""
+        path = self._folder / str(step)
+        aside = path.with_suffix(".deleted")
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+        except OSError as error:
+            warn(f"can't delete the checkpoint of step {step} ({_cause(error)}).")
+        # What stays, as a reader holds it on a network's disk, goes at the next start.
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _leaves(tree: Any) -> Iterable[tuple[str, Any]]:
@@ -394,6 +445,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _cause(error: BaseException) -> str:
     *_, error = _chain(error)
+    if number := _number(error):
+        return f"OSError: {os.strerror(number)}"
     first = (str(error).strip() or "no message").splitlines()[0]
     return f"{type(error).__name__}: {first[:200]}"
 
@@ -439,13 +492,17 @@ def _unread(step: int, error: BaseException) -> CheckpointError:
 
 def _passing(error: BaseException) -> str:
     """Why a whole checkpoint may be read later and not now; empty if it is not that."""
-    text, number = str(error), getattr(error, "errno", None)
-    if isinstance(error, MemoryError) or text.startswith("RESOURCE_EXHAUSTED"):
+    number = _number(error) or getattr(error, "errno", None)
+    is_out_of_memory = str(error).startswith("RESOURCE_EXHAUSTED") and number is None
+    if isinstance(error, MemoryError) or is_out_of_memory:
         return "not enough memory"
-    # TensorStore's way, of now and of before.
-    if told := re.search(r"\[(?:OS error |os_error_code=')(\d+)", text):
-        number = int(told[1])
     return os.strerror(number) if number in _PASSING else ""
+
+
+def _number(error: BaseException) -> int | None:
+    """The system's number of an error, in TensorStore's ways of now and of before."""
+    told = re.search(r"\[(?:OS error |os_error_code=')(\d+)", str(error))
+    return int(told[1]) if told else None
 
 
 def _damaged(step: int, cause: str) -> DamagedCheckpointError:

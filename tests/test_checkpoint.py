@@ -1,4 +1,8 @@
+import pathlib
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 
 import jax
@@ -7,6 +11,7 @@ import numpy as np
 import pytest
 from rights import as_nobody, public_folder
 
+from capsjax import checkpoint
 from capsjax.checkpoint import CheckpointError, Checkpoints
 
 
@@ -163,7 +168,7 @@ def test_a_reading_that_failed_this_once_is_told_as_such(
     checkpoints.save(1, state(1))
     checkpoints.save(2, state(2))
     checkpoints.wait()
-    monkeypatch.setattr(checkpoints._checkpointer, "load_checkpointables", read)
+    monkeypatch.setattr(checkpoint.ocp, "load_checkpointables", read)
     with pytest.raises(
         CheckpointError, match="can't read the checkpoint of step 2 now"
     ):
@@ -179,3 +184,189 @@ def test_the_accuracy_of_a_validation_is_kept_with_its_step(checkpoints, tmp_pat
     for kept in (checkpoints, again):
         assert (kept.accuracy(1), kept.accuracy(2)) == (0.75, None)
     again.close()
+
+
+FULL_DISK = """
+import os, pathlib, sys
+import jax.numpy as jnp
+from capsjax.checkpoint import CheckpointError, Checkpoints
+
+folder, kind = pathlib.Path(sys.argv[1]), sys.argv[2]
+state = {"w": jnp.arange(100.0)}
+checkpoints = Checkpoints(folder / "checkpoints")
+checkpoints.save(1, state)
+checkpoints.wait()
+left = None  # So many folders and files can still be made.
+if kind == "made up":
+    def hook(event, arguments):
+        global left
+        is_made = event == "os.mkdir" or event == "open" and arguments[2] & os.O_CREAT
+        if left is None or not is_made or str(folder) not in str(arguments[0]):
+            return
+        left -= 1
+        if left < 0:
+            raise OSError(28, "No space left on device")
+    sys.addaudithook(hook)
+else:
+    fillers = [folder / f"{k}" for k in range(os.statvfs(folder).f_ffree)]
+    for filler in fillers:
+        filler.touch()
+for room in range(100):
+    left = room
+    try:
+        checkpoints.save(2, state)
+        checkpoints.wait()
+        break
+    except CheckpointError as error:
+        print(error)
+        assert checkpoints.steps == [1], checkpoints.steps
+    if kind != "made up":
+        fillers.pop().unlink()
+assert checkpoints.steps == [1, 2]
+assert Checkpoints(folder / "checkpoints").steps == [1, 2]
+print("the end", flush=True)
+"""
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 60 files and folders."""
+    options = ["-t", "tmpfs", "-o", "nr_inodes=60,size=20m", "tmpfs", str(tmp_path)]
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(
+            ["mount", *options], stderr=subprocess.DEVNULL, check=False
+        ).returncode
+    ):
+        pytest.skip("no disk may be mounted here")
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def every_failed_save(folder, kind):
+    """What is told of saves for which there is room for one file more each time."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(folder), kind],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,  # Orbax's threads would wait for twenty minutes.
+    )
+    assert done.returncode == 0, done.stderr
+    *told, end = done.stdout.splitlines()
+    assert end == "the end"
+    return told
+
+
+def test_whatever_a_save_fails_at_it_is_told_and_the_process_ends(tmp_path):
+    """A folder that can't be made left threads that kept the process from ending."""
+    told = every_failed_save(tmp_path, "made up")
+    assert len(told) >= 6  # Two folders and four files are Orbax's own.
+    for line in told:
+        assert line.startswith("can't save step 2: OSError: "), line
+        assert "No space left on device" in line
+
+
+def test_a_disk_without_room_for_a_folder_is_told_and_the_process_ends(small_disk):
+    """The same with what TensorStore makes."""
+    told = every_failed_save(small_disk, "mounted")
+    assert len(told) >= 12
+    for line in told:
+        assert line.startswith("can't save step 2: OSError: "), line
+        assert "No space left on device" in line
+
+
+def test_a_failed_save_is_told_at_the_next_check(checkpoints, tmp_path, monkeypatch):
+    checkpoints.save(1, state(1))
+    checkpoints.check()
+    checkpoints.wait()
+
+    class Failed:
+        def result(self, timeout):
+            raise OSError(5, "Input/output error")
+
+    def fail(*_, **__):
+        return Failed()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.ocp, "save_checkpointables_async", fail)
+        checkpoints.save(2, state(2))
+    told = r"can't save step 2: OSError: \[Errno 5\] Input/output error"
+    with pytest.raises(CheckpointError, match=told):
+        checkpoints.check()
+    assert checkpoints.steps == [1]
+    checkpoints.check()  # It is told once.
+
+
+def test_a_check_does_not_wait(checkpoints, monkeypatch):
+    class Running:
+        def result(self, timeout):
+            assert timeout == 0
+            raise TimeoutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            checkpoint.ocp, "save_checkpointables_async", lambda *_, **__: Running()
+        )
+        checkpoints.save(1, state(1))
+    checkpoints.check()
+    assert checkpoints.steps == [1]
+    checkpoints._saving = None
+
+
+DELETION = """
+import os, pathlib, shutil, signal, sys
+import jax.numpy as jnp
+from capsjax.checkpoint import Checkpoints
+
+checkpoints = Checkpoints(pathlib.Path(sys.argv[1]))
+for step in (1, 2, 3):
+    if step == 3:
+        unlink, left = os.unlink, int(sys.argv[2])
+        def until_killed(*arguments, **options):
+            global left
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+            unlink(*arguments, **options)
+        os.unlink = until_killed
+    checkpoints.save(step, {"w": jnp.full(3, float(step))}, loss=1 / step)
+    checkpoints.wait()
+"""
+
+
+@pytest.mark.parametrize("deleted", [0, 1, 3])
+def test_a_kill_while_an_old_step_is_deleted_leaves_nothing_damaged(
+    tmp_path, capsys, deleted
+):
+    arguments = [sys.executable, "-c", DELETION, str(tmp_path), str(deleted)]
+    killed = subprocess.run(arguments, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert (tmp_path / "1.deleted").exists()
+    reader = Checkpoints(tmp_path, read_only=True)
+    assert (reader.steps, reader.best) == ([2, 3], (3, 1 / 3))
+    assert (tmp_path / "1.deleted").exists()  # A reader changes nothing.
+    again = Checkpoints(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"2", "3"}
+    assert again.restore_best(like({"w": jnp.zeros(3)}))[0] == 3
+    assert capsys.readouterr().err == ""
+
+
+def test_what_can_not_be_deleted_is_told_and_does_not_end_the_run(
+    checkpoints, monkeypatch, capsys
+):
+    def refuse(*_):
+        raise OSError(16, "Device or resource busy")
+
+    for step in (1, 2):
+        checkpoints.save(step, state(step))
+    checkpoints.wait()
+    with monkeypatch.context() as patch:
+        checkpoints.save(3, state(3))
+        checkpoints._saving.response.result()
+        patch.setattr(pathlib.Path, "rename", refuse)
+        checkpoints.wait()
+    assert "can't delete the checkpoint of step 1 (OSError: [Errno 16]" in (
+        capsys.readouterr().err
+    )
+    assert checkpoints.steps == [2, 3]
