@@ -1,16 +1,25 @@
 """Compiled programs kept on disk, so that the next start does not wait for XLA."""
 
+import contextlib
+import glob
 import hashlib
 import importlib.metadata
 import os
 import pathlib
 import platform
+import re
+import warnings
 from typing import Any
 
 import jax
 
 from capsjax.console import warn
 from capsjax.paths import cache_folder
+
+_CACHE_WARNING = re.compile(
+    r"Error (read|writ)ing persistent compilation cache entry for '(.+?)': (.*)",
+    re.DOTALL,
+)
 
 
 def keep_compiled_programs() -> None:
@@ -21,6 +30,7 @@ def keep_compiled_programs() -> None:
     written, a line says so and nothing is kept.
     """
     settings: Any = jax.config
+    _mend_damaged_programs()
     is_set = settings.jax_compilation_cache_dir is not None
     if is_set or not settings.jax_enable_compilation_cache:
         return
@@ -36,6 +46,34 @@ def keep_compiled_programs() -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _mend_damaged_programs() -> None:
+    """Deletes kept programs that JAX can't read, so that it keeps new ones.
+
+    JAX itself warns, compiles, and leaves what is there, at every start again.
+    """
+    show = warnings.showwarning
+
+    def show_or_mend(message: Any, *arguments: Any, **options: Any) -> None:
+        if (told := _CACHE_WARNING.match(str(message))) is None:
+            show(message, *arguments, **options)
+            return
+        doing, name, reason = told.groups()
+        settings: Any = jax.config
+        folder = pathlib.Path(settings.jax_compilation_cache_dir or os.devnull)
+        for path in folder.glob(f"{glob.escape(name)}-*-cache"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+        reason = reason.splitlines()[0][:200]
+        warn(
+            f"a damaged compiled program, {name}, is made again ({reason})"
+            if doing == "read"
+            else f"the compiled program {name} can't be kept ({reason})"
+        )
+
+    if getattr(show, "__name__", "") != show_or_mend.__name__:
+        warnings.showwarning = show_or_mend
 
 
 def _machine() -> str:

@@ -41,7 +41,7 @@ from capsjax.measure import (
 )
 from capsjax.models import BaselineCNN, Network, mask_longest
 from capsjax.ops import safe_norm
-from capsjax.parallel import AXIS, my_shares
+from capsjax.parallel import AXIS, my_shares, require_devices
 from capsjax.paths import expanded
 from capsjax.provenance import provenance
 from capsjax.run import Prediction, Run, load_run
@@ -543,6 +543,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         keep_compiled_programs()
+        require_devices()
         runs = [load_run(path) for path in arguments.workdir]
         dataset = _load_test_set(runs, arguments.data)
         print(f"{len(dataset)} test images of {dataset.name}")

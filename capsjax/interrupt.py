@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 
@@ -21,36 +22,88 @@ class Interrupt:
         self.signal: signal.Signals | None = None
         self.is_passed_on = False
 
-    @property
-    def exit_code(self) -> int:
-        """What a shell expects of a process that a signal ended: 130 for Ctrl-C."""
-        return 0 if self.signal is None else 128 + self.signal
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop, and has saved what it had.
+
+    Attributes:
+        exit_code: What a shell expects of a process that the signal ended: 130 for
+            Ctrl-C.
+    """
+
+    def __init__(self, number: signal.Signals):
+        super().__init__(f"stopped by {number.name}; all is saved")
+        self.exit_code = 128 + number
 
 
 @contextlib.contextmanager
 def noticed(
-    signals: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM),
+    signals: tuple[signal.Signals, ...] | None = None, *, may_exit: bool
 ) -> Iterator[Interrupt]:
-    """Notes the first of the signals; a SIGINT (Ctrl-C) after it ends the process.
+    """Notes the first of the signals; a SIGINT (Ctrl-C) after it stops at once.
 
     A SIGTERM after it is ignored: schedulers send several, and then SIGKILL. Outside
     the main thread, where Python allows no signal handlers, nothing is noted.
+
+    Args:
+        signals: By default SIGINT, SIGTERM and, where the system has it, SIGHUP, which
+            comes when the terminal is closed. A SIGHUP that is ignored stays so, as
+            after ``nohup``.
+        may_exit: Whether the second SIGINT ends the process, also in the middle of a
+            compilation: for commands. Elsewhere, as in a notebook, it raises
+            ``KeyboardInterrupt`` as soon as Python can.
     """
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():
         yield interrupt
         return
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none.
+    if signals is None:
+        signals = (signal.SIGINT, signal.SIGTERM, *([hangup] if hangup else []))
+    signals = tuple(
+        number
+        for number in signals
+        if number != hangup or signal.getsignal(number) != signal.SIG_IGN
+    )
+    # How many came, as seen by the handler and by the watcher: while a device program
+    # runs, the handler waits, and sees several as one.
+    handled = watched = 0
 
-    def note(number, _=None):
+    def note(number: int) -> None:
         interrupt.noted = interrupt.noted or signal.Signals(number)
 
+    def handle(number: int, _: object) -> None:
+        nonlocal handled
+        handled += 1
+        note(number)
+        is_repeated = max(handled, watched) > 1
+        if is_repeated and number == signal.SIGINT and not may_exit:
+            raise KeyboardInterrupt
+
     # Python's handlers wait until a compilation or a device program returns. The number
-    # of the signal is written to a pipe at once, where a thread reads it.
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    before = {number: signal.signal(number, note) for number in signals}
-    pipe_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    watcher = threading.Thread(target=_watch, args=(reader, signals, note), daemon=True)
+    # of the signal is written to a socket at once, where a thread reads it.
+    reader, writer = socket.socketpair()
+    writer.settimeout(0.0)
+    before = {number: signal.signal(number, handle) for number in signals}
+    pipe_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+
+    def watch() -> None:
+        nonlocal watched
+        while byte := reader.recv(1):
+            number = byte[0]
+            if number not in signals:
+                continue
+            watched += 1
+            if watched == 1:
+                note(number)
+                _tell("stopping after these steps; Ctrl-C to stop at once")
+            elif number == signal.SIGINT and may_exit:
+                # What is on disk was written aside and renamed, or is cleared away
+                # later.
+                _tell("stopped")
+                os._exit(128 + number)
+
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
         yield interrupt
@@ -58,25 +111,9 @@ def noticed(
         signal.set_wakeup_fd(pipe_before)
         for number, handler in before.items():
             signal.signal(number, handler)
-        os.close(writer)
+        writer.close()
         watcher.join()
-        os.close(reader)
-
-
-def _watch(reader: int, signals: tuple[signal.Signals, ...], note) -> None:
-    is_noted = False
-    while byte := os.read(reader, 1):
-        number = byte[0]
-        if number not in signals:
-            continue
-        if not is_noted:
-            note(number)
-            _tell("stopping after these steps; Ctrl-C to stop at once")
-        elif number == signal.SIGINT:
-            # What is on disk was written aside and renamed, or is cleared away later.
-            _tell("stopped")
-            os._exit(128 + number)
-        is_noted = True
+        reader.close()
 
 
 def _tell(text: str) -> None:

@@ -1,10 +1,16 @@
 """The metrics of a run: one JSON object a line."""
 
+import contextlib
 import json
 import os
 import pathlib
+import socket
 import sys
+import time
+from collections.abc import Callable
+from typing import Any
 
+from capsjax.console import warn
 from capsjax.workdir import write_text, writing
 
 
@@ -29,17 +35,13 @@ class MetricWriter:
     def __init__(
         self, path: pathlib.Path | None, *, step: int, tensorboard: pathlib.Path | None
     ):
-        self._path = path
-        self._summary = None
+        self._path, self._tensorboard = path, tensorboard
+        self._events: _Events | None = None
         if path is None:
             return
+        if tensorboard is not None:
+            self._draw(lambda: setattr(self, "_events", _Events(tensorboard, step + 1)))
         with writing(path):
-            if tensorboard is not None:
-                import tensorboardX
-
-                self._summary = tensorboardX.SummaryWriter(
-                    str(tensorboard), purge_step=step + 1
-                )
             if path.exists():
                 kept = [
                     line
@@ -57,9 +59,9 @@ class MetricWriter:
         line = {"kind": kind, "step": step, "epoch": epoch, **metrics}
         with writing(self._path):
             self._append(f"{json.dumps(line, allow_nan=False)}\n".encode())
-            if self._summary is not None:
-                for name, value in metrics.items():
-                    self._summary.add_scalar(f"{kind}/{name}", value, step)
+        if (events := self._events) is not None:
+            named = {f"{kind}/{name}": value for name, value in metrics.items()}
+            self._draw(lambda: events.add(named, step))
 
     def _append(self, data: bytes) -> None:
         """Whole or not at all: on a full disk only the first half would fit."""
@@ -73,17 +75,75 @@ class MetricWriter:
             raise
 
     def close(self) -> None:
-        """Closes the files.
-
-        Raises:
-            WorkdirError: If what is left for TensorBoard can't be written.
-        """
-        if self._path is None:
-            return
-        with writing(self._path):
+        """Closes the files."""
+        if self._path is not None:
             self._file.close()
-            if self._summary is not None:
-                self._summary.close()
+        if self._events is not None:
+            self._draw(self._events.close)
+
+    def _draw(self, write: Callable[[], None]) -> None:
+        """Writes for TensorBoard; once that fails, warns and gives it up.
+
+        The same numbers are in the file of metrics, without which a run stops.
+        """
+        try:
+            write()
+        except OSError as error:
+            warn(
+                f"can't write {self._tensorboard}: {error.strerror}; TensorBoard gets "
+                "no more of this run."
+            )
+            if self._events is not None:
+                with contextlib.suppress(OSError):
+                    self._events.close()
+            self._events = None
+
+
+class _Events:
+    """An event file of TensorBoard.
+
+    ``tensorboardX.SummaryWriter`` writes in a thread, where an error is a traceback,
+    and what is written after it waits forever.
+
+    Args:
+        folder: For the file.
+        purge_step: From this step on, what earlier files hold is hidden.
+
+    Raises:
+        OSError: From here and from every method, if the file can't be written.
+    """
+
+    def __init__(self, folder: pathlib.Path, purge_step: int):
+        from tensorboardX import record_writer
+        from tensorboardX.proto import event_pb2, summary_pb2
+
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
+        self._file = record_writer.RecordWriter(str(folder / name))
+        # Their names are made as they are imported.
+        self._event: Any = event_pb2
+        self._summary: Any = summary_pb2
+        self._write(file_version="brain.Event:2")
+        start = self._event.SessionLog(status=self._event.SessionLog.START)
+        self._write(step=purge_step, session_log=start)
+
+    def add(self, values: dict[str, float], step: int) -> None:
+        """Writes scalars, on disk when this returns."""
+        summary = self._summary.Summary
+        scalars = [
+            summary.Value(tag=name, simple_value=value)
+            for name, value in values.items()
+        ]
+        self._write(step=step, summary=summary(value=scalars))
+
+    def _write(self, **fields: Any) -> None:
+        event = self._event.Event(wall_time=time.time(), **fields)
+        self._file.write(event.SerializeToString())
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
 
 
 def _is_kept(text: str, step: int) -> bool:

@@ -16,6 +16,31 @@ AXIS = "device"
 Tree = TypeVar("Tree")
 
 
+class DeviceError(OSError):
+    """JAX has no device to compute on; the message says which was asked for."""
+
+
+def require_devices() -> None:
+    """Starts JAX's devices, so that what is wrong with them is one line.
+
+    Raises:
+        DeviceError: If there are none of the platform that is asked for.
+    """
+    try:
+        jax.devices()
+    # A platform that is unknown, has no plugin or no device: each fails in its own way.
+    except (RuntimeError, AssertionError, ValueError) as error:
+        asked: Any = jax.config
+        text = str(error).strip()
+        reason = f" ({text.splitlines()[0][:200]})" if text else ""
+        if not asked.jax_platforms:
+            raise DeviceError(f"JAX can't start a device{reason}.") from error
+        raise DeviceError(
+            f"JAX finds no device of JAX_PLATFORMS={asked.jax_platforms}{reason}. "
+            "Leave JAX_PLATFORMS out to take what is there, or set it to cpu."
+        ) from error
+
+
 def parallel(step: Callable[..., Any], *, donate: bool = False) -> Any:
     """Maps ``step(state, share)`` over all devices.
 

@@ -5,17 +5,27 @@ Colours are those of Okabe and Ito and the map cividis, which colour-blind reade
 apart; lines differ in their style too.
 """
 
+import io
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
+from matplotlib import figure as _figure
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLES = ("-", "--", ":", "-.")
+
+
+class Figure(_figure.Figure):
+    """A figure that a notebook shows; no window and no global state come with it."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.savefig(file, format="png", dpi=96)
+        return file.getvalue()
 
 
 def save(figure: Figure, path: str | pathlib.Path) -> None:

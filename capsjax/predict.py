@@ -25,6 +25,7 @@ from capsjax.data.image_file import ImageError, is_visible
 from capsjax.data.picture import UnclearGroundError
 from capsjax.data.preparation import DRAWN, Preparation
 from capsjax.models import BaselineCNN
+from capsjax.parallel import require_devices
 from capsjax.paths import expanded
 from capsjax.run import Prediction, Run, load_run
 from capsjax.workdir import WorkdirError
@@ -99,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line: predicts, and returns the exit code."""
     arguments = _parser().parse_args(argv)
     keep_compiled_programs()
+    require_devices()
     run = load_run(arguments.workdir)
     if arguments.invert is not None and not run.preparation.is_drawn:
         option = "--invert" if arguments.invert else "--no-invert"

@@ -14,23 +14,26 @@
 """
 
 import contextlib
-import fcntl
+import errno
 import json
 import os
 import pathlib
+import secrets
 import socket
 import stat
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import IO, Any
 
 from capsjax import config as configs
+from capsjax.console import warn
 from capsjax.data import BY_CLASS, FIRST_EDITION, Dataset, Generated
 from capsjax.data.order import SPLIT_RULES
 from capsjax.data.source import may_name_a_place
 from capsjax.paths import expanded
 
 _ASIDE = ".aside"  # How the names of files end that are not yet whole.
+# Of file systems that have no locks: Lustre without the option, some network mounts.
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
 class WorkdirError(Exception):
@@ -54,6 +57,8 @@ class Workdir:
         self.figures = self.path / "figures"
         self.bad_batches = self.path / "bad_batches"
         self.tensorboard = self.path / "tensorboard"
+        self._lock = self.path / "lock"
+        self._holder: bytes | None = None  # What is written there by this process.
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -68,10 +73,13 @@ class Workdir:
             with writing(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
                 # Without a buffer: what can't be written is told here, and only here.
-                file = stack.enter_context(open(self.path / "lock", "a+b", buffering=0))
+                file = stack.enter_context(open(self._lock, "a+b", buffering=0))
                 try:
-                    # The kernel lets go of it when the process dies, however it dies.
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if not _lock(file):
+                        warn(
+                            f"{self.path} can't be locked on this system: start no "
+                            "second process there."
+                        )
                 except BlockingIOError:
                     file.seek(0)
                     holder = " ".join(file.read(200).decode(errors="replace").split())
@@ -80,9 +88,37 @@ class Workdir:
                         "for it, stop it, or choose another --workdir."
                     ) from None
                 file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+                holder = f"process {os.getpid()} on {socket.gethostname()}".encode()
+                file.write(holder)
                 self._clear_away()
-            yield
+            self._holder = holder
+            try:
+                yield
+            finally:
+                self._holder = None
+
+    def require_held(self) -> None:
+        """Notices that the folder was deleted or moved while this process holds it.
+
+        Does nothing in a process that does not hold it.
+
+        Raises:
+            WorkdirError: If its lock is gone, or is another process's.
+        """
+        if self._holder is None:
+            return
+        try:
+            is_held = self._lock.read_bytes() == self._holder
+        except FileNotFoundError:
+            is_held = False
+        except OSError as error:
+            raise WorkdirError(f"can't read {self._lock}: {error.strerror}.") from error
+        if not is_held:
+            raise WorkdirError(
+                f"{self.path} was deleted, moved or replaced while the run was in it. "
+                "What it had saved is in the folder that was moved, if it was; start "
+                "it again there."
+            )
 
     def _clear_away(self) -> None:
         """Deletes what processes that were killed had begun to write."""
@@ -309,19 +345,39 @@ def write_bytes(path: pathlib.Path, data: bytes) -> None:
     aside = None
     with writing(path):
         try:
-            descriptor, aside = tempfile.mkstemp(
-                dir=path.parent, prefix=f".{path.name}.", suffix=_ASIDE
-            )
-            with open(descriptor, "wb") as file:
+            # Not tempfile's, whose files are for the user alone whatever the umask.
+            aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_ASIDE}")
+            with open(aside, "xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(aside, 0o644)
             os.replace(aside, path)
         except OSError:
             if aside is not None:
-                pathlib.Path(aside).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    aside.unlink()
             raise
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Locks a file for this process alone; False where the system has no locks.
+
+    The kernel lets go of it when the process dies, however it dies.
+
+    Raises:
+        BlockingIOError: If another process has locked it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows.
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return False
+        raise
+    return True
 
 
 @contextlib.contextmanager

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 CODE = """
 import jax
 from capsjax.compilation import keep_compiled_programs
@@ -47,3 +49,46 @@ def test_where_it_cannot_be_written_a_line_says_so(tmp_path):
     what = f"compiled programs are not kept in {where}"
     assert warning.startswith(f"warning: {what}")
     assert "Not a directory" in warning
+
+
+COMPILE = """
+import sys
+import jax, jax.numpy as jnp
+from capsjax.compilation import keep_compiled_programs
+keep_compiled_programs()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+@jax.jit
+def twice(x):
+    return 2 * x
+print(twice(jnp.float32(21)), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "garbage"])
+def test_a_damaged_program_is_replaced(tmp_path, damage):
+    """As a process leaves it that is killed while it writes one."""
+
+    def run():
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+        return subprocess.run(
+            [sys.executable, "-c", COMPILE],
+            env={**kept, "XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stderr.splitlines()
+
+    assert run() == ["42.0"]
+    (entry,) = tmp_path.rglob("jit_twice-*-cache")
+    whole = entry.read_bytes()
+    damaged = {
+        "truncated": whole[: len(whole) // 2],
+        "emptied": b"",
+        "garbage": b"\x00garbage" * 100,
+    }[damage]
+    entry.write_bytes(damaged)
+    told, answer = run()
+    assert told.startswith("warning: a damaged compiled program, jit_twice, is made")
+    assert answer == "42.0"
+    assert run() == ["42.0"]
+    assert entry.read_bytes() != damaged

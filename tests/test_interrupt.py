@@ -15,16 +15,17 @@ from capsjax.interrupt import noticed
 BUSY = "hashlib.pbkdf2_hmac('sha256', b'', b'salt', 10**9)"
 
 
-def start(work):
+def start(work, *, may_exit=True, before=""):
     code = f"""
-import hashlib, sys, time
+import hashlib, signal, sys, time
+{before}
 from capsjax.hosts import agree_to_stop
-from capsjax.interrupt import noticed
-with noticed() as interrupt:
+from capsjax.interrupt import Interrupted, noticed
+with noticed(may_exit={may_exit}) as interrupt:
     print("ready", flush=True)
     {work}
 agree_to_stop(interrupt, 0)
-sys.exit(interrupt.exit_code)
+sys.exit(Interrupted(interrupt.signal).exit_code)
 """
     process = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -41,7 +42,9 @@ def ended(process):
     return process.returncode, err
 
 
-@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)]
+)
 def test_a_signal_is_noted_and_becomes_the_exit_code(number, code):
     process = start("while not interrupt.noted: time.sleep(0.01)")
     process.send_signal(getattr(signal, number))
@@ -87,7 +90,7 @@ def test_afterwards_signals_are_python_s_again():
     signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.getsignal(signal.SIGINT)
     threads = threading.active_count()
-    with noticed() as interrupt:
+    with noticed(may_exit=True) as interrupt:
         signal.raise_signal(signal.SIGINT)
         assert interrupt.noted == signal.SIGINT
     assert signal.getsignal(signal.SIGINT) is before
@@ -100,7 +103,7 @@ def test_other_signals_and_other_threads_are_left_alone():
     received = []
     before = signal.signal(signal.SIGUSR1, lambda *_: received.append(1))
     try:
-        with noticed() as interrupt:
+        with noticed(may_exit=True) as interrupt:
             os.kill(os.getpid(), signal.SIGUSR1)
             time.sleep(0.05)
             assert (interrupt.noted, received) == (None, [1])
@@ -108,9 +111,38 @@ def test_other_signals_and_other_threads_are_left_alone():
         signal.signal(signal.SIGUSR1, before)
 
     def work():
-        with noticed() as interrupt:
+        with noticed(may_exit=True) as interrupt:
             assert interrupt.noted is None
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
+
+
+def test_a_hangup_that_is_ignored_stays_so():
+    """As after ``nohup``."""
+
+    ignored = "signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    process = start("while not interrupt.noted: time.sleep(0.01)", before=ignored)
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert ended(process)[0] == 143
+
+
+def test_outside_a_command_a_second_ctrl_c_raises_and_the_process_goes_on():
+    """In a notebook it must not end the kernel with all its variables."""
+    work = """
+    try:
+        while True: time.sleep(0.01)
+    except KeyboardInterrupt:
+        print("variables are still here", flush=True)
+    """
+    process = start(work, may_exit=False)
+    process.send_signal(signal.SIGINT)
+    while "stopping" not in process.stderr.readline():
+        pass
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "variables are still here\n"
+    assert ended(process)[0] == 130

@@ -1,9 +1,18 @@
 """What a function mapped over devices must know of its arrays."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
+import pytest
 
 from capsjax.parallel import vary_alike
+
+ROOT = pathlib.Path(__file__).parents[1]
+FIRST_EDITION = ROOT / "tests" / "fixtures" / "first_edition" / "mnist"
 
 
 def test_what_is_shared_under_vmap_stays_shared_when_it_varies_alike():
@@ -12,3 +21,40 @@ def test_what_is_shared_under_vmap_stays_shared_when_it_varies_alike():
     each, shared = mapped(jnp.ones((3, 2)), jnp.ones(4))
     assert each.shape == (3, 2)
     assert shared.shape == (4,)
+
+
+@pytest.mark.parametrize(
+    ("command", "platform"),
+    [("train", "rocm"), ("evaluate", "nonsense"), ("predict", "rocm")],
+)
+def test_a_platform_that_is_not_there_is_told_in_one_line(command, platform):
+    arguments = {
+        "train": ["--config", f"{ROOT}/experiments/mnist.py:smoke"],
+        "evaluate": ["--workdir", str(FIRST_EDITION)],
+        "predict": ["--workdir", str(FIRST_EDITION), "nothing.png"],
+    }[command]
+    done = subprocess.run(
+        [sys.executable, "-m", f"capsjax.{command}", *arguments],
+        env={**os.environ, "JAX_PLATFORMS": platform, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    (told,) = done.stderr.splitlines()
+    start = f"capsjax.{command}: error: JAX finds no device of JAX_PLATFORMS={platform}"
+    assert told.startswith(start)
+    assert told.endswith(
+        "Leave JAX_PLATFORMS out to take what is there, or set it to cpu."
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_report_needs_no_device():
+    done = subprocess.run(
+        [sys.executable, "-m", "capsjax.report", str(FIRST_EDITION)],
+        env={**os.environ, "JAX_PLATFORMS": "nonsense", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("| recipe ")

@@ -1,7 +1,10 @@
 """Figures of unusual arrays: what they say is looked at by people."""
 
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from capsjax import plots
 
@@ -77,3 +80,11 @@ def test_rounds_are_drawn_with_those_that_were_learnt():
     np.testing.assert_allclose(change.lines[0].get_xydata(), [[1, 1], [2, 1], [3, 1]])
     np.testing.assert_allclose(change.lines[1].get_xydata(), [[1, 0.1], [2, 0.01]])
     assert {axes.lines[-1].get_xdata()[0] for axes in figure.axes} == {3}
+
+
+def test_a_notebook_shows_a_figure():
+    figure = plots.samples(np.zeros((2, 4, 4, 1)), ["a", "b"], columns=2)
+    formatters = pytest.importorskip("IPython.core.formatters")
+    shown, _ = formatters.DisplayFormatter().format(figure)
+    size = Image.open(io.BytesIO(shown["image/png"])).size
+    assert size == (2 * 96, 1.25 * 96)

@@ -1,7 +1,11 @@
+import errno
+import fcntl
 import io
 import json
 import os
 import resource
+import shutil
+import stat
 import subprocess
 import sys
 
@@ -10,6 +14,7 @@ import pytest
 from rights import as_nobody, public_folder
 
 from capsjax import config as configs
+from capsjax.checkpoint import Checkpoints
 from capsjax.console import Progress
 from capsjax.data import Dataset
 from capsjax.metrics import MetricWriter
@@ -354,3 +359,130 @@ def test_elsewhere_plain_lines_come_at_least_every_ten_seconds(monkeypatch, caps
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "epoch 1/3, 10 of 100: loss 0.5, 00:54 left"
     assert len(lines) >= 19 * 3 / 10
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_on_a_disk_without_locks_a_warning_is_all(
+    tmp_path, monkeypatch, capsys, number
+):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with Workdir(tmp_path).locked():
+        assert capsys.readouterr().err == (
+            f"warning: {tmp_path} can't be locked on this system: start no second "
+            "process there.\n"
+        )
+
+
+def test_a_lock_that_fails_for_another_cause_is_told(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    told = "can't write .*: Input/output error"
+    with pytest.raises(WorkdirError, match=told), Workdir(tmp_path).locked():
+        pass
+
+
+def test_windows_has_no_locks_and_needs_none_to_train(tmp_path):
+    """What only POSIX has is missing; the libraries ask for it themselves."""
+    code = """
+import sys
+import absl.flags, flax, jax, ml_collections.config_flags, numpy, optax, tqdm
+from orbax.checkpoint import v1
+for name in ("fcntl", "resource", "termios", "pwd", "grp", "pty"):
+    sys.modules[name] = None
+import signal
+del signal.SIGHUP
+import capsjax.evaluate, capsjax.predict, capsjax.report, capsjax.train
+from capsjax.interrupt import noticed
+from capsjax.workdir import Workdir
+with Workdir(sys.argv[1]).locked(), noticed(may_exit=True):
+    print("held")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "held\n"
+    assert "can't be locked on this system" in done.stderr
+
+
+@pytest.mark.parametrize("how", ["deleted", "moved", "replaced"])
+def test_a_folder_that_goes_away_is_noticed(tmp_path, how):
+    workdir = Workdir(tmp_path / "run")
+    workdir.require_held()  # It does not hold it.
+    with workdir.locked():
+        workdir.require_held()
+        workdir.path.rename(tmp_path / "elsewhere")
+        if how == "deleted":
+            shutil.rmtree(tmp_path / "elsewhere")
+        if how == "replaced":
+            workdir.path.mkdir()
+            (workdir.path / "lock").write_text("process 1 on another")
+        with pytest.raises(WorkdirError, match="was deleted, moved or replaced while"):
+            workdir.require_held()
+    workdir.require_held()
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_files_have_the_rights_that_the_umask_leaves(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        workdir = Workdir(tmp_path / "run")
+        with workdir.locked():
+            write_json(workdir.result, {})
+            write_bytes(workdir.path / "1.npz", b"")
+            MetricWriter(workdir.metrics, step=0, tensorboard=None).close()
+            checkpoints = Checkpoints(workdir.checkpoints)
+            checkpoints.save(1, {"w": np.zeros(3)})
+            checkpoints.wait()
+    finally:
+        os.umask(before)
+    paths = [workdir.path, *workdir.path.rglob("*")]
+    assert len(paths) > 12
+    for path in paths:
+        full = 0o777 if path.is_dir() else 0o666
+        assert stat.S_IMODE(path.stat().st_mode) == full & ~umask, path
+
+
+@pytest.mark.parametrize("when", ["at the start", "later"])
+def test_where_tensorboard_can_not_write_a_run_goes_on_without(tmp_path, capsys, when):
+    pytest.importorskip("tensorboardX")
+    board, reason = tmp_path / "board", "No space left on device"
+    if when == "at the start":
+        board.write_text("in the way")
+        reason = "File exists"
+    writer = MetricWriter(tmp_path / "m.jsonl", step=0, tensorboard=board)
+    writer.write("train", step=10, **GOOD)
+    if when == "later":
+        full = os.open("/dev/full", os.O_WRONLY)
+        os.dup2(full, writer._events._file._writer.fileno())
+        os.close(full)
+    for step in (20, 30):
+        writer.write("train", step=step, **GOOD)
+    writer.close()
+    told = f"can't write {board}: {reason}; TensorBoard gets no more of this run."
+    assert capsys.readouterr().err == f"warning: {told}\n"
+    assert [line["step"] for line in lines(tmp_path / "m.jsonl")] == [10, 20, 30]
+
+
+def test_tensorboard_hides_what_a_run_takes_back(tmp_path):
+    pytest.importorskip("tensorboardX")
+    from tensorboardX.proto.event_pb2 import Event
+
+    MetricWriter(tmp_path / "m.jsonl", step=7, tensorboard=tmp_path / "board").close()
+    (events,) = (tmp_path / "board").iterdir()
+    data, read = events.read_bytes(), []
+    while data:
+        size = int.from_bytes(data[:8], "little")
+        read.append(Event.FromString(data[12 : 12 + size]))
+        data = data[16 + size :]
+    assert [(event.step, event.session_log.status) for event in read] == [
+        (0, 0),
+        (8, 1),
+    ]
