@@ -5,12 +5,18 @@ pods, and XLA adds up their gradients. Here is when that is asked for, which pro
 writes, and how all agree on the step to stop after.
 """
 
+import contextlib
 import dataclasses
+import functools
+import ipaddress
 import os
 import re
 import signal
+import socket
+import sys
+import threading
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -25,6 +31,10 @@ _OF_OTHERS = re.compile(
     "UNAVAILABLE|DEADLINE_EXCEEDED",
     re.IGNORECASE,
 )
+
+
+# After so long a process does not wait any more for the others to come.
+_SECONDS_TO_MEET = 300
 
 
 class HostsError(Exception):
@@ -74,9 +84,12 @@ def join(hosts: Hosts) -> None:
         )
     _check(hosts)
     try:
-        jax.distributed.initialize(
-            *told, heartbeat_timeout_seconds=hosts.heartbeat_seconds
-        )
+        with _limited_wait(hosts):
+            jax.distributed.initialize(
+                *told,
+                heartbeat_timeout_seconds=hosts.heartbeat_seconds,
+                initialization_timeout=_SECONDS_TO_MEET + 60,
+            )
     except Exception as error:  # Of what a scheduler says, anything may be missing.
         is_alone = "coordinator_address should be defined" in str(error)
         if is_alone and hosts.distributed == "auto":
@@ -89,6 +102,103 @@ def join(hosts: Hosts) -> None:
             else f"can't meet the other processes ({cause}). If there are none, give "
             "--distributed=off."
         ) from error
+
+    _name_this_host()
+
+
+@contextlib.contextmanager
+def _limited_wait(hosts: Hosts) -> Iterator[None]:
+    """Ends the process in one line when the others do not come; JAX would abort it."""
+
+    def give_up() -> None:
+        where = hosts.coordinator_address or "the scheduler's address"
+        print(
+            f"capsjax.train: error: the other processes have not come to {where} "
+            f"within {_SECONDS_TO_MEET} s.{advice(hosts.coordinator_address)}",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(2)  # JAX waits in C++, where no exception gets.
+
+    timer = threading.Timer(_SECONDS_TO_MEET, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _name_this_host() -> None:
+    """Lets processes on other hosts find this one, between whose CPUs Gloo adds up.
+
+    Gloo tells them the address of the host's own name, which on many systems is a
+    loopback address. Then they are told the address from which the coordinator is
+    reached.
+    """
+    if not _is_loopback(socket.gethostname()):
+        return
+    # JAX has no setting for it. Where it has moved, ``advice`` is what is left.
+    with contextlib.suppress(ImportError, AttributeError):
+        from jax._src import distributed, lib
+
+        library: Any = lib
+        library = library._jax
+        address = _own_address(str(distributed.global_state.coordinator_address))
+        if address is not None:
+            library.make_gloo_tcp_collectives = functools.partial(
+                library.make_gloo_tcp_collectives, hostname=address
+            )
+
+
+def _own_address(coordinator_address: str) -> str | None:
+    """This host's address on the way to another; None if that is loopback too."""
+    host, _, port = coordinator_address.rpartition(":")
+    with contextlib.suppress(OSError, ValueError):
+        known = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)
+        family, kind, protocol, _, target = known[0]
+        with socket.socket(family, kind, protocol) as way:
+            way.connect(target)  # Sends nothing.
+            address = str(way.getsockname()[0])
+        return None if _is_loopback(address) else address
+    return None
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether a name is of this host alone, or of none."""
+    try:
+        known = socket.getaddrinfo(host, None)
+        return all(ipaddress.ip_address(told[4][0]).is_loopback for told in known)
+    except (OSError, ValueError):
+        return True
+
+
+def advice(coordinator_address: str | None) -> str:
+    """What keeps other hosts from reaching this one, and what to do; or nothing.
+
+    Args:
+        coordinator_address: As it was given; None if a scheduler tells it.
+    """
+    name = socket.gethostname()
+    host = (coordinator_address or "").rpartition(":")[0].strip("[]")
+    if host and _is_loopback(host):
+        what = f"--coordinator_address={coordinator_address}"
+    elif not host and _is_loopback(name):
+        host, what = name, f"the name of this host, {name},"
+    else:
+        return ""  # ``_name_this_host`` has seen to it.
+    return (
+        f" Here {what} is {_address(host)}, which only this host can reach: where "
+        "there are several, give all of them --coordinator_address with an address "
+        "that the others can reach, as 10.0.0.1:1234."
+    )
+
+
+def _address(host: str) -> str:
+    try:
+        return str(socket.getaddrinfo(host, None)[0][4][0])
+    except OSError:
+        return "no address"
 
 
 def _check(hosts: Hosts) -> None:

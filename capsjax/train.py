@@ -13,6 +13,7 @@ import shlex
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from capsjax.feed import Feed
 from capsjax.flags import UsageError, parse
 from capsjax.hosts import (
     HostsError,
+    advice,
     agree_to_stop,
     is_writer,
     join,
@@ -36,11 +38,11 @@ from capsjax.hosts import (
     require_same,
     wait_for_all,
 )
-from capsjax.interrupt import Interrupt, noticed
+from capsjax.interrupt import Interrupt, Interrupted, noticed
 from capsjax.measure import Metrics
 from capsjax.metrics import MetricWriter
 from capsjax.models import num_parameters
-from capsjax.parallel import parallel, replicated
+from capsjax.parallel import DeviceError, parallel, replicated, require_devices
 from capsjax.platforms import platform
 from capsjax.provenance import provenance
 from capsjax.step import (
@@ -60,19 +62,26 @@ _MOST_BAD_BATCHES = 10  # Files; the first ones tell enough.
 
 
 def train(
-    config: configs.Config, workdir: Workdir, *, command: str = ""
-) -> dict[str, Any] | Interrupt:
+    config: configs.Config,
+    workdir: Workdir | str | os.PathLike[str],
+    *,
+    command: str = "",
+    may_exit: bool = False,
+) -> dict[str, Any]:
     """Trains, or goes on training; at the end evaluates on the test images.
 
     Args:
         config: The run.
         workdir: Its folder; nothing is written there before everything is checked.
         command: How it was started, for ``result.json``.
+        may_exit: Whether a second Ctrl-C may end the process: for a command only.
 
     Returns:
-        What ``result.json`` holds; or what interrupted the run.
+        What ``result.json`` holds.
 
     Raises:
+        Interrupted: If it was asked to stop, after it has saved. It is a
+            ``KeyboardInterrupt``.
         ConfigError: If a field is wrong, or does not fit the data or the devices.
         DatasetError: If the data can't be had.
         WorkdirError: If the folder is in use, holds another run or can't be written.
@@ -81,6 +90,7 @@ def train(
         HostsError: If the processes are not of one run.
     """
     configs.validate(config)
+    workdir = workdir if isinstance(workdir, Workdir) else Workdir(workdir)
     task = make_task(config, workdir.split_rule())
     _require_countable(config, len(task.train_set))
     about = task.about()
@@ -98,9 +108,11 @@ def train(
         say(f"{workdir.path} is finished; its result stays.")
         return result
     # Of several processes JAX itself notices SIGTERM, and tells the others.
-    is_alone = not jax.distributed.is_initialized()
-    signals = (signal.SIGINT, signal.SIGTERM) if is_alone else (signal.SIGINT,)
-    with noticed(signals) as interrupt, contextlib.ExitStack() as stack:
+    signals = (signal.SIGINT,) if jax.distributed.is_initialized() else None
+    with (
+        noticed(signals, may_exit=may_exit) as interrupt,
+        contextlib.ExitStack() as stack,
+    ):
         if is_writer():
             stack.enter_context(workdir.locked())
             # Again: what came first may be another run.
@@ -117,7 +129,8 @@ def train(
             with contextlib.suppress(_InterruptedError):
                 return run.finish(command)
         run.save_interrupted()
-        return interrupt
+    assert interrupt.signal is not None
+    raise Interrupted(interrupt.signal)
 
 
 class _InterruptedError(Exception):
@@ -238,6 +251,7 @@ class _Run:
         ) as progress:
             while self.step < end and self.interrupt.signal is None:
                 metrics = self._train_chunk()
+                self.checkpoints.check()
                 self.num_chunks += 1
                 agree_to_stop(self.interrupt, self.num_chunks)
                 if not metrics:
@@ -361,7 +375,7 @@ class _Run:
     def validate_and_save(self) -> None:
         """Ends an epoch."""
         if self.validation_set is None:
-            self.checkpoints.save(self.step, self.state)
+            self._save()
             return
         metrics = self._evaluate(
             "validation", self.validation_set, self.state.evaluated, self.step
@@ -373,19 +387,18 @@ class _Run:
             f"{metrics.loss:.6f}, accuracy {metrics.accuracy:.2%}"
             + (" (improved)" if is_better else "")
         )
-        self.checkpoints.save(
-            self.step,
-            self.state,
-            loss=float(metrics.loss),
-            accuracy=float(metrics.accuracy),
-        )
+        self._save(loss=float(metrics.loss), accuracy=float(metrics.accuracy))
         if self.has_ended and self.step < self.num_steps:
             say(f"that is at least config.stop_at={self.config.stop_at}: the run ends")
+
+    def _save(self, **validated: float) -> None:
+        self.workdir.require_held()
+        self.checkpoints.save(self.step, self.state, **validated)
 
     def save_interrupted(self) -> None:
         """Saves in the middle of an epoch and says how to go on."""
         if self.checkpoints.latest != self.step:
-            self.checkpoints.save(self.step, self.state)
+            self._save()
         self.checkpoints.wait()
         say(
             f"stopped after step {self.step} of {self.num_steps}, saved in "
@@ -504,38 +517,52 @@ def _tests_before(workdir: Workdir) -> list[dict[str, Any]]:
 
 def main(argv: Sequence[str]) -> int:
     """The command line: trains, and returns the exit code."""
+    address = None
     try:
         asked = parse(argv, __doc__ or "")
         if asked.num_cpu_devices is not None:
             jax.config.update("jax_num_cpu_devices", asked.num_cpu_devices)
+        address = asked.hosts.coordinator_address
         join(asked.hosts)
         keep_compiled_programs()
+        require_devices()
         workdir = Workdir(asked.workdir or default_path(asked.config))
-        outcome = train(asked.config, workdir, command=shlex.join(sys.orig_argv))
+        command = shlex.join(sys.orig_argv)
+        result = train(asked.config, workdir, command=command, may_exit=True)
     except (UsageError, HostsError, configs.ConfigError) as error:
         return _fail(error, 2)
+    except (jax.errors.JaxRuntimeError, DeviceError) as error:
+        told, is_alone = (
+            str(error).splitlines()[0],
+            not jax.distributed.is_initialized(),
+        )
+        if told.startswith("RESOURCE_EXHAUSTED"):
+            told = (
+                f"there is not enough memory ({told[:200]}): lower --config.batch_size."
+            )
+        elif not is_alone and may_be_of_another(error):
+            told = (
+                "another process of this run has gone, or can't be reached "
+                f"({told[:200]}). Start all of them again: they go on from the last "
+                f"checkpoint.{advice(address)}"
+            )
+        elif is_alone and not isinstance(error, DeviceError):
+            raise
+        return _fail(told, 1)
     except (
         *(DatasetError, WorkdirError, CheckpointError, FloatingPointError, OSError),
     ) as error:
         return _fail(error, 1)
-    except jax.errors.JaxRuntimeError as error:
-        told = str(error).splitlines()[0][:200]
-        if told.startswith("RESOURCE_EXHAUSTED"):
-            told = f"there is not enough memory ({told}): lower --config.batch_size."
-        elif not jax.distributed.is_initialized():
-            raise
-        elif may_be_of_another(error):
-            told = (
-                "another process of this run has gone, or can't be reached "
-                f"({told}). Start all of them again: they go on from the last "
-                "checkpoint."
-            )
-        return _fail(told, 1)
+    except Interrupted as interrupt:  # All stop after the same step.
+        return interrupt.exit_code
     except KeyboardInterrupt:
-        return 130
-    if isinstance(outcome, Interrupt):
-        return outcome.exit_code
-    test = outcome["test"]
+        return _leave(130)
+    except Exception:
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()
+        return _leave(1)
+    test = result["test"]
     found = ""
     if "label_accuracy" in test:
         found = f" ({test['label_accuracy']:.2%} of the classes found)"
@@ -548,6 +575,11 @@ def main(argv: Sequence[str]) -> int:
 
 def _fail(error: Exception | str, code: int) -> int:
     fail(f"capsjax.train: error: {error}")
+    return _leave(code)
+
+
+def _leave(code: int) -> int:
+    """Ends one of several processes, without the others; of a single one, nothing."""
     if jax.distributed.is_initialized():
         # An orderly exit would wait for the others, which wait for this one.
         os._exit(code)

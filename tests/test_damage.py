@@ -16,6 +16,7 @@ import pytest
 
 from capsjax import evaluate, train
 from capsjax.checkpoint import CheckpointError, Checkpoints, DamagedCheckpointError
+from capsjax.interrupt import Interrupted
 from capsjax.run import load_run
 from capsjax.workdir import Workdir, WorkdirError, write_json
 
@@ -110,7 +111,8 @@ def resumed(workdir, monkeypatch):
     config.num_epochs = 3
     with monkeypatch.context() as patch:
         patch.setattr(train._Run, "_introduce", introduce)
-        train.train(config, workdir)
+        with pytest.raises(Interrupted):
+            train.train(config, workdir)
     return states[0]
 
 
@@ -327,7 +329,7 @@ jax.stages.Lowered.compile = compile
 workdir = Workdir(sys.argv[1])
 config = workdir.read_config()
 config.num_epochs = 3
-train.train(config, workdir)
+train.train(config, workdir, may_exit=True)
 """
 
 

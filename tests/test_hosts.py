@@ -18,7 +18,14 @@ from jax.experimental import multihost_utils
 from kill_and_resume import outcome
 
 from capsjax import train
-from capsjax.hosts import Hosts, HostsError, join, require_same
+from capsjax.hosts import (
+    Hosts,
+    HostsError,
+    _is_loopback,
+    advice,
+    join,
+    require_same,
+)
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECIPE = (
@@ -299,3 +306,98 @@ def test_a_folder_that_is_not_the_same_for_all_is_told(whole):
     assert first.returncode == 2
     assert second.returncode != 0
     assert (here / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("address", "name", "told"),
+    [
+        ("10.0.0.1:1234", "127.0.1.1", ""),
+        (None, "10.0.0.7", ""),
+        (None, "127.0.1.1", "the name of this host, host-a, is 127.0.1.1, which only"),
+        ("host-a:1", "127.0.1.1", "--coordinator_address=host-a:1 is 127.0.1.1, which"),
+        ("localhost:1", "10.0.0.7", "--coordinator_address=localhost:1 is 127.0.0.1,"),
+        ("[::1]:1", "10.0.0.7", "--coordinator_address=[::1]:1 is ::1, which only"),
+    ],
+)
+def test_an_address_that_others_can_not_reach_is_told(monkeypatch, address, name, told):
+    known = {"host-a": name, "localhost": "127.0.0.1"}
+
+    def getaddrinfo(host, *_, **__):
+        return [(socket.AF_INET, 0, 0, "", (known.get(host, host), 0))]
+
+    monkeypatch.setattr(socket, "gethostname", lambda: "host-a")
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    assert advice(address).startswith(f" Here {told}" if told else "")
+    remedy = "--coordinator_address with an address that the others can reach"
+    assert (remedy in advice(address)) == bool(told)
+
+
+def test_a_process_that_the_others_do_not_come_to_ends_in_one_line():
+    code = """
+from capsjax import hosts
+hosts._SECONDS_TO_MEET = 1
+hosts.join(hosts.Hosts("on", "127.0.0.1:%d", 2, 1))
+"""
+    process = python("-c", code % free_port())
+    _, err = process.communicate(timeout=60)
+    told = [line for line in err.splitlines() if "capsjax" in line]
+    assert len(told) == 1
+    assert "the other processes have not come to 127.0.0.1:" in told[0]
+    assert "which only this host can reach" in told[0]
+    assert process.returncode == 2
+
+
+TWO_HOSTS = """
+import sys
+from capsjax.hosts import Hosts, join, require_same, wait_for_all
+join(Hosts("on", "10.213.0.1:4567", 2, int(sys.argv[1])))
+wait_for_all("they have met")
+require_same({"the address": 1})
+print("met", flush=True)
+"""
+
+
+@pytest.fixture
+def two_networks():
+    """Two hosts on a wire; the name of each is of its own loopback address."""
+    names = [f"capsjax-{os.getpid()}-{k}" for k in "ab"]
+    steps = [
+        *(["netns", "add", name] for name in names),
+        f"-n {names[0]} link add wire type veth".split()
+        + f"peer name wire netns {names[1]}".split(),
+        *(["-n", name, "link", "set", "lo", "up"] for name in names),
+        *(["-n", name, "link", "set", "wire", "up"] for name in names),
+        *(
+            ["-n", name, "addr", "add", f"10.213.0.{k + 1}/24", "dev", "wire"]
+            for k, name in enumerate(names)
+        ),
+    ]
+    try:
+        if shutil.which("ip") is None or not _is_loopback(socket.gethostname()):
+            pytest.skip("there is no ip, or this host's name has an address")
+        for step in steps:
+            done = subprocess.run(["ip", *step], stderr=subprocess.PIPE, check=False)
+            if done.returncode:
+                pytest.skip("no network may be made here")
+        yield names
+    finally:
+        if shutil.which("ip"):
+            for name in names:
+                command = ["ip", "netns", "delete", name]
+                subprocess.run(command, stderr=subprocess.DEVNULL, check=False)
+
+
+def test_hosts_whose_names_are_of_loopback_addresses_meet(two_networks):
+    pair = [
+        subprocess.Popen(
+            ["ip", "netns", "exec", name, sys.executable, "-c", TWO_HOSTS, str(n)],
+            cwd=ROOT,
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for n, name in enumerate(two_networks)
+    ]
+    for out, _ in ended(pair, 0):
+        assert out.splitlines()[-1] == "met"

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +15,11 @@ import numpy as np
 import pytest
 from tiny import made, tiny
 
+from capsjax import checkpoint, task, train
 from capsjax import config as configs
-from capsjax import task, train
-from capsjax.checkpoint import Checkpoints
+from capsjax.checkpoint import CheckpointError, Checkpoints
 from capsjax.data import load
+from capsjax.interrupt import Interrupted
 from capsjax.measure import Metrics
 from capsjax.workdir import Workdir, WorkdirError
 
@@ -59,7 +61,10 @@ def interrupted_run(config, path, stop_at, monkeypatch):
             introduce = lambda self: signal.raise_signal(signal.SIGINT)  # noqa: E731
             patch.setattr(train._Run, "_introduce", introduce)
         patch.setattr(train._Run, "_train_chunk", train_and_interrupt)
-        return run(config, path)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            run(config, path)
+    assert isinstance(caught.value, Interrupted)
+    return caught.value
 
 
 def test_resuming_equals_not_stopping_bit_for_bit(tmp_path, monkeypatch):
@@ -89,6 +94,61 @@ def test_a_run_goes_on_where_nobody_reads_what_it_says(tmp_path, monkeypatch):
         outcome = interrupted_run(tiny(), tmp_path, 3, monkeypatch)
     assert outcome.exit_code == 130
     assert (tmp_path / "checkpoints" / "3").exists()
+
+
+@pytest.mark.parametrize("how", ["deleted", "moved"])
+def test_a_folder_that_goes_away_stops_the_run_at_the_next_save(
+    tmp_path, monkeypatch, how
+):
+    workdir, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    train_chunk = train._Run._train_chunk
+
+    def train_and_take_away(self):
+        metrics = train_chunk(self)
+        if self.step == 6:  # In the second epoch.
+            self.checkpoints.wait()
+            workdir.rename(elsewhere)
+            if how == "deleted":
+                shutil.rmtree(elsewhere)
+        return metrics
+
+    monkeypatch.setattr(train._Run, "_train_chunk", train_and_take_away)
+    told = "run was deleted, moved or replaced while the run was in it"
+    with pytest.raises(WorkdirError, match=told):
+        run(dataclasses.replace(tiny(), steps_per_dispatch=1), workdir)
+    assert not workdir.exists()
+    if how == "moved":  # It goes on there.
+        monkeypatch.undo()
+        result = run(dataclasses.replace(tiny(), steps_per_dispatch=1), elsewhere)
+        assert result["test_of_last"]["step"] == 10
+
+
+def test_any_path_names_a_folder(tmp_path):
+    result = train.train(tiny(), str(tmp_path))
+    assert train.train(tiny(), tmp_path) == result
+    assert train.train(tiny(), Workdir(tmp_path)) == result
+
+
+def test_a_save_that_fails_is_told_with_its_step_before_the_epoch_ends(
+    tmp_path, monkeypatch
+):
+    class Failed:
+        def result(self, timeout):
+            raise OSError(28, "No space left on device")
+
+    steps = []
+    train_chunk = train._Run._train_chunk
+
+    def train_and_note(self):
+        steps.append(self.step)
+        return train_chunk(self)
+
+    monkeypatch.setattr(train._Run, "_train_chunk", train_and_note)
+    save = "save_checkpointables_async"
+    monkeypatch.setattr(checkpoint.ocp, save, lambda *_, **__: Failed())
+    with pytest.raises(CheckpointError, match=r"can't save step 5: OSError.*No space"):
+        run(tiny(), tmp_path)
+    assert steps == [0, 3, 4, 5]
 
 
 def test_a_run_leaves_what_it_promises(tmp_path, capsys):
