@@ -5,6 +5,7 @@ fields. ``validate`` runs after that, so that every value is checked once, in on
 """
 
 import dataclasses
+import difflib
 import re
 import sys
 from typing import Any
@@ -43,7 +44,8 @@ class Initializers:
     """How each weight starts: a name of ``capsjax.initializers``, ``normal(0.1)`` say.
 
     Attributes:
-        conv: Kernel of the first convolution.
+        conv: Kernel of the first convolution. ``scaled``, here and in the next two,
+            starts a network of any size with capsules as long as the paper's.
         primary: Kernel of the primary capsules.
         weight: The matrices ``W_ij`` from primary to class capsules.
         decoder: Kernels of the decoder's hidden layers.
@@ -52,9 +54,9 @@ class Initializers:
         routing_bias: The value at which the routing's bias starts, if there is one.
     """
 
-    conv: str = "normal(0.064)"
-    primary: str = "normal(0.0098)"
-    weight: str = "normal(0.02)"
+    conv: str = "scaled"
+    primary: str = "scaled"
+    weight: str = "scaled"
     decoder: str = "he_normal"
     reconstruction: str = "lecun_normal"
     bias: str = "zeros"
@@ -211,6 +213,13 @@ class Config:
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
 
 
+# How weights started before "scaled" did it: with these, any size as the paper's.
+FORMER_INITIALIZERS = {
+    "conv": "normal(0.064)",
+    "primary": "normal(0.0098)",
+    "weight": "normal(0.02)",
+}
+
 # A run may go on with other values of these; a change of any other field is another
 # run.
 CHANGEABLE = (
@@ -258,7 +267,7 @@ def validate(config: Config) -> None:
     Raises:
         ConfigError: Naming the field, its value and what is allowed.
     """
-    _check_types("config", config)
+    _check_types("config", config, Config)
     for field in ("num_epochs", "batch_size", "eval_batch_size"):
         _require(config, field, lambda v: v >= 1, "at least 1")
     _require(config, "steps_per_dispatch", lambda v: v >= 0, "at least 0")
@@ -366,18 +375,43 @@ def _from_dict(kind: type, values: Any, path: str) -> Any:
     return section
 
 
-def _check_types(path: str, section: Any) -> None:
+def _check_types(path: str, section: Any, of: Any) -> None:
     """The command line is typed by its parser; a config file is not."""
+    if not isinstance(section, of):
+        raise ConfigError(
+            f"{path} must be a capsjax.config.{of.__name__}, got {section!r}."
+        )
+    for name in vars(section):
+        if (told := missing_field(path, section, name)) is not None:
+            raise ConfigError(told)
     for field in dataclasses.fields(section):
         value, name = getattr(section, field.name), f"{path}.{field.name}"
         kind: Any = field.type
         if dataclasses.is_dataclass(kind):
-            _check_types(name, value)
+            _check_types(name, value, kind)
         elif not _is_of_kind(value, kind):
             what = _KINDS.get(kind, "a tuple of whole numbers")
             raise ConfigError(f"{name} must be {what}, got {value!r}.")
         elif any(abs(n) >= 2**32 for n in _whole_numbers(value)):
             raise ConfigError(f"{name} must be below 2^32, got {value!r}.")
+
+
+def missing_field(path: str, section: Any, name: str) -> str | None:
+    """Tells that a section has no field of that name; None if it has.
+
+    Args:
+        path: What the section is called.
+        section: The section or its class; anything else has no fields.
+        name: Of the field.
+    """
+    is_section = dataclasses.is_dataclass(section)
+    fields = [f.name for f in dataclasses.fields(section)] if is_section else []
+    if name in fields:
+        return None
+    near = difflib.get_close_matches(name, fields, n=1)
+    hint = f"; did you mean {near[0]}?" if near else "."
+    known = f" It has {', '.join(fields)}." if fields else ""
+    return f"{path} has no field {name}{hint}{known}"
 
 
 def _whole_numbers(value: Any) -> list[int]:

@@ -4,7 +4,6 @@ A config file is Python code, and runs.
 """
 
 import dataclasses
-import difflib
 import os
 import re
 import sys
@@ -165,13 +164,7 @@ def _check_field(argument: str) -> None:
     section: Any = configs.Config
     path = "config"
     for name in match[1].split(".") if match else ():
-        is_section = dataclasses.is_dataclass(section)
-        fields = (
-            {f.name: f.type for f in dataclasses.fields(section)} if is_section else {}
-        )
-        if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            known = f" It has {', '.join(fields)}." if fields else ""
-            raise UsageError(f"{path} has no field {name}{hint or '.'}{known}")
-        section, path = fields[name], f"{path}.{name}"
+        if (told := configs.missing_field(path, section, name)) is not None:
+            raise UsageError(told)
+        types = {field.name: field.type for field in dataclasses.fields(section)}
+        section, path = types[name], f"{path}.{name}"

@@ -1,20 +1,37 @@
-"""How weights start, by names that fit into a config: ``normal(0.1)``, ``zeros``."""
+"""How weights start: by a name that fits into a config, or scaled to their layer.
+
+``initializer("normal(0.1)")`` draws alike at any size. The three ``scaled_*`` rules,
+``scaled`` in a config, start a network of any size as the paper's network starts: each
+multiplies the standard deviation that the paper's network has here by a factor that is
+exactly 1 at that network's sizes, so that its first weights keep every bit. The paper
+gives no first weights; these were chosen by validation on MNIST.
+"""
 
 import contextlib
 import math
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
-_PLAIN: Mapping[str, Callable[[], Callable[..., Array]]] = {
+Initializer = Callable[..., Array]
+
+SCALED = "scaled"  # What a config calls the three rules.
+
+# Root mean square lengths at the start of the paper's network, over 64 test digits of
+# MNIST and seeds 0 to 2: 0.344, 0.356, 0.338 and 0.0096, 0.0102, 0.0086.
+PRIMARY_LENGTH, CLASS_LENGTH = 0.35, 0.009
+
+_PLAIN: Mapping[str, Callable[[], Initializer]] = {
     "glorot_uniform": jax.nn.initializers.glorot_uniform,
     "he_normal": jax.nn.initializers.he_normal,
     "lecun_normal": jax.nn.initializers.lecun_normal,
     "zeros": lambda: jax.nn.initializers.zeros,
 }
-_SCALED: Mapping[str, Callable[[float], Callable[..., Array]]] = {
+_NUMBERED: Mapping[str, Callable[[float], Initializer]] = {
     "constant": jax.nn.initializers.constant,
     "normal": jax.nn.initializers.normal,
     # Cut at two standard deviations and not rescaled, as TensorFlow's is.
@@ -22,7 +39,7 @@ _SCALED: Mapping[str, Callable[[float], Callable[..., Array]]] = {
 }
 
 
-def initializer(name: str) -> Callable[..., Array]:
+def initializer(name: str) -> Initializer:
     """The initialiser of that name.
 
     Args:
@@ -36,9 +53,94 @@ def initializer(name: str) -> Callable[..., Array]:
     if name in _PLAIN:
         return _PLAIN[name]()
     match = re.fullmatch(r"(\w+)\(([\d.eE+-]+)\)", name, re.ASCII)
-    if match and match[1] in _SCALED:
+    if match and match[1] in _NUMBERED:
         with contextlib.suppress(ValueError):
             if math.isfinite(number := float(match[2])):
-                return _SCALED[match[1]](number)
-    known = [*_PLAIN, *(f"{name}(NUMBER)" for name in _SCALED)]
+                return _NUMBERED[match[1]](number)
+    known = [*_PLAIN, *(f"{name}(NUMBER)" for name in _NUMBERED)]
     raise ValueError(f"unknown initializer {name!r}; choose from {', '.join(known)}.")
+
+
+def scaled_kernel(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
+    r"""Draws the kernel ``[h, w, c, features]`` of the first convolution.
+
+    ``N(0, sigma^2)`` with ``sigma = 0.064 sqrt(81 / fan_in)`` and ``fan_in = h w c``:
+    the variance of a feature, ``sigma^2 fan_in E[pixel^2]``, depends on neither the
+    kernel's size nor the number of channels.
+    """
+    return _normal(0.064, math.sqrt(81 / _fan_in(shape)))(key, shape, dtype)
+
+
+def scaled_primary(dim: int, scale: float = 1.0) -> Initializer:
+    r"""Makes the rule for the kernel of primary capsules, ``[h, w, c, types dim]``.
+
+    ``N(0, sigma^2)`` with ``sigma = 0.0098 sqrt(20736 * 8 / (fan_in dim)) / scale`` and
+    ``fan_in = h w c``. A capsule before its squash is ``dim`` components of
+    variance ``scale^2 sigma^2 fan_in E[feature^2]`` each. Its mean squared length is
+    their sum, which thus depends on no size, and the squash makes about
+    ``PRIMARY_LENGTH`` of it.
+
+    Args:
+        dim: Components of a capsule.
+        scale: What the layer multiplies the convolution's result by.
+    """
+
+    def draw(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
+        factor = math.sqrt(20736 * 8 / (_fan_in(shape) * dim)) / scale
+        return _normal(0.0098, factor)(key, shape, dtype)
+
+    return draw
+
+
+def scaled_votes(input_length: float = PRIMARY_LENGTH) -> Initializer:
+    r"""Makes the rule for the matrices ``W_ij``, an array ``[i, j, d, c]``.
+
+    ``N(0, sigma^2)`` with ``sigma = 0.02 (0.35 / input_length) sqrt(1152 * 16 / (I d))
+    (J / 10) g(10 / 16) / g(J / d)`` for ``I`` inputs and ``J`` outputs of ``d``
+    components, and ``g(x) = 1 + 2 * 0.095^3 x``.
+
+    In the first round every coupling is ``1 / J`` and an output before its squash is
+    ``s_j = sum_i W_ij u_i / J``: ``d`` components of variance
+    ``sigma^2 I input_length^2 / J^2`` each. So its length is about 0.095 whatever the
+    sizes. Squared is what counts: the squash makes ``|s|^2 / (1 + |s|^2)`` of it, here
+    ``CLASS_LENGTH``, and so inputs or weights ten times shorter make outputs a hundred
+    times shorter, and those of the next layer ten thousand times.
+
+    In each of two more rounds an output draws the votes that agree with it, by which
+    it grows by ``|s|^3 J / d`` of its length, to first order; ``g`` takes that back. It
+    matters for many outputs of few components only (1.4 for 1,000 of 4).
+
+    Args:
+        input_length: Root mean square length of the input capsules at the start.
+
+    Raises:
+        ValueError: If the length is not a finite number above 0.
+    """
+    if not 0 < input_length < math.inf:
+        raise ValueError(
+            "input_length must be the root mean square length of the input capsules, "
+            f"a finite number above 0; got {input_length}."
+        )
+
+    def draw(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
+        i, j, d, _ = shape
+        factor = math.sqrt(1152 * 16 / (i * d)) * (PRIMARY_LENGTH / input_length)
+        factor *= (j / 10) * (_growth(10 / 16) / _growth(j / d))
+        return _normal(0.02, factor)(key, shape, dtype)
+
+    return draw
+
+
+def _growth(outputs_per_component: float) -> float:
+    """By how much two rounds of routing lengthen an output that is 0.095 long."""
+    return 1 + 2 * 0.095**3 * outputs_per_component
+
+
+def _fan_in(shape: Any) -> int:
+    """How many products make one output of a kernel ``[h, w, c, features]``."""
+    return math.prod(shape[:-1])
+
+
+def _normal(deviation: float, factor: float) -> Initializer:
+    """Draws around zero with the paper's network's deviation times a size's factor."""
+    return jax.nn.initializers.normal(deviation * factor)

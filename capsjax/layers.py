@@ -6,7 +6,7 @@ components, ``j`` output capsules with ``d``.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -18,10 +18,15 @@ from capsjax.convolution import (
     convolve_prepared,
     prepare_kernel,
 )
+from capsjax.initializers import (
+    CLASS_LENGTH,
+    PRIMARY_LENGTH,
+    Initializer,
+    scaled_primary,
+    scaled_votes,
+)
 from capsjax.ops import squash
 from capsjax.routings import DynamicRouting, Routed, Routing
-
-Initializer = Callable[..., Array]
 
 
 class Convolution(nn.Module):
@@ -94,12 +99,17 @@ class PrimaryCaps(nn.Module):
         activation: Applied before the squash; None as in the paper.
         scale: Factor of the convolution's result; 1 as in the paper.
         compute_dtype: Type of the convolution's operands; its sums are float32.
-        kernel_init: How the kernel starts.
+        kernel_init: How the kernel starts. None scales it so that the capsules start
+            about ``start_length`` long, whatever the sizes, behind features like those
+            of the paper's first convolution: see ``initializers.scaled_primary``.
         bias_init: How the bias starts.
+        start_length: Root mean square length of the capsules at the start.
 
     References:
         Sabour, Frosst and Hinton 2017, section 4, https://arxiv.org/abs/1710.09829.
     """
+
+    start_length: ClassVar[float] = PRIMARY_LENGTH
 
     num_types: int = 32
     dim: int = 8
@@ -108,7 +118,7 @@ class PrimaryCaps(nn.Module):
     activation: Callable[[Array], Array] | None = None
     scale: float = 1.0
     compute_dtype: str = "float32"
-    kernel_init: Initializer = jax.nn.initializers.he_normal()
+    kernel_init: Initializer | None = None
     bias_init: Initializer = jax.nn.initializers.zeros
 
     @nn.compact
@@ -122,7 +132,7 @@ class PrimaryCaps(nn.Module):
             self.kernel_size,
             self.stride,
             self.compute_dtype,
-            self.kernel_init,
+            self.kernel_init or scaled_primary(self.dim, self.scale),
             name="conv",
         )(image)
         bias = self.param("bias", self.bias_init, (features,))
@@ -140,17 +150,27 @@ class DenseCaps(nn.Module):
         dim: Components of an output capsule.
         routing: The algorithm, a value with its hyperparameters inside.
         weight_init: How ``W`` starts. Its scale decides whether and how fast the
-            network learns: at 1 every length saturates at one, at 0.01 they start near
-            zero.
+            network learns: where it is too large every length saturates at one, where
+            it is too small the lengths and their gradients start near zero. None scales
+            it so that the capsules start about ``start_length`` long for any number of
+            inputs, outputs and components: see ``initializers.scaled_votes``.
+        input_length: Root mean square length of the input capsules at the start, which
+            that scale needs and no shape tells. The default is that of the paper's
+            primary capsules; above another ``DenseCaps`` it is that layer's
+            ``start_length``.
+        start_length: Root mean square length of the capsules at the start.
 
     References:
         Sabour, Frosst and Hinton 2017, section 4, https://arxiv.org/abs/1710.09829.
     """
 
+    start_length: ClassVar[float] = CLASS_LENGTH
+
     num_capsules: int
     dim: int
     routing: Routing = DynamicRouting()
-    weight_init: Initializer = jax.nn.initializers.normal(0.02)
+    weight_init: Initializer | None = None
+    input_length: float = PRIMARY_LENGTH
 
     @nn.compact
     def __call__(
@@ -162,7 +182,8 @@ class DenseCaps(nn.Module):
         i, c = capsules.shape[-2:]
         size = {"i": i, "j": self.num_capsules, "d": self.dim, "c": c}
         shape = (i, self.num_capsules, self.dim, c)
-        weight = self.param("weight", self.weight_init, shape)
+        start = self.weight_init or scaled_votes(self.input_length)
+        weight = self.param("weight", start, shape)
         parameters = {
             name: self.param(name, own.init, tuple(size[axis] for axis in own.axes))
             for name, own in self.routing.declared_parameters.items()

@@ -10,12 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from capsjax import config as configs
-from capsjax.initializers import initializer
+from capsjax.initializers import SCALED, Initializer, initializer, scaled_kernel
 from capsjax.layers import (
     Convolution,
     Decoder,
     DenseCaps,
-    Initializer,
     PrimaryCaps,
     make_dense,
 )
@@ -64,9 +63,11 @@ class CapsNet(nn.Module):
         routing: The routing algorithm, a value.
         decoder_features: Widths of the decoder's hidden layers.
         compute_dtype: ``float32``, or ``bfloat16`` for the operands of large products.
-        conv_init: How the first convolution's kernel starts.
-        primary_init: How the primary capsules' kernel starts.
-        weight_init: How the matrices ``W_ij`` start.
+        conv_init: How the first convolution's kernel starts; by default scaled by its
+            fan-in.
+        primary_init: How the primary capsules' kernel starts; None as in
+            ``PrimaryCaps``.
+        weight_init: How the matrices ``W_ij`` start; None as in ``DenseCaps``.
         decoder_init: How the decoder's hidden kernels start.
         reconstruction_init: How the decoder's last kernel starts.
         bias_init: How all biases start but the routing's.
@@ -89,9 +90,9 @@ class CapsNet(nn.Module):
     routing: Routing = DynamicRouting()
     decoder_features: tuple[int, ...] = (512, 1024)
     compute_dtype: str = "float32"
-    conv_init: Initializer = jax.nn.initializers.normal(0.064)
-    primary_init: Initializer = jax.nn.initializers.normal(0.0098)
-    weight_init: Initializer = jax.nn.initializers.normal(0.02)
+    conv_init: Initializer = scaled_kernel
+    primary_init: Initializer | None = None
+    weight_init: Initializer | None = None
     decoder_init: Initializer = jax.nn.initializers.he_normal()
     reconstruction_init: Initializer = jax.nn.initializers.lecun_normal()
     bias_init: Initializer = jax.nn.initializers.zeros
@@ -314,6 +315,14 @@ def make_model(
         except ValueError as error:
             raise ValueError(f"config.model.initializers.{field}: {error}") from error
 
+    def start_or_scaled(field: str) -> Initializer | None:
+        if getattr(init, field) == SCALED:
+            return None
+        try:
+            return start(field)
+        except ValueError as error:
+            raise ValueError(f"{str(error)[:-1]}, or {SCALED}.") from error
+
     if config.name == "cnn":
         return BaselineCNN(
             image_shape=image_shape,
@@ -347,9 +356,9 @@ def make_model(
         ),
         decoder_features=config.decoder_features,
         compute_dtype=config.compute_dtype,
-        conv_init=start("conv"),
-        primary_init=start("primary"),
-        weight_init=start("weight"),
+        conv_init=start_or_scaled("conv") or scaled_kernel,
+        primary_init=start_or_scaled("primary"),
+        weight_init=start_or_scaled("weight"),
         decoder_init=start("decoder"),
         reconstruction_init=start("reconstruction"),
         bias_init=start("bias"),

@@ -91,6 +91,7 @@ def train(
     """
     configs.validate(config)
     workdir = workdir if isinstance(workdir, Workdir) else Workdir(workdir)
+    config = workdir.keep_start(config)
     task = make_task(config, workdir.split_rule())
     _require_countable(config, len(task.train_set))
     about = task.about()
@@ -236,6 +237,13 @@ class _Run:
             say(
                 f"going on after step {self.step} of {self.num_steps} "
                 f"(epoch {self.epoch} of {self.config.num_epochs})"
+            )
+        optimizer = self.config.optimizer
+        if optimizer.warmup_steps >= self.num_steps:
+            warn(
+                f"config.optimizer.warmup_steps={optimizer.warmup_steps} is not below "
+                f"the {self.num_steps} steps of the run: the rate never reaches "
+                f"config.optimizer.learning_rate={optimizer.learning_rate}"
             )
 
     def train_epoch(self) -> None:

@@ -14,6 +14,7 @@
 """
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -29,6 +30,7 @@ from capsjax.console import warn
 from capsjax.data import BY_CLASS, FIRST_EDITION, Dataset, Generated
 from capsjax.data.order import SPLIT_RULES
 from capsjax.data.source import may_name_a_place
+from capsjax.initializers import SCALED
 from capsjax.paths import expanded
 
 _ASIDE = ".aside"  # How the names of files end that are not yet whole.
@@ -265,6 +267,32 @@ class Workdir:
             return {name: dict(there[name]) for name in names}
         except (WorkdirError, KeyError, TypeError, ValueError):
             return {}  # There is none, it is damaged, or older than this.
+
+    def keep_start(self, config: configs.Config) -> configs.Config:
+        """Returns the config with the first weights of the run that is here, if any.
+
+        A run of the first edition goes on under the command line that began it, whose
+        defaults are ``scaled`` now and were ``configs.FORMER_INITIALIZERS`` then. Its
+        ``config.json`` keeps telling how it began, and where no checkpoint was saved it
+        begins like that again. Any other difference is left to ``check``.
+
+        Raises:
+            WorkdirError: If something in the folder is neither a file nor a folder.
+        """
+        self.require_plain_files()
+        try:
+            there = configs.from_dict(self.read_json(self.config)).model.initializers
+        except (WorkdirError, configs.ConfigError):
+            return config  # There is none, or it is damaged.
+        here = config.model.initializers
+        former = {
+            name: value
+            for name, value in configs.FORMER_INITIALIZERS.items()
+            if getattr(here, name) == SCALED and getattr(there, name) == value
+        }
+        initializers = dataclasses.replace(here, **former)
+        model = dataclasses.replace(config.model, initializers=initializers)
+        return dataclasses.replace(config, model=model)
 
     def read_config(self) -> configs.Config:
         """The configuration of the run that is here.

@@ -180,6 +180,43 @@ def test_a_wrong_value_is_told_with_field_value_and_range(field, value, told):
         configs.validate(config)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("model", 3, "config.model must be a capsjax.config.Model, got 3"),
+        ("model", None, "config.model must be a capsjax.config.Model, got None"),
+        (
+            "model",
+            configs.Model,
+            "config.model must be a capsjax.config.Model, got <cl",
+        ),
+        ("loss", {"present": 1}, "config.loss must be a capsjax.config.Loss, got {'pr"),
+        (
+            "model.initializers",
+            "scaled",
+            "config.model.initializers must be a capsjax.config.Initializers, got 'sc",
+        ),
+        ("batchsize", 3, "config has no field batchsize; did you mean batch_size?"),
+        ("model.depth", 3, "config.model has no field depth. It has name, conv_"),
+    ],
+)
+def test_what_a_config_file_breaks_is_one_line_with_the_field(
+    tmp_path, field, value, told
+):
+    file = tmp_path / "broken.py"
+    written = "configs.Model" if value is configs.Model else repr(value)
+    file.write_text(
+        "from capsjax import config as configs\n"
+        "def get_config():\n"
+        "    config = configs.Config()\n"
+        f"    config.{field} = {written}\n"
+        "    return config\n"
+    )
+    with pytest.raises(configs.ConfigError, match=f"^{re.escape(told)}") as error:
+        configs.validate(parse(f"--config={file}").config)
+    assert "\n" not in str(error.value)
+
+
 def test_fields_that_a_stored_config_does_not_have_yet_have_their_defaults():
     stored = configs.to_dict(configs.Config(seed=3))
     del stored["bad_numbers"], stored["model"]["class_dim"]

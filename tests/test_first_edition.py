@@ -7,9 +7,10 @@ import shutil
 import numpy as np
 import pytest
 
+from capsjax import config as configs
 from capsjax import evaluate, load_run, train
 from capsjax.data import load
-from capsjax.workdir import Workdir
+from capsjax.workdir import Workdir, write_json
 
 FIXTURE = pathlib.Path(__file__).parent / "fixtures" / "first_edition"
 LENGTHS = np.load(FIXTURE / "lengths.npz")
@@ -39,8 +40,15 @@ def test_it_goes_on_as_the_first_edition_went_on(run_path):
     workdir = Workdir(run_path)
     config = workdir.read_config()
     config.num_epochs = 3
+    # Weights that are saved start no more: let it be one of the defaults of then, which
+    # the same command line goes on with the defaults of now.
+    former = configs.Initializers(**configs.FORMER_INITIALIZERS)
+    config.model.initializers = former
+    write_json(workdir.config, configs.to_dict(config))
+    config.model.initializers = configs.Initializers()
     result = train.train(config, workdir)
     assert result["epochs_done"] == 3
+    assert workdir.read_config().model.initializers == former
     # The order of the images, the split and the schedule are what they were: after a
     # step on other images the lengths differ in the second digit.
     expected = LENGTHS[f"{run_path.name}_resumed"]

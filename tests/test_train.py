@@ -151,6 +151,28 @@ def test_a_save_that_fails_is_told_with_its_step_before_the_epoch_ends(
     assert steps == [0, 3, 4, 5]
 
 
+def test_a_rate_that_rises_to_the_end_of_the_run_is_a_warning(
+    tmp_path, monkeypatch, capsys
+):
+    def stop(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train._Run, "train_epoch", stop)
+    for warmup_steps, told in (
+        (9, ""),
+        (
+            10,
+            "warning: config.optimizer.warmup_steps=10 is not below the 10 steps of "
+            "the run: the rate never reaches config.optimizer.learning_rate=0.003\n",
+        ),
+    ):
+        config = tiny()
+        config.optimizer.warmup_steps = warmup_steps
+        with pytest.raises(KeyboardInterrupt):
+            run(config, tmp_path / str(warmup_steps))
+        assert capsys.readouterr().err == told
+
+
 def test_a_run_leaves_what_it_promises(tmp_path, capsys):
     result = run(tiny(tensorboard=True), tmp_path)
     told = capsys.readouterr().out

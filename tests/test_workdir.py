@@ -3,6 +3,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import resource
 import shutil
 import stat
@@ -67,6 +68,28 @@ def images(*numbers, value=0):
 
 def identities(sets):
     return {"splits": {name: one.identity() for name, one in sets.items()}}
+
+
+def test_a_run_of_the_first_edition_keeps_how_it_started(tmp_path):
+    workdir, config = Workdir(tmp_path), configs.Config()
+    assert workdir.keep_start(config) == config  # There is no run yet.
+    there = configs.Config()
+    there.model.initializers = configs.Initializers(**configs.FORMER_INITIALIZERS)
+    write_json(workdir.config, configs.to_dict(there))
+    assert workdir.keep_start(config) == there
+    workdir.check(workdir.keep_start(config))
+    # What is not the default of then and now is another run.
+    for field, value in (("weight", "normal(0.3)"), ("decoder", "zeros")):
+        other = configs.Config()
+        setattr(other.model.initializers, field, value)
+        with pytest.raises(WorkdirError, match=rf"{field} is .*{re.escape(value)}"):
+            workdir.check(workdir.keep_start(other))
+    there.model.initializers.weight = "normal(0.3)"
+    write_json(workdir.config, configs.to_dict(there))
+    with pytest.raises(WorkdirError, match=r"weight is 'normal\(0.3\)' there, 'scaled"):
+        workdir.check(workdir.keep_start(config))
+    workdir.config.write_text("{")
+    assert workdir.keep_start(config) == config  # That it is damaged, is told later.
 
 
 def test_a_run_goes_on_with_its_own_images_only(tmp_path):
