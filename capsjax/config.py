@@ -28,6 +28,11 @@ class Data:
         max_shift: Training images are shifted by up to so many pixels per axis.
         crop: The network sees squares of so many pixels, at a random place in training
             and in the middle otherwise; 0 for whole images.
+        class_weights: ``none``: every image counts alike. ``balanced``: the loss of an
+            image counts ``N / (K N_class)``, for ``N`` training images of ``K`` classes
+            of which ``N_class`` are of its class, so that every class has the same say,
+            in training and in the validation loss by which the best checkpoint is
+            chosen. The other metrics, and all of the test, count every image alike.
     """
 
     name: str = "mnist"
@@ -37,6 +42,7 @@ class Data:
     num_train: int = 0
     max_shift: int = 2
     crop: int = 0
+    class_weights: str = "none"
 
 
 @dataclasses.dataclass
@@ -289,6 +295,7 @@ def validate(config: Config) -> None:
     for field in ("image_size", "num_train", "max_shift", "crop"):
         _require(data, field, lambda v: v >= 0, "at least 0")
     _require(data, "image_size", lambda v: v <= _WIDEST, f"at most {_WIDEST}")
+    _require_one_of(data, "class_weights", ("none", "balanced"))
     if config.stop_at and not data.num_validation:
         raise ConfigError(
             f"config.stop_at={config.stop_at} is a validation accuracy, and must be 0 "

@@ -52,18 +52,26 @@ DEAD, SATURATED = 0.05, 0.95
 ROUNDS = (1, 2, 3, 5, 8)
 
 
-def make_eval_step(model: Network, loss: configs.Loss) -> Callable[..., Metrics]:
+def make_eval_step(
+    model: Network,
+    loss: configs.Loss,
+    class_weight: Float[np.ndarray, " n"] | None = None,
+) -> Callable[..., Metrics]:
     """The sums of the metrics of a batch over all devices, as a per-device function.
 
     The returned function takes the weights, one device's share of the batch and, for
-    each of its images, 1 if it counts and 0 if it only fills the batch up.
+    each of its images, 1 if it counts and 0 if it only fills the batch up. The loss is
+    weighted by class as ``image_metrics`` does it.
     """
 
     def eval_step(params: Any, share: tuple[Batch, Float[Array, " batch"]]) -> Metrics:
         batch, counts = share
         image, source = _middle(batch, model)
         each = image_metrics(
-            model, params, image, batch.label, loss=loss, source=source
+            *(model, params, image, batch.label),
+            loss=loss,
+            source=source,
+            class_weight=class_weight,
         )
         return jax.lax.psum(
             jax.tree.map(lambda values: jnp.sum(values * counts), each), AXIS

@@ -20,7 +20,8 @@ class Metrics(NamedTuple):
 
     Attributes:
         loss: What is minimised: margin loss and reconstruction loss, weighted; or the
-            baseline's cross-entropy.
+            baseline's cross-entropy; times the weight of the image's class, if classes
+            have weights.
         accuracy: Whether the longest capsule is the label's; of images that show
             several classes, whether the longest capsules are exactly those of these.
         label_accuracy: Of images that show several: the share of their classes whose
@@ -58,6 +59,7 @@ def image_metrics(
     source: Float[Array, "batch s h w c"] | None = None,
     mask: Float[Array, "batch n"] | None = None,
     kept: Bool[Array, "batch u"] | None = None,
+    class_weight: Float[np.ndarray, " n"] | None = None,
 ) -> Metrics:
     """Losses and correctness of each image.
 
@@ -70,17 +72,38 @@ def image_metrics(
         source: As of ``measure``.
         mask: As of ``measure``.
         kept: The baseline's units that take part, in training; None for all.
+        class_weight: What the loss of an image of each class is multiplied by; None
+            for nothing.
     """
     if isinstance(model, BaselineCNN):
         log_probability: Any = model.apply(params, image, kept)
-        return measure_probability(log_probability, label)
-    routed: Any = model.apply(params, image, method=model.encode)
-    return measure(
-        *(model, params, routed.pose, routed.activation, image, label),
-        loss=loss,
-        source=source,
-        mask=mask,
-    )
+        each = measure_probability(log_probability, label)
+    else:
+        routed: Any = model.apply(params, image, method=model.encode)
+        each = measure(
+            *(model, params, routed.pose, routed.activation, image, label),
+            loss=loss,
+            source=source,
+            mask=mask,
+        )
+    if class_weight is None:
+        return each
+    return each._replace(loss=each.loss * jnp.asarray(class_weight)[label])
+
+
+def balanced_weights(num_images: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Weights with which every class counts alike, however many images show it.
+
+    Args:
+        num_images: Of each class.
+
+    Returns:
+        ``N / (K N_class)`` in float32, for ``N`` images of ``K`` classes that have any:
+        the mean over the images is 1. It is 1 for a class without images.
+    """
+    is_shown = num_images > 0
+    weight = num_images.sum() / (is_shown.sum() * np.maximum(num_images, 1))
+    return np.where(is_shown, weight, 1).astype(np.float32)
 
 
 def measure(

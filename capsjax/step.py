@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -115,13 +116,16 @@ def init_state(
 
 
 def make_train_step(
-    model: Network, optimizer: optax.GradientTransformation, config: configs.Config
+    model: Network,
+    optimizer: optax.GradientTransformation,
+    config: configs.Config,
+    class_weight: Float[np.ndarray, " n"] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Outcome]]:
     """One update, as a function of the state and one device's share of the batch.
 
     It runs under ``AXIS``, over which gradients and metrics are averaged. The update of
     losses or gradients that are not finite is left out: of the state only the step
-    changes.
+    changes. The loss is weighted by class as ``image_metrics`` does it.
     """
 
     def loss_fn(params, image, source, label, kept):
@@ -135,6 +139,7 @@ def make_train_step(
             source=source,
             mask=is_shown.astype(jnp.float32),
             kept=kept,
+            class_weight=class_weight,
         )
         means = jax.tree.map(jnp.mean, each)
         return means.loss, means

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from capsjax import config as configs
 from capsjax.console import say
@@ -23,6 +24,7 @@ from capsjax.data import (
 from capsjax.data.augment import cropped_shape
 from capsjax.data.layout import shortened
 from capsjax.data.preparation import Preparation
+from capsjax.measure import balanced_weights
 from capsjax.memory import estimate_memory
 from capsjax.models import BaselineCNN, Network, make_model, num_parameters
 
@@ -36,6 +38,8 @@ class Task(NamedTuple):
         test_set: By what it is judged.
         model: The network, which has no weights yet.
         split_rule: By which rule the training images were divided.
+        class_weight: What the loss of an image of each class counts in training and
+            validation, if not all count alike.
     """
 
     train_set: Dataset | Generated
@@ -43,6 +47,7 @@ class Task(NamedTuple):
     test_set: Dataset
     model: Network
     split_rule: str = BY_CLASS
+    class_weight: Float[np.ndarray, " n"] | None = None
 
     @property
     def sets(self) -> dict[str, Dataset | Generated]:
@@ -238,7 +243,15 @@ def _describe(
             f"config.model.name=cnn names one class an image, and {data.name} shows "
             "several; choose capsnet."
         )
-    return Task(train_set, validation_set, test_set, model)
+    class_weight = None
+    if data.class_weights == "balanced":
+        if train_set.is_multi_label:
+            raise configs.ConfigError(
+                f"config.data.class_weights=balanced needs one class an image, and "
+                f"{data.name} shows several; choose none."
+            )
+        class_weight = balanced_weights(train_set.images_by_class())
+    return Task(train_set, validation_set, test_set, model, class_weight=class_weight)
 
 
 def _check_memory(config: configs.Config, task: Task) -> None:

@@ -162,12 +162,19 @@ class _Run:
         self.skipped_in_a_row = self.num_chunks = 0
         self.unread: collections.deque[_Call] = collections.deque()
         self.read_at = 0.0  # When the outcome of a call was last at hand.
-        self.train_set, self.validation_set, self.test_set, self.model, _ = task
+        self.train_set, self.validation_set, self.test_set, self.model, *_ = task
+        self.class_weight = task.class_weight
         self.steps_per_epoch = len(self.train_set) // config.batch_size
         self.num_steps = config.num_epochs * self.steps_per_epoch
         self.optimizer = make_optimizer(config.optimizer, self.num_steps)
         self.feed = Feed(config, self.train_set)
-        self.eval_step = parallel(make_eval_step(self.model, config.loss))
+        self.test_step = self.validation_step = parallel(
+            make_eval_step(self.model, config.loss)
+        )
+        if self.class_weight is not None:
+            self.validation_step = parallel(
+                make_eval_step(self.model, config.loss, self.class_weight)
+            )
         self.chunks: dict[int, Callable] = {}  # by number of steps
         self.checkpoints: Checkpoints[TrainState] = Checkpoints(workdir.checkpoints)
         stack.callback(self.checkpoints.close)
@@ -276,7 +283,9 @@ class _Run:
         """The program for so many steps: a whole chunk, or a single step."""
         if len(steps) not in self.chunks:
             say(f"compiling the training step ({len(steps)} in one call) ...")
-            train_step = make_train_step(self.model, self.optimizer, self.config)
+            train_step = make_train_step(
+                self.model, self.optimizer, self.config, self.class_weight
+            )
             program = parallel(make_train_chunk(train_step), donate=True)
             self.chunks[len(steps)] = program.lower(
                 self.state, self.feed.batches(steps)
@@ -460,7 +469,7 @@ class _Run:
 
         with Progress(kind, total=len(dataset)) as progress:
             metrics = evaluate(
-                self.eval_step,
+                self.test_step if kind == "test" else self.validation_step,
                 params,
                 dataset,
                 batch_size=self.config.eval_batch_size,

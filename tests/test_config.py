@@ -133,6 +133,7 @@ WRONG = [
     ("stop_at", 1.5, "config.stop_at must be from 0 to 1, got 1.5"),
     ("max_gigabytes", 0.0, "config.max_gigabytes must be above 0, got 0.0"),
     ("data.num_validation", -2, "num_validation must be at least 0, or -1, got -2"),
+    ("data.class_weights", "equal", "must be one of none, balanced, got 'equal'"),
     ("data.crop", -1, "config.data.crop must be at least 0, got -1"),
     ("model.name", "resnet", "must be one of capsnet, cnn, got 'resnet'"),
     ("model.dropout", 1.0, "config.model.dropout must be at least 0, below 1"),

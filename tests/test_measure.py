@@ -9,7 +9,7 @@ from tiny import made, tiny, tiny_cnn
 
 from capsjax import config as configs
 from capsjax.data import load
-from capsjax.measure import image_metrics, measure
+from capsjax.measure import balanced_weights, image_metrics, measure
 from capsjax.models import CapsNet
 
 SMALL = CapsNet(
@@ -148,3 +148,29 @@ def test_the_baseline_has_a_cross_entropy_and_no_other_loss(key):
     assert set(metrics.known()) == {"loss", "accuracy", "cross_entropy"}
     is_right = probability.argmax(-1) == dataset.label
     assert metrics.accuracy.tolist() == is_right.tolist()
+
+
+def test_balanced_weights_give_every_class_that_has_images_the_same_say():
+    num_images = np.array([1, 3, 0, 8])
+    weight = balanced_weights(num_images)
+    np.testing.assert_allclose(weight, [12 / 3, 12 / 9, 1, 12 / 24], rtol=1e-6)
+    assert (weight * num_images).tolist() == pytest.approx([4, 4, 0, 4])
+
+
+@pytest.mark.parametrize("model", [SMALL, tiny_cnn((17, 17, 1))], ids=type)
+def test_the_weight_of_a_class_multiplies_the_loss_of_its_images_alone(key, model):
+    image = jax.random.uniform(key, (4, 17, 17, 1))
+    params, label = jax.jit(model.init)(key, image), jnp.array([3, 0, 3, 1])
+    weight = np.arange(model.num_classes, dtype=np.float32)
+    plain, weighted = (
+        image_metrics(
+            *(model, params, image, label),
+            loss=configs.Loss(),
+            class_weight=class_weight,
+        ).known()
+        for class_weight in (None, weight)
+    )
+    np.testing.assert_allclose(
+        weighted.pop("loss"), plain.pop("loss") * np.array([3, 0, 3, 1]), rtol=1e-6
+    )
+    jax.tree.map(np.testing.assert_array_equal, weighted, plain)

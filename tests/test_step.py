@@ -339,6 +339,26 @@ def test_the_step_masks_by_label_and_weighs_as_the_recipe_says():
     np.testing.assert_allclose(metrics.loss, weighted, rtol=1e-5)
 
 
+def test_a_class_without_weight_teaches_nothing():
+    config = tiny()
+    model, optimizer, state = made(config)
+    stacked = batches(1, 1, config)
+    label = stacked.label[0, 0]
+    params = {}
+    for shown in (0, 1):
+        weight = np.where(np.isin(np.arange(10), label), shown, 1).astype(np.float32)
+        step = make_train_chunk(make_train_step(model, optimizer, config, weight))
+        new, outcome = mapped(step, 1)(state, stacked)
+        params[shown] = new.params
+        expected = shown * (
+            outcome.metrics.margin_loss + 0.0005 * outcome.metrics.reconstruction_loss
+        )
+        np.testing.assert_allclose(outcome.metrics.loss, expected, rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, params[0], state.params)
+    kernel = params[1]["params"]["conv"]["kernel"]
+    assert np.any(kernel != state.params["params"]["conv"]["kernel"])
+
+
 def test_the_whole_step_lowers_for_gpu_and_tpu():
     config = configs.Config(batch_size=4)
     model, optimizer, state = made(config)

@@ -73,6 +73,7 @@ WRONG = [
     (digits, {"data__crop": 29}, "data.crop=29 is more than images of 28x28"),
     (digits, {"data__max_shift": 28}, "data.max_shift=28 moves images of 28x28 out"),
     (pairs, {"model__name": "cnn"}, "model.name=cnn names one class an image"),
+    (pairs, {"data__class_weights": "balanced"}, "balanced needs one class an image"),
     (digits, {"stop_at": 0.9}, "stop_at=0.9 is a validation accuracy, and must be 0"),
     (digits, {"data__num_validation": 20}, "num_validation=20 leaves none of the 20"),
     (digits, {"data__num_train": 21}, "data.num_train=21 is more than the 20"),

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from tiny import made, tiny
 
-from capsjax import checkpoint, task, train
+from capsjax import checkpoint, load_run, task, train
 from capsjax import config as configs
 from capsjax.checkpoint import CheckpointError, Checkpoints
 from capsjax.data import load
 from capsjax.interrupt import Interrupted
+from capsjax.losses import margin_loss
 from capsjax.measure import Metrics
 from capsjax.workdir import Workdir, WorkdirError
 
@@ -200,6 +201,29 @@ def test_a_run_leaves_what_it_promises(tmp_path, capsys):
     assert [row["epoch"] for row in lines(tmp_path, "validation")] == [1, 2]
     validation = {row["step"]: row["loss"] for row in lines(tmp_path, "validation")}
     assert result["test"]["step"] == min(validation, key=validation.get)
+
+
+def test_balanced_classes_weigh_training_and_validation_and_not_the_test(tmp_path):
+    config = tiny()
+    config.num_epochs, config.data.class_weights = 1, "balanced"
+    config.data.num_train = 48
+    config.loss.reconstruction_weight = 0.0
+    result = run(config, tmp_path)
+    assert result["test"]["loss"] == result["test"]["margin_loss"]
+    learnt = task.make_task(config)
+    num_images = np.bincount(learnt.train_set.label, minlength=10)
+    assert num_images.min() < num_images.max()
+    opened = load_run(tmp_path)
+    image, label = learnt.validation_set.image, learnt.validation_set.label
+    loss = margin_loss(opened.predict(image).length, label)
+    weight = 48 / (10 * num_images[label])
+    (row,) = lines(tmp_path, "validation")
+    assert row["loss"] == pytest.approx(float(np.mean(weight * loss)), rel=1e-4)
+    assert row["margin_loss"] == pytest.approx(float(np.mean(loss)), rel=1e-4)
+    config.data.class_weights = "none"
+    told = "data.class_weights is 'balanced' there, 'none' here"
+    with pytest.raises(WorkdirError, match=told):
+        run(config, tmp_path)
 
 
 def test_a_finished_run_prints_its_result_and_can_be_extended(tmp_path, capsys):
