@@ -53,6 +53,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from typing import Any
 
@@ -101,7 +102,36 @@ def environment(scratch: pathlib.Path, *, quick: bool) -> dict[str, str]:
     }
 
 
+class Processes:
+    """The parts at work, each with all that it starts in a group of its own."""
+
+    def __init__(self):
+        self.lock, self.running, self.has_ended = threading.Lock(), set(), False
+
+    def start(self, command: list[str], **options: Any) -> subprocess.Popen:
+        with self.lock:
+            if self.has_ended:
+                raise RuntimeError("interrupted")
+            process = subprocess.Popen(command, start_new_session=True, **options)
+            self.running.add(process)
+        return process
+
+    def end(self, process: subprocess.Popen) -> None:
+        """Ends the group, even where its first process has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        self.running.discard(process)
+
+    def end_all(self) -> None:
+        with self.lock:
+            self.has_ended = True
+        for process in list(self.running):
+            self.end(process)
+
+
 def run_part(
+    processes: Processes,
     command: list[str],
     log: pathlib.Path,
     *,
@@ -111,23 +141,14 @@ def run_part(
     """Runs a part's process and all that it starts, and ends them when time is over."""
     started = time.monotonic()
     with open(log, "wb") as file:
-        process = subprocess.Popen(
-            command,
-            stdout=file,
-            stderr=file,
-            env=environment,
-            start_new_session=True,
-        )
+        process = processes.start(command, stdout=file, stderr=file, env=environment)
         try:
             code = process.wait(max(0, seconds))
             ended = "done" if code == 0 else f"ended with {code}"
         except subprocess.TimeoutExpired:
             ended = f"killed after {seconds:.0f} s"
         finally:
-            # The group, even where its first process has ended.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            processes.end(process)
     return {
         "seconds": round(time.monotonic() - started, 1),
         "ended": ended,
@@ -254,6 +275,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "parts": {},
     }
 
+    processes = Processes()
+
     def run(name: str, scratch: str) -> dict[str, Any]:
         end = total if options.quick else latest[name]
         seconds = end - (time.monotonic() - started)
@@ -261,7 +284,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         command = command_of(name, options, output, scratch, seconds)
         surroundings = environment(pathlib.Path(scratch), quick=options.quick)
         own_log = pathlib.Path(scratch, f"{name}.txt")
-        return run_part(command, own_log, seconds=seconds, environment=surroundings)
+        return run_part(
+            *(processes, command, own_log),
+            seconds=seconds,
+            environment=surroundings,
+        )
 
     # Figures are measured one after the other; quick ones mean nothing.
     with (
@@ -269,15 +296,20 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         concurrent.futures.ThreadPoolExecutor(2 if options.quick else 1) as pool,
     ):
         runs = {name: pool.submit(run, name, scratch) for name in shares}
-        for name, future in runs.items():
-            done = future.result()
-            with open(log, "a") as file:
-                file.write(f"\n==== {name}\n{done['printed']}")
-            with open(records, "a") as file:
-                file.write("\n")  # What was torn ends here.
-            result["parts"][name] = collect(name, done, read_records(records))
-            # At once, whatever becomes of the rest.
-            write(output / "accelerator.json", result)
+        try:
+            for name, future in runs.items():
+                done = future.result()
+                with open(log, "a") as file:
+                    file.write(f"\n==== {name}\n{done['printed']}")
+                with open(records, "a") as file:
+                    file.write("\n")  # What was torn ends here.
+                result["parts"][name] = collect(name, done, read_records(records))
+                # At once, whatever becomes of the rest.
+                write(output / "accelerator.json", result)
+        except BaseException:  # Ctrl-C, too: nothing shall go on alone.
+            pool.shutdown(wait=False, cancel_futures=True)
+            processes.end_all()
+            raise
     result["seconds"] = round(time.monotonic() - started, 1)
     write(output / "accelerator.json", result)
     return result
@@ -310,4 +342,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

@@ -2,7 +2,9 @@
 
 import concurrent.futures
 import json
+import os
 import pathlib
+import signal
 import sys
 
 import numpy as np
@@ -99,6 +101,25 @@ def test_it_succeeds_when_nothing_fails_and_fails_when_a_number_is_wrong(
     assert result["parts"]["correctness"]["failures"] == [
         {"point": "squash", "error": "the numbers are wrong"}
     ]
+
+
+def test_ctrl_c_ends_the_parts_and_what_they_started(
+    accelerator, monkeypatch, tmp_path
+):
+    def interrupted(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    # The first part has ended when Ctrl-C comes, and the second begins.
+    monkeypatch.setattr(accelerator, "collect", interrupted)
+    alive = "echo $$ > pids; sleep 1000"
+    scripts = {"ceilings": "true", "step": alive, "plain": "touch began"}
+    with pytest.raises(KeyboardInterrupt):
+        run(accelerator, monkeypatch, tmp_path, scripts)
+    assert not (tmp_path / "began").exists()
+    path = tmp_path / "pids"
+    for pid in path.read_text().split() if path.exists() else ():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid), 0)
 
 
 def test_a_part_goes_on_after_a_point_that_fails_until_its_time_is_over(
