@@ -33,6 +33,7 @@ class Data:
             of which ``N_class`` are of its class, so that every class has the same say,
             in training and in the validation loss by which the best checkpoint is
             chosen. The other metrics, and all of the test, count every image alike.
+        skip_bad_files: Leaves out files of an ``image_folder`` that can't be read.
     """
 
     name: str = "mnist"
@@ -43,6 +44,7 @@ class Data:
     max_shift: int = 2
     crop: int = 0
     class_weights: str = "none"
+    skip_bad_files: bool = False
 
 
 @dataclasses.dataclass
@@ -231,6 +233,8 @@ FORMER_INITIALIZERS = {
 CHANGEABLE = (
     *("num_epochs", "eval_batch_size", "bad_numbers", "max_gigabytes", "tensorboard"),
     *("steps_per_dispatch", "data_placement"),
+    # What it leaves out, and so changes, is seen in the images.
+    "data.skip_bad_files",
 )
 # Where the same images lie is no part of what a run is.
 PLACES = ("data.path", "data.name")

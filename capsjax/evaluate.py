@@ -446,10 +446,11 @@ def _load_test_set(runs: Sequence[Run], name: str | None) -> Dataset:
         load,
         image_size=data.image_size,
         max_bytes=int(first.config.max_gigabytes * 1e9),
+        preparation=first.preparation,
+        skip_bad_files=data.skip_bad_files,
     )
     if name is not None and names_images(name):
-        size = data.image_size or first.image_shape[0]
-        load_split = functools.partial(load_split, image_size=size)
+        load_split = functools.partial(load_split, image_size=0)
         dataset = _load_pictures(first, name, load_split)
     else:
         folder = data.path if name in (None, data.name) else ""
@@ -473,6 +474,12 @@ def _load_test_set(runs: Sequence[Run], name: str | None) -> Dataset:
             raise DatasetError(
                 f"{dataset.name} does not fit {path}: its images are "
                 f"{dataset.image_shape}, and {run.image_shape} there."
+            )
+        scales = {one.preparation.scale for one in (first, run)} - {"own", "type"}
+        if len(scales) > 1:
+            raise WorkdirError(
+                f"{first.workdir.path} and {path} are no ensemble: what is black and "
+                f"white in grey of more than 8 bits differs, {scales}."
             )
         if run.class_names != dataset.class_names:
             raise WorkdirError(
@@ -503,7 +510,8 @@ def _load_pictures(run: Run, folder: str, load_split: Callable[..., Any]) -> Dat
         f"{folder} has no folder for the test: all of its images are evaluated, and if "
         "the network was trained on some of them, those too"
     )
-    return dataclasses.replace(load_split("all"), notes=(note,))
+    dataset = load_split("all")
+    return dataclasses.replace(dataset, notes=(note, *dataset.notes))
 
 
 def _with_classes_of(run: Run, dataset: Dataset) -> Dataset:

@@ -1,5 +1,6 @@
 """What a run learns and from what, checked before anything is written."""
 
+import functools
 import importlib.util
 from typing import Any, NamedTuple
 
@@ -120,7 +121,12 @@ def _load_sets(
 ) -> tuple[Dataset | Generated, Dataset | None, Dataset]:
     """The images to train on, to validate and to test."""
     data = config.data
-    train_set, test_set = (_load(config, split, rule) for split in ("train", "test"))
+    train_set = _load(config, "train", rule)
+    # All splits as the images to train on are.
+    load_split = functools.partial(
+        _load, config, rule=rule, preparation=train_set.preparation
+    )
+    test_set = load_split("test")
     if test_set.image_shape != train_set.image_shape:
         raise DatasetError(
             f"{data.name}: the test images are {test_set.image_shape}, the training "
@@ -131,7 +137,7 @@ def _load_sets(
         _require_used_classes(train_set)
     has_own = rule == BY_CLASS and has_validation(data.name, data.path)
     if has_own and data.num_validation:
-        validation_set = _load(config, "validation", rule).fixed()
+        validation_set = load_split("validation").fixed()
     else:
         held_out = 0 if has_own else data.num_validation
         if held_out == -1:
@@ -162,7 +168,12 @@ def _load_sets(
     return train_set, validation_set, test_set.fixed()
 
 
-def _load(config: configs.Config, split: str, rule: str) -> Dataset | Generated:
+def _load(
+    config: configs.Config,
+    split: str,
+    rule: str,
+    preparation: Preparation | None = None,
+) -> Dataset | Generated:
     data = config.data
     try:
         return load(
@@ -172,6 +183,8 @@ def _load(config: configs.Config, split: str, rule: str) -> Dataset | Generated:
             image_size=data.image_size,
             max_bytes=int(config.max_gigabytes * 1e9),
             split_rule=rule,
+            preparation=preparation,
+            skip_bad_files=data.skip_bad_files,
         )
     except NotFoundError as error:
         field = "path" if data.path else "name"
@@ -205,7 +218,8 @@ def _require_two_classes(train_set: Dataset | Generated) -> None:
 
 def _say_about_splits(task: Task) -> None:
     """Tells what a person might not expect of how the images are divided."""
-    for note in task.train_set.notes:
+    # Some are the same for all splits.
+    for note in dict.fromkeys(n for one in task.sets.values() for n in one.notes):
         say(note)
     for split, what in (("train", "to train on"), ("validation", "to validate")):
         if split not in task.sets:

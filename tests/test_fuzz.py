@@ -29,8 +29,14 @@ from capsjax import checkpoint, report, train
 from capsjax import config as configs
 from capsjax.checkpoint import CheckpointError, Checkpoints
 from capsjax.data import source
+from capsjax.data.image_file import (
+    ImageError,
+    read_extremes,
+    read_header,
+    read_image,
+)
+from capsjax.data.preparation import Preparation
 from capsjax.metrics import MetricWriter
-from capsjax.predict import ImageError, fit_image, read_image
 from capsjax.run import Run, load_run
 from capsjax.workdir import Workdir, WorkdirError
 
@@ -234,6 +240,12 @@ def pictures():
 
 
 PICTURES = pictures()
+PREPARATIONS = [
+    Preparation.of("mnist", (28, 28, 1)),
+    Preparation("as_is", 28, 28, 1, scale="own"),
+    Preparation("as_is", 28, 28, 3, scale=(-5.0, 4095.0)),
+    *(Preparation.of("", (20, 28, channels)) for channels in (1, 2, 3, 4)),
+]
 
 
 @st.composite
@@ -264,22 +276,26 @@ def mutations(draw):
 
 
 @fuzzed(share=0.4)
-@given(st.sampled_from(list(PICTURES)), mutations(), st.sampled_from([1, 3]))
-def test_an_image_file_is_read_or_refused(tmp_path_factory, kind, mutate, channels):
+@given(st.sampled_from(list(PICTURES)), mutations(), st.sampled_from(PREPARATIONS))
+def test_an_image_file_is_read_or_refused(tmp_path_factory, kind, mutate, preparation):
     path = tmp_path_factory.getbasetemp() / "picture"
     path.write_bytes(mutate(PICTURES[kind]))
+    notes = []
     with not_for_ever(), told_at_most(ImageError):
-        image = read_image(path)
-        for invert in (True, False):
-            fitted = fit_image(image, (28, 28, channels), invert=invert)
-            assert fitted.shape == (28, 28, channels)
+        image = preparation.apply(path, notes=notes)
+        assert image.shape == preparation.image_shape
+        assert len(notes) <= 3
+    with not_for_ever(), told_at_most(ImageError):
+        if read_header(path).is_deep:
+            least, most, _ = read_extremes(path)
+            assert least <= most
 
 
 @pytest.mark.parametrize("kind", PICTURES)
 def test_what_is_not_damaged_is_read(kind, tmp_path):
     path = tmp_path / "picture"
     path.write_bytes(PICTURES[kind])
-    assert fit_image(read_image(path), (28, 28, 1)).max() == 255
+    assert Preparation.of("mnist", (28, 28, 1)).apply(path).max() == 255
 
 
 # ---- the folder of a run

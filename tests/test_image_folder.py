@@ -11,10 +11,10 @@ from capsjax.data import (
     FIRST_EDITION,
     DatasetError,
     has_validation,
-    image_folder,
     layout,
     load,
 )
+from capsjax.data.preparation import Preparation
 
 COLOURS = {"cats": (200, 30, 30), "dogs": (30, 200, 30), "eels": (30, 30, 200)}
 
@@ -40,14 +40,14 @@ def read(folder, split="train", image_size=8, **options):
 def files_of(folder, split, monkeypatch):
     """The files that are read of a split, in their order."""
     files = []
-    read_image = image_folder.read_image
+    apply = Preparation.apply
 
-    def noted(path, **options):
+    def noted(self, path, **options):
         files.append(path)
-        return read_image(path, **options)
+        return apply(self, path, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(image_folder, "read_image", noted)
+        patch.setattr(Preparation, "apply", noted)
         read(folder, split)
     return files
 
@@ -336,12 +336,12 @@ def test_the_size_must_be_said(folder, image_size):
 
 
 def test_too_many_images_are_refused_before_any_is_decoded(folder, monkeypatch):
-    def never(path):
+    def never(self, path, **_):
         raise AssertionError("read")
 
     num_bytes = len(read(folder)) * 8 * 8 * 3
     read(folder, max_bytes=num_bytes)
-    monkeypatch.setattr(image_folder, "read_image", never)
+    monkeypatch.setattr(Preparation, "apply", never)
     with pytest.raises(DatasetError, match="GB are allowed: choose a smaller") as error:
         read(folder, max_bytes=num_bytes - 1)
     assert f"the {num_bytes // 192} images of {folder} at 8 x 8 x 3" in str(error.value)

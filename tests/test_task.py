@@ -54,10 +54,12 @@ def test_the_data_set_is_asked_for_as_the_config_says(monkeypatch):
     config.data = configs.Data("image_folder", "photos", 28, num_validation=0)
     task.make_task(config)
     options = {"path": "photos", "image_size": 28, "max_bytes": 16 * 10**9}
-    options["split_rule"] = "by_class"
+    options |= {"split_rule": "by_class", "skip_bad_files": False}
+    # The test images are to be made as those to train on are.
+    made = {"preparation": load("mnist", "test").preparation}
     assert asked == [
-        (("image_folder", "train"), options),
-        (("image_folder", "test"), options),
+        (("image_folder", "train"), {**options, "preparation": None}),
+        (("image_folder", "test"), {**options, **made}),
     ]
 
 

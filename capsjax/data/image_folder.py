@@ -1,16 +1,36 @@
 """A person's own images: a folder with one subfolder for each class."""
 
-import math
+import dataclasses
+import functools
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-from capsjax.data.dataset import Dataset, DatasetError, NotFoundError, checksum_of
-from capsjax.data.image_file import ImageError, fit, is_grey, read_image
-from capsjax.data.layout import Layout, find_layout
-from capsjax.data.order import BY_CLASS
+from capsjax.data.dataset import (
+    Dataset,
+    DatasetError,
+    NotFoundError,
+    checksum_of,
+    require_memory,
+)
+from capsjax.data.image_file import (
+    ImageError,
+    common_scale,
+    read_extremes,
+    read_header,
+)
+from capsjax.data.layout import Layout, find_layout, shortened
+from capsjax.data.order import BY_CLASS, FIRST_EDITION
+from capsjax.data.preparation import Preparation, Scale
 from capsjax.paths import expanded
+
+_MOST_NAMED = 10  # bad files
+_MOST_NOTES = 3
+
+T = TypeVar("T")
 
 
 def load_image_folder(
@@ -20,6 +40,8 @@ def load_image_folder(
     image_size: int,
     max_bytes: int,
     split_rule: str = BY_CLASS,
+    preparation: Preparation | None = None,
+    skip_bad_files: bool = False,
 ) -> Dataset:
     """Reads one split of a folder of images into memory.
 
@@ -31,19 +53,23 @@ def load_image_folder(
             not square the middle is taken.
         max_bytes: The most memory that the images may take.
         split_rule: As of ``find_layout``.
+        preparation: How a file becomes an image; ``image_size`` is then not needed. If
+            None, images have one channel if all files of all splits are grey, else
+            three, and one scale for all files of more than 8 bits, found over those to
+            train on.
+        skip_bad_files: Whether files that can't be read are left out.
 
     Returns:
-        The images in the order of the classes, then of the files' names; of one channel
-        if all files of all splits are grey, else of three. The classes are in the
-        order of their names.
+        The images in the order of the classes, then of the files' names. The classes
+        are in the order of their names.
 
     Raises:
         NotFoundError: There is no such folder.
         DatasetError: The folder is laid out otherwise or has no such split, a class has
-            too few images, a file is not an image or damaged, the images would take
-            more than ``max_bytes``, or ``image_size`` is below 1.
+            too few images, files are no images or damaged, the images would take more
+            than ``max_bytes``, or ``image_size`` is below 1.
     """
-    if image_size < 1:
+    if image_size < 1 and preparation is None:
         raise DatasetError(
             f"image_size is {image_size}: a folder of images needs the height and "
             "width to which they are scaled, such as 32"
@@ -56,15 +82,17 @@ def load_image_folder(
                 f"{folder} has no folder for the {split} split: one that is called "
                 f"{split} is needed beside the others"
             )
-        # A list, so that what is no image is found before hours of reading.
-        channels = 1 if all([is_grey(file) for file in layout.files_of("all")]) else 3
-        shape = (image_size, image_size, channels)
-        _require_memory(folder, len(layout.files_of(split)), shape, max_bytes)
-        return _read(str(folder), layout, split, shape)
-    except ImageError as error:
-        raise DatasetError(
-            f"{str(error).removesuffix('.')}; replace the file or take it away"
-        ) from error
+        reader = _Reader(folder, layout, split, skip_bad_files=skip_bad_files)
+        if preparation is None:
+            shape = reader.find_shape(image_size)
+            require_memory(str(folder), reader.num_files, shape, max_bytes)
+            preparation = Preparation.of("image_folder", shape)
+            scale = "own" if split_rule == FIRST_EDITION else reader.find_scale()
+            preparation = dataclasses.replace(preparation, scale=scale)
+        require_memory(
+            str(folder), reader.num_files, preparation.image_shape, max_bytes
+        )
+        return reader.read(preparation)
     except OSError as error:
         path = os.path.abspath(os.fsdecode(error.filename or folder))
         is_missing = isinstance(error, FileNotFoundError) and not folder.exists()
@@ -74,34 +102,132 @@ def load_image_folder(
         ) from error
 
 
-def _require_memory(
-    folder: Path, num_images: int, shape: tuple[int, int, int], max_bytes: int
-) -> None:
-    num_bytes = num_images * math.prod(shape)
-    if num_bytes > max_bytes:
-        height, width, channels = shape
-        raise DatasetError(
-            f"the {num_images:,} images of {folder} at {height} x {width} x {channels} "
-            f"would take {num_bytes / 1e9:.1f} GB of memory, and at most "
-            f"{max_bytes / 1e9:.1f} GB are allowed: choose a smaller image_size"
+class _Reader:
+    """Reads the files of a split, and collects all that can't be read."""
+
+    def __init__(
+        self, folder: Path, layout: Layout, split: str, *, skip_bad_files: bool
+    ):
+        self.folder, self.layout, self.split = folder, layout, split
+        self.files = layout.labelled_files(split)
+        self.skip_bad_files = skip_bad_files
+        self.deep: list[Path] = []  # of the files to train on
+        self.bad: dict[Path, str] = {}
+
+    @property
+    def num_files(self) -> int:
+        """How many files the split has."""
+        return len(self.files)
+
+    def find_shape(self, image_size: int) -> tuple[int, int, int]:
+        """One channel if all files of all splits are grey, else three."""
+        training, are_grey = set(self.layout.files_of("train")), True
+        for file in self.layout.files_of("all"):
+            header = self._tried(read_header, file)
+            if header is None:
+                continue
+            are_grey = are_grey and header.is_grey
+            if header.is_deep and file in training:
+                self.deep.append(file)
+        return image_size, image_size, 1 if are_grey else 3
+
+    def find_scale(self) -> Scale:
+        """One scale for all files of more than 8 bits, by those to train on."""
+        found = [self._tried(read_extremes, file) for file in self.deep]
+        known = [extremes for extremes in found if extremes is not None]
+        if not known:
+            return "type"
+        least, most, are_integers = zip(*known, strict=True)
+        return common_scale(min(least), max(most), are_integers=all(are_integers))
+
+    def read(self, preparation: Preparation) -> Dataset:
+        """Reads the images.
+
+        Raises:
+            DatasetError: If some can't be read and none may be skipped, or all of a
+                class.
+        """
+        image = np.empty((self.num_files, *preparation.image_shape), np.uint8)
+        notes: list[str] = []
+        apply = functools.partial(preparation.apply, notes=notes)
+        good: list[int] = []
+        for number, (_, file) in enumerate(self.files):
+            pixels = self._tried(apply, file)
+            if pixels is not None:
+                image[len(good)] = pixels
+                good.append(number)
+        if self.bad and not self.skip_bad_files:
+            self._refuse(preparation)
+        label = np.array([label for label, _ in self.files], np.int32)[good]
+        self._require_every_class(label)
+        files = [self.files[number][1] for number in good]
+        return Dataset(
+            str(self.folder),
+            image[: len(good)],
+            label,
+            self.layout.class_names,
+            # As objects, which take as much memory as each name is long.
+            files=np.array([_name(file) for file in files], object),
+            checksum=np.array([checksum_of(f.read_bytes()) for f in files], "u8"),
+            preparation=preparation,
+            notes=tuple(self._notes(preparation.scale, notes)),
         )
 
+    def _tried(self, read: Callable[[Path], T], file: Path) -> T | None:
+        """What is read of a file; None, and a line on it, if it can't be."""
+        if file in self.bad:
+            return None
+        try:
+            return read(file)
+        except ImageError as error:
+            reason = str(error).removesuffix(".")
+            self.bad[file] = reason if str(file) in reason else f"{file}: {reason}"
+            return None
 
-def _read(
-    name: str, layout: Layout, split: str, shape: tuple[int, int, int]
-) -> Dataset:
-    files = layout.labelled_files(split)
-    image = np.empty((len(files), *shape), np.uint8)
-    for row, (_, file) in zip(image, files, strict=True):
-        row[...] = fit(read_image(file, scale="own"), shape)
-    return Dataset(
-        name,
-        image,
-        np.array([label for label, _ in files], np.int32),
-        layout.class_names,
-        files=np.array([f"{file.parent.name}/{file.name}" for _, file in files]),
-        checksum=np.array(
-            [checksum_of(file.read_bytes()) for _, file in files], np.uint64
-        ),
-        notes=layout.notes,
-    )
+    def _refuse(self, preparation: Preparation) -> None:
+        """Names all bad files, those of the other splits too."""
+        here = {file for _, file in self.files}
+        for file in self.layout.files_of("all"):
+            if file not in here:
+                self._tried(preparation.apply, file)
+        reasons = [*self.bad.values()]
+        more = _and_more(len(reasons) - _MOST_NAMED, "files can't be read")
+        what = "the file" if len(reasons) == 1 else f"these {len(reasons)} files"
+        raise DatasetError(
+            f"{'; '.join([*reasons[:_MOST_NAMED], *more])}; replace {what} or take it "
+            "away, or set skip_bad_files (--config.data.skip_bad_files=true)"
+        )
+
+    def _require_every_class(self, label: np.ndarray) -> None:
+        lost = set(range(len(self.layout.class_names))) - {*label.tolist()}
+        if self.split == "train" and lost:
+            name = self.layout.class_names[min(lost)]
+            raise DatasetError(
+                f"no image of class {name} in {self.folder} can be read: a class needs "
+                "one to train on"
+            )
+
+    def _notes(self, scale: Scale, of_files: list[str]) -> Iterator[str]:
+        """Sentences on what a person might not expect."""
+        yield from self.layout.notes
+        if self.deep and not isinstance(scale, str):
+            black, white = scale
+            yield (
+                f"{self.folder}: in grey of more than 8 bits {black:g} is black and "
+                f"{white:g} white, in every image, by the images to train on"
+            )
+        yield from of_files[:_MOST_NOTES]
+        yield from _and_more(len(of_files) - _MOST_NOTES, "files are read in part")
+        if skipped := [file for _, file in self.files if file in self.bad]:
+            yield (
+                f"{self.folder}: {len(skipped)} {self.split} files can't be read and "
+                f"are skipped: {shortened([_name(file) for file in skipped])}"
+            )
+
+
+def _name(file: Path) -> str:
+    return f"{file.parent.name}/{file.name}"
+
+
+def _and_more(number: int, what: str) -> list[str]:
+    return [f"{number} more {what}"] if number > 0 else []

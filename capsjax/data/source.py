@@ -28,6 +28,8 @@ def load(
     image_size: int = 0,
     max_bytes: int = 2**33,
     split_rule: str = BY_CLASS,
+    preparation: Preparation | None = None,
+    skip_bad_files: bool = False,
 ) -> Dataset | Generated:
     """Loads one split of a data set into memory.
 
@@ -57,6 +59,10 @@ def load(
         max_bytes: The most memory that the images may take.
         split_rule: "by_class"; or "first_edition", under which an image folder has no
             other splits than ``train`` and ``test``.
+        preparation: How the files of an image folder become images, in place of
+            ``image_size`` and of what they are: as those of another split or set do.
+        skip_bad_files: Whether files of an image folder that can't be read are left
+            out.
 
     Returns:
         The images and labels, always in the same order. What is made of MNIST is
@@ -96,6 +102,8 @@ def load(
             image_size=image_size,
             max_bytes=max_bytes,
             split_rule=split_rule,
+            preparation=preparation,
+            skip_bad_files=skip_bad_files,
         )
     if name in RECIPES:
         return _generate(name, split, image_size, max_bytes)
