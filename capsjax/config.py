@@ -197,6 +197,8 @@ class Config:
             this; 0 to train for all epochs.
         max_gigabytes: A run that would need more memory is refused.
         tensorboard: Whether metrics are also written for TensorBoard.
+        test: Whether the run is tested at its end; where not, its result has validation
+            metrics only. A later start may test it.
         data: Where images come from.
         model: The network.
         loss: What is minimised.
@@ -215,6 +217,7 @@ class Config:
     stop_at: float = 0.0
     max_gigabytes: float = 16.0
     tensorboard: bool = False
+    test: bool = True
     data: Data = dataclasses.field(default_factory=Data)
     model: Model = dataclasses.field(default_factory=Model)
     loss: Loss = dataclasses.field(default_factory=Loss)
@@ -232,10 +235,17 @@ FORMER_INITIALIZERS = {
 # run.
 CHANGEABLE = (
     *("num_epochs", "eval_batch_size", "bad_numbers", "max_gigabytes", "tensorboard"),
-    *("steps_per_dispatch", "data_placement"),
+    *("steps_per_dispatch", "data_placement", "test"),
     # What it leaves out, and so changes, is seen in the images.
     "data.skip_bad_files",
 )
+# Of these, fields that change no number that is computed; the others' values are in a
+# run's history.
+WITHOUT_EFFECT = (
+    *("max_gigabytes", "tensorboard", "steps_per_dispatch", "data_placement", "test"),
+    "data.skip_bad_files",
+)
+RECORDED = tuple(name for name in CHANGEABLE if name not in WITHOUT_EFFECT)
 # Where the same images lie is no part of what a run is.
 PLACES = ("data.path", "data.name")
 

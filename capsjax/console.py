@@ -114,7 +114,7 @@ def _for_json(value: Any) -> Any:
 
 
 def answer(*lines: str, end: str = "\n") -> None:
-    """Prints results to the standard output, where programs read them.
+    """Prints results, if any, to the standard output, where programs read them.
 
     Args:
         lines: The results.
@@ -123,6 +123,8 @@ def answer(*lines: str, end: str = "\n") -> None:
     Raises:
         OutputError: If they can't be written, as on a full disk, or nobody reads them.
     """
+    if not lines:
+        return
     if sys.stdout is None:
         raise OutputError("can't write the results: the standard output is closed")
     try:

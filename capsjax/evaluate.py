@@ -27,10 +27,12 @@ from jaxtyping import Array, Float, Int
 from capsjax import config as configs
 from capsjax.checkpoint import CheckpointError
 from capsjax.compilation import keep_compiled_programs
-from capsjax.console import printable, warn
+from capsjax.confusion import commonest_confusions
+from capsjax.console import answer, command, printable, shortened, warn
 from capsjax.data import Batch, Dataset, DatasetError, NotFoundError, load
 from capsjax.data.augment import crop_middle, scale_to_unit
-from capsjax.data.layout import own_splits, shortened
+from capsjax.data.layout import own_splits
+from capsjax.data.layout import shortened as listed
 from capsjax.data.source import names_images
 from capsjax.measure import (
     Metrics,
@@ -50,6 +52,14 @@ from capsjax.workdir import WorkdirError, write_json
 # A capsule is dead if it was never longer, saturated if it was never shorter.
 DEAD, SATURATED = 0.05, 0.95
 ROUNDS = (1, 2, 3, 5, 8)
+# Couplings that are computed to compare numbers of rounds; but of so many images at
+# least.
+_MOST_COUPLINGS, _FEWEST_COMPARED = 2**27, 500
+_WIDEST_TABLE = 160  # Characters; a wider one is told in words.
+_MOST_LISTED = 30  # Classes, each with its line.
+_MOST_TOLD = 10  # Classes or confusions, in words.
+# Classes whose whole table of confusions is kept, and confusions that are kept of more.
+_MOST_KEPT_CLASSES, _MOST_KEPT_CONFUSIONS = 100, 10_000
 
 
 def make_eval_step(
@@ -260,6 +270,7 @@ class Evaluation(NamedTuple):
         primary: Lengths of the primary capsules of one network, if it has any.
         classes: Lengths of the class capsules, if there are any.
         by_rounds: Accuracy by the number of rounds of routing, if there is routing.
+        num_compared: Of so many of the images.
     """
 
     metrics: Metrics
@@ -268,6 +279,7 @@ class Evaluation(NamedTuple):
     primary: Lengths | None = None
     classes: Lengths | None = None
     by_rounds: dict[int, float] | None = None
+    num_compared: int = 0
 
 
 def evaluate_run(
@@ -280,18 +292,39 @@ def evaluate_run(
         dataset: The images.
         looks_inside: Whether to tell of capsules and routing, if there are any.
     """
-    parts = [run.predict(batch.image) for _, batch in _batches(run, dataset)]
+    summed, sums, parts = _summed_metrics(run), [], []
+    for _, batch in _batches(run, dataset):
+        part = run.predict(batch.image)
+        sums.append(jax.tree.map(np.asarray, summed(run.params, batch, part)))
+        # Poses of many classes and images would take more memory than the images.
+        parts.append(part._replace(pose=None))
     prediction: Prediction = jax.tree.map(lambda *part: np.concatenate(part), *parts)
-    evaluation = _evaluation(run, dataset, prediction)
+    evaluation = Evaluation(
+        _means(sums, len(dataset)),
+        prediction,
+        _confusion(dataset.label, prediction.length),
+    )
     if isinstance(run.model, BaselineCNN) or not looks_inside:
         return evaluation
     length = prediction.length
     rounds = sorted({*ROUNDS, run.config.model.num_iterations})
+    primary = primary_lengths(run, dataset)
+    num_couplings = primary.longest.size * length.shape[1]
+    compared = _some(dataset, max(_FEWEST_COMPARED, _MOST_COUPLINGS // num_couplings))
     return evaluation._replace(
-        primary=primary_lengths(run, dataset),
+        primary=primary,
         classes=Lengths(length.max(0), length.min(0)),
-        by_rounds=accuracy_by_rounds(run, dataset, rounds),
+        by_rounds=accuracy_by_rounds(run, compared, rounds),
+        num_compared=len(compared),
     )
+
+
+def _some(dataset: Dataset, number: int) -> Dataset:
+    """So many images at most, of all parts of the set: it may be sorted by class."""
+    if len(dataset) <= number:
+        return dataset
+    index = np.random.default_rng(0).choice(len(dataset), number, replace=False)
+    return dataset.subset(np.sort(index))
 
 
 def evaluate_ensemble(
@@ -308,10 +341,19 @@ def evaluate_ensemble(
         members: What each run makes of them.
     """
     length = np.mean([one.prediction.length for one in members], axis=0)
-    return _evaluation(runs[0], dataset, Prediction(length.argmax(-1), length, None))
+    prediction = Prediction(length.argmax(-1), length, None)
+    summed, sums = _summed_metrics(runs[0]), []
+    for part, batch in _batches(runs[0], dataset):
+        seen = jax.tree.map(lambda whole, part=part: whole[part], prediction)
+        sums.append(jax.tree.map(np.asarray, summed(runs[0].params, batch, seen)))
+    return Evaluation(
+        _means(sums, len(dataset)), prediction, _confusion(dataset.label, length)
+    )
 
 
-def _evaluation(run: Run, dataset: Dataset, prediction: Prediction) -> Evaluation:
+def _summed_metrics(run: Run) -> Callable[[Any, Batch, Prediction], Metrics]:
+    """Makes the function that sums up the metrics of a batch, given its predictions."""
+
     @jax.jit
     def summed(params: Any, batch: Batch, prediction: Prediction) -> Metrics:
         image, source = _middle(batch, run.model)
@@ -328,15 +370,7 @@ def _evaluation(run: Run, dataset: Dataset, prediction: Prediction) -> Evaluatio
             )
         return jax.tree.map(jnp.sum, each)
 
-    sums = []
-    for part, batch in _batches(run, dataset):
-        seen = jax.tree.map(lambda whole, part=part: whole[part], prediction)
-        sums.append(jax.tree.map(np.asarray, summed(run.params, batch, seen)))
-    return Evaluation(
-        _means(sums, len(dataset)),
-        prediction,
-        _confusion(dataset.label, prediction.length),
-    )
+    return summed
 
 
 def _batches(run: Run, dataset: Dataset) -> Iterator[tuple[slice, Batch]]:
@@ -348,7 +382,12 @@ def _batches(run: Run, dataset: Dataset) -> Iterator[tuple[slice, Batch]]:
 
 
 def _confusion(label: np.ndarray, length: Float[np.ndarray, "m n"]) -> np.ndarray:
-    shown = label if label.ndim > 1 else np.eye(length.shape[1], dtype=bool)[label]
+    num_classes = length.shape[1]
+    if label.ndim == 1:
+        pairs = label.astype(np.int64) * num_classes + length.argmax(-1)
+        confusion = np.bincount(pairs, minlength=num_classes**2)
+        return confusion.reshape(num_classes, num_classes)
+    shown = label
     taken = np.asarray(mask_longest(jnp.asarray(length), jnp.asarray(shown.sum(1)))) > 0
     confusion = np.diag((shown & taken).sum(0))
     # By image and then by class; of each image as many were missed as taken for them.
@@ -368,38 +407,65 @@ def _summary(metrics: Metrics, num_images: int) -> str:
     )
 
 
-def _tell(dataset: Dataset, evaluation: Evaluation) -> None:
-    print(_summary(evaluation.metrics, len(dataset)))
+def _told(dataset: Dataset, evaluation: Evaluation) -> Iterator[str]:
+    """The lines that are printed of an evaluation: few, however many classes."""
+    yield _summary(evaluation.metrics, len(dataset))
     scores = class_scores(evaluation.confusion)
     if scores.is_uneven:
-        print(
+        yield (
             f"balanced accuracy {scores.balanced_accuracy:.2%}: the mean of the "
             "classes' recall, which differ in size"
         )
-    print()
-    wide = max(5, *(len(name) for name in dataset.class_names))
-    head = "".join(f" {name:>{wide}}" for name in dataset.class_names)
-    print(f"{'label':{wide}} images precision  recall      F1  taken for")
-    print(" " * (wide + 33) + head)
-    rows = zip(dataset.class_names, evaluation.confusion, *scores, strict=True)
-    for name, row, total, precision, recall, f1 in rows:
-        shares = f"{_share(precision):>9} {_share(recall):>7} {_share(f1):>7}"
-        cells = "".join(f" {count or '.':>{wide}}" for count in row)
-        print(f"{name:{wide}} {total:6} {shares} {cells}")
-    print()
+    yield ""
+    yield from _told_of_classes(dataset.class_names, evaluation.confusion, scores)
+    yield ""
     for what, lengths in (
         ("primary", evaluation.primary),
         ("class", evaluation.classes),
     ):
         if lengths is not None:
-            print(
+            yield (
                 f"{len(lengths.longest)} {what} capsules: {lengths.num_dead} dead "
                 f"(never longer than {DEAD}), {lengths.num_saturated} saturated (never "
                 f"shorter than {SATURATED})"
             )
     if evaluation.by_rounds is not None:
         each = (f"{n}: {share:.2%}" for n, share in evaluation.by_rounds.items())
-        print(f"accuracy by rounds of routing, weights as they are: {', '.join(each)}")
+        of = "weights as they are"
+        if evaluation.num_compared < len(dataset):
+            of += f", {evaluation.num_compared} of the images"
+        yield f"accuracy by rounds of routing, {of}: {', '.join(each)}"
+
+
+def _told_of_classes(
+    class_names: Sequence[str], confusion: Int[np.ndarray, "n n"], scores: Scores
+) -> Iterator[str]:
+    """Each class's scores and what it was taken for; of many, what is worst."""
+    names = [shortened(name, 20) for name in class_names]
+    wide = max(5, *map(len, names))
+    head = f"{'label':{wide}} images precision  recall      F1"
+    is_table = len(head) + 1 + (wide + 1) * len(names) <= _WIDEST_TABLE
+    shown: Any = range(len(names))
+    if len(names) > _MOST_LISTED:
+        shown = np.argsort(scores.recall, kind="stable")[:_MOST_TOLD]  # NaN is last.
+        yield f"the {len(shown)} of {len(names)} classes that were found least:"
+    yield head + "  taken for" * is_table
+    if is_table:
+        yield " " * (len(head) + 1) + "".join(f" {name:>{wide}}" for name in names)
+    for k in shown:
+        num_images, *shares = (values[k] for values in scores)
+        precision, recall, f1 = map(_share, shares)
+        row = f"{names[k]:{wide}} {num_images:6} {precision:>9} {recall:>7} {f1:>7}"
+        if is_table:
+            cells = "".join(f" {count or '.':>{wide}}" for count in confusion[k])
+            row = f"{row} {cells}"
+        yield row
+    commonest = commonest_confusions(confusion, _MOST_TOLD)
+    if not is_table and commonest:
+        yield ""
+        yield "taken for others most often:"
+        for label, taken, count in commonest:
+            yield f"{count:6} x {names[label]} as {names[taken]}"
 
 
 def _share(value: float) -> str:
@@ -409,8 +475,10 @@ def _share(value: float) -> str:
 def _about(
     runs: Sequence[Run], dataset: Dataset, evaluation: Evaluation
 ) -> dict[str, Any]:
-    by_rounds = evaluation.by_rounds or {}
-    scores = class_scores(evaluation.confusion)
+    by_rounds, confusion = evaluation.by_rounds or {}, evaluation.confusion
+    is_small = len(confusion) <= _MOST_KEPT_CLASSES
+    names = dataset.class_names
+    scores = class_scores(confusion)
     by_class = {
         name: [None if np.isnan(value) else float(value) for value in values]
         for name, values in scores._asdict().items()
@@ -428,7 +496,13 @@ def _about(
             for k, class_name in enumerate(dataset.class_names)
         },
         "accuracy_by_rounds": {str(n): share for n, share in by_rounds.items()},
-        "confusion": evaluation.confusion.tolist(),
+        "confusion": confusion.tolist() if is_small else None,
+        "commonest_confusions": [
+            {"label": names[label], "taken_for": names[taken], "images": count}
+            for label, taken, count in commonest_confusions(
+                confusion, _MOST_TOLD if is_small else _MOST_KEPT_CONFUSIONS
+            )
+        ],
         **provenance(),
     }
 
@@ -525,7 +599,7 @@ def _with_classes_of(run: Run, dataset: Dataset) -> Dataset:
     if unknown := [name for name in names if name not in learnt]:
         raise DatasetError(
             f"{dataset.name} does not fit {run.workdir.path}: its classes are not "
-            f"those that were learnt there, which have no {shortened(unknown)}."
+            f"those that were learnt there, which have no {listed(unknown)}."
         )
     index = np.array([learnt[name] for name in names], np.int32)
     label = index[dataset.label] if not dataset.is_multi_label else None
@@ -535,6 +609,7 @@ def _with_classes_of(run: Run, dataset: Dataset) -> Dataset:
     return dataclasses.replace(dataset, label=label, class_names=run.class_names)
 
 
+@command("capsjax.evaluate", WorkdirError, CheckpointError, ValueError)
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: evaluates, draws, and returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -557,55 +632,64 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--no-figures", action="store_true", help="only print, write nothing"
     )
     arguments = parser.parse_args(argv)
+    keep_compiled_programs()
+    require_devices()
+    runs = [load_run(path) for path in arguments.workdir]
+    dataset = _load_test_set(runs, arguments.data)
+    answer(f"{len(dataset)} test images of {dataset.name}")
+    for note in dataset.notes:
+        warn(note)
+    for run in () if arguments.data else runs:
+        if told := run.workdir.other_images({"test": dataset}):
+            warn(f"beware: {run.workdir.path} {told}")
+    members, lines = [], []
+    for run in runs:
+        is_alone = len(runs) == 1
+        members.append(evaluate_run(run, dataset, looks_inside=is_alone))
+        what = f"{run.workdir.path}, step {run.step}, learnt {run.config.data.name}"
+        summary = _summary(members[-1].metrics, len(dataset))
+        lines.append(what if is_alone else f"{what}: {summary}")
+    evaluation = members[0]
+    if len(runs) > 1:
+        lines.append(f"all {len(runs)} together:")
+        evaluation = evaluate_ensemble(runs, dataset, members)
+    written: list[str] = []
     try:
-        keep_compiled_programs()
-        require_devices()
-        runs = [load_run(path) for path in arguments.workdir]
-        dataset = _load_test_set(runs, arguments.data)
-        print(f"{len(dataset)} test images of {dataset.name}")
-        for note in dataset.notes:
-            warn(note)
-        for run in () if arguments.data else runs:
-            if told := run.workdir.other_images({"test": dataset}):
-                print(f"beware: {run.workdir.path} {told}")
-        members = []
-        for run in runs:
-            is_alone = len(runs) == 1
-            members.append(evaluate_run(run, dataset, looks_inside=is_alone))
-            what = f"{run.workdir.path}, step {run.step}, learnt {run.config.data.name}"
-            told = _summary(members[-1].metrics, len(dataset))
-            print(what if len(runs) == 1 else f"{what}: {told}")
-        evaluation = members[0]
-        if len(runs) > 1:
-            print(f"all {len(runs)} together:")
-            evaluation = evaluate_ensemble(runs, dataset, members)
-        _tell(dataset, evaluation)
-        if arguments.no_figures:
-            return 0
-        folder = runs[0].workdir.figures
-        if len(runs) > 1:
-            folder /= "ensemble"
-        if arguments.data:
-            folder /= re.sub(r"[^\w.-]+", "-", arguments.data).strip(".-")
-        folder.mkdir(parents=True, exist_ok=True)
-        command = shlex.join(
-            ["python", "-m", "capsjax.evaluate", *(argv or sys.argv[1:])]
-        )
-        about = _about(runs, dataset, evaluation) | {"command": command}
-        write_json(folder / "evaluation.json", about)
-        print(f"{folder / 'evaluation.json'} has these numbers, and what made them")
-        if len(runs) == 1:
-            from capsjax import figures
-
-            _, prediction, confusion, *_, by_rounds = evaluation
-            written = figures.draw(
-                runs[0], dataset, prediction, confusion, by_rounds, folder
-            )
-            print(f"{len(written)} figures in {folder}")
-    except (WorkdirError, CheckpointError, OSError, ValueError) as error:
-        print(f"capsjax.evaluate: error: {error}", file=sys.stderr)
-        return 1
+        answer(*lines, *_told(dataset, evaluation))
+    finally:  # What has been computed is kept, also if nobody reads it.
+        if not arguments.no_figures:
+            written = _keep(runs, dataset, evaluation, arguments.data, argv)
+    answer(*written)
     return 0
+
+
+def _keep(
+    runs: Sequence[Run],
+    dataset: Dataset,
+    evaluation: Evaluation,
+    data: str | None,
+    argv: Sequence[str] | None,
+) -> list[str]:
+    """Writes the numbers and the figures; returns lines that say where."""
+    folder = runs[0].workdir.figures
+    if len(runs) > 1:
+        folder /= "ensemble"
+    if data:
+        folder /= re.sub(r"[^\w.-]+", "-", data).strip(".-")
+    folder.mkdir(parents=True, exist_ok=True)
+    words = ["python", "-m", "capsjax.evaluate", *(argv or sys.argv[1:])]
+    about = _about(runs, dataset, evaluation) | {"command": shlex.join(words)}
+    write_json(folder / "evaluation.json", about)
+    lines = [f"{folder / 'evaluation.json'} has these numbers, and what made them"]
+    if len(runs) == 1:
+        from capsjax import figures
+
+        written = figures.draw(
+            *(runs[0], dataset, evaluation.prediction, evaluation.confusion),
+            *(evaluation.by_rounds, folder),
+        )
+        lines.append(f"{len(written)} figures in {folder}")
+    return lines
 
 
 if __name__ == "__main__":

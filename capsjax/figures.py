@@ -17,8 +17,13 @@ from capsjax.routings.routed import cast_votes
 from capsjax.run import Prediction, Run
 
 _NUM_STEPS = 11
+_MOST_SAMPLES = 30
+_MOST_REDRAWN = 10
 _MOST_MISTAKES = 20
+_MOST_EXAMPLES = 10
 _NUM_OVERLAPS = 4
+_MOST_ROUTED = 64
+_VOTES_BYTES = 2**27  # Of the votes that a figure holds at once.
 
 
 class Coupling(NamedTuple):
@@ -79,6 +84,13 @@ def couplings(
     return Coupling(coupling, jnp.stack(shares), jnp.stack(changes))
 
 
+def _most_routed(run: Run) -> int:
+    """Of how many images the votes may be held at once."""
+    weight = run.params["params"]["class_caps"]["weight"]
+    num_inputs, num_outputs, dim, _ = weight.shape
+    return _VOTES_BYTES // (4 * num_inputs * num_outputs * dim)
+
+
 def tweaked(
     run: Run,
     pose: Float[Any, " d"],
@@ -109,14 +121,13 @@ def draw(
     Args:
         run: Whose network.
         dataset: The test images.
-        prediction: What the run's network makes of them.
+        prediction: What the run's network makes of them; their poses are not needed.
         confusion: How often each class (a row) was taken for which (a column).
         by_rounds: Accuracy by the number of rounds, if there is routing.
         folder: For the figures.
     """
     names = dataset.class_names
-    image = crop_middle(dataset.image, run.model.image_shape) / np.float32(255)
-    predicted, length, pose = prediction
+    predicted, length, _ = prediction
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.png"):  # Of another network, perhaps of other classes.
         old.unlink()
@@ -130,17 +141,24 @@ def draw(
     def named(labels: Any) -> list[str]:
         return [names[k] for k in labels]
 
-    shown = dataset.label[:30]
+    def seen(index: Any) -> Any:
+        """What the network sees of some images, from 0 to 1: never of all at once."""
+        return crop_middle(dataset.image[index], run.model.image_shape) / np.float32(
+            255
+        )
+
+    shown = dataset.label[:_MOST_SAMPLES]
     if dataset.is_multi_label:
         titles = [" ".join(named(np.flatnonzero(row))) for row in shown]
     else:
         titles = named(shown)
-    save("samples", plots.samples(image[:30], titles))
+    save("samples", plots.samples(seen(slice(0, _MOST_SAMPLES)), titles))
     save("confusion", plots.confusion(confusion, names))
     save("training", plots.training_curves(*_curves(run.workdir.read_metrics())))
-    if by_rounds is not None:
+    num_routed = 0 if by_rounds is None else min(_MOST_ROUTED, _most_routed(run))
+    if by_rounds is not None and num_routed:
         usual = run.config.model.num_iterations
-        routed = couplings(run, image[: min(64, len(image))], max(by_rounds))
+        routed = couplings(run, seen(slice(0, num_routed)), max(by_rounds))
         changes = np.abs(np.diff(routed.coupling, axis=0)).mean(axis=(1, 2, 3))
         figure = plots.rounds(by_rounds, routed.logit_change, changes, usual=usual)
         save("rounds", figure)
@@ -149,18 +167,29 @@ def draw(
         save("entropy", plots.coupling_entropy(entropy, num_classes=choices))
     if dataset.is_multi_label:
         if can_draw and dataset.source is not None and dataset.source.shape[1] == 2:
-            save("overlaps", _overlaps(run, dataset.label, image, prediction))
+            save("overlaps", _overlaps(run, dataset, length, seen))
         return written
 
     all_wrong = np.flatnonzero(predicted != dataset.label)
     most_confident = np.argsort(-length[all_wrong].max(-1), kind="stable")
     wrong = all_wrong[most_confident][:_MOST_MISTAKES]
     two = np.argsort(-length[wrong], axis=-1, kind="stable")[:, :2]
+    # The first of each class that was got right.
+    right = np.flatnonzero(predicted == dataset.label)
+    classes, firsts = np.unique(dataset.label[right], return_index=True)
+    examples, classes = right[firsts][:_MOST_EXAMPLES], classes[:_MOST_EXAMPLES]
+    first = np.arange(min(_MOST_REDRAWN, len(dataset)))
+    poses = _poses(run, dataset, np.concatenate([wrong, first, examples]))
+    if poses is None:
+        pose_of_wrong = pose_of_first = pose_of_examples = None
+    else:
+        ends = (len(wrong), len(wrong) + len(first))
+        pose_of_wrong, pose_of_first, pose_of_examples = np.split(poses, ends)
     drawn = None
-    if can_draw and pose is not None:
-        drawn = np.stack([run.draw(pose[wrong], two[:, k]) for k in (0, 1)], axis=1)
+    if can_draw and pose_of_wrong is not None:
+        drawn = np.stack([run.draw(pose_of_wrong, two[:, k]) for k in (0, 1)], axis=1)
     figure = plots.mistakes(
-        image[wrong],
+        seen(wrong),
         drawn,
         [named(pair) for pair in two],
         np.take_along_axis(length[wrong], two, axis=-1),
@@ -168,46 +197,49 @@ def draw(
         title=f"{len(wrong)} of {len(all_wrong)} mistakes, most confident first",
     )
     save("mistakes", figure)
-    if pose is None:
+    if pose_of_first is None or pose_of_examples is None:
         return written
 
     if can_draw:
-        first = slice(0, 10)
-        redrawn = run.draw(pose[first], predicted[first])
+        redrawn = run.draw(pose_of_first, predicted[first])
         told = named(dataset.label[first]), named(predicted[first])
-        save("reconstructions", plots.reconstructions(image[first], redrawn, *told))
+        save("reconstructions", plots.reconstructions(seen(first), redrawn, *told))
 
-    # The first of each class that was got right.
-    right = np.where(predicted == dataset.label, dataset.label, -1)
-    examples = [np.flatnonzero(right == k)[0] for k in range(len(names)) if k in right]
-    for n in examples if can_draw else ():
-        label = int(dataset.label[n])
-        for limit in (0.5, 0.25):
+    for label, pose in zip(classes.tolist(), pose_of_examples, strict=True):
+        for limit in (0.5, 0.25) if can_draw else ():
             limits = {"low": -limit, "high": limit}
-            rows = tweaked(run, pose[n, label], label, **limits)
+            rows = tweaked(run, pose[label], label, **limits)
             figure = plots.tweaks(rows, **limits, title=f"{names[label]}, tweaked")
             save(f"tweak-{label}-{limit}", figure)
 
-    if examples:
-        shown = image[examples]
+    if len(routed_examples := examples[:num_routed]):
+        shown = seen(routed_examples)
         maps, extent = _by_position(run, couplings(run, shown).share)
-        titles = named(dataset.label[examples])
+        titles = named(dataset.label[routed_examples])
         save("couplings", plots.coupling_maps(shown, maps, titles, extent=extent))
     return written
 
 
+def _poses(
+    run: Run, dataset: Dataset, index: Int[np.ndarray, " n"]
+) -> Float[np.ndarray, "n classes d"] | None:
+    """The poses of some images; None of a network that has none."""
+    if not len(index):
+        return None
+    return run.predict(dataset.image[index]).pose
+
+
 def _overlaps(
-    run: Run,
-    label: Bool[np.ndarray, "n classes"],
-    image: Float[Any, "n h w c"],
-    prediction: Prediction,
+    run: Run, dataset: Dataset, length: Float[np.ndarray, "n classes"], seen: Any
 ) -> Any:
     """Figure 5 of the paper: right answers, wrong ones, and what is not there."""
-    assert prediction.pose is not None
-    columns = overlap_columns(label, prediction.length)
+    label = dataset.label
+    columns = overlap_columns(label, length)
     index = np.array([n for n, _, _ in columns], int)
     pair = np.array([pair for _, _, pair in columns], int).reshape(-1, 2)
-    drawn = [run.draw(prediction.pose[index], pair[:, k]) for k in (0, 1)]
+    pose = _poses(run, dataset, index)
+    assert pose is not None
+    drawn = [run.draw(pose, pair[:, k]) for k in (0, 1)]
 
     def named(classes: Any) -> str:
         return ", ".join(run.class_names[k] for k in classes)
@@ -216,7 +248,7 @@ def _overlaps(
         (f"label {named(np.flatnonzero(label[n]))}", f"{kind}: {named(classes)}")
         for n, kind, classes in columns
     ]
-    return plots.overlaps(image[index], np.stack(drawn, axis=1), titles)
+    return plots.overlaps(seen(index), np.stack(drawn, axis=1), titles)
 
 
 def overlap_columns(

@@ -2,21 +2,37 @@
 
 Images are ``[h, w, c]`` with pixels from 0 to 1, grey (one channel) or colour (three).
 Colours are those of Okabe and Ito and the map cividis, which colour-blind readers tell
-apart; lines differ in their style too.
+apart; lines differ in their style too. Names are drawn as they are: a ``$`` begins no
+formula, and what can't be drawn is escaped.
 """
 
 import io
 import pathlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 from matplotlib import figure as _figure
-from matplotlib.colors import to_rgb
+from matplotlib.colors import LinearSegmentedColormap, LogNorm, to_rgb
+from matplotlib.lines import Line2D
+
+from capsjax.confusion import commonest_confusions
+from capsjax.console import shortened, warn
+from capsjax.paths import expanded
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLES = ("-", "--", ":", "-.")
+# On a light ground, where a single error must be seen too.
+_FEW_TO_MANY = LinearSegmentedColormap.from_list(
+    "few to many", (COLOURS[5], COLOURS[0], "black")
+)
+MOST_NAMED = 30  # Classes whose names and counts a confusion figure has room for.
+_MOST_CELLS = 300  # Of a confusion figure, a side; of more classes some share a cell.
+_MOST_PIXELS = 6000  # Of a figure, a side.
+_MOST_POINTS = 5000  # Of a curve.
+_MOST_IN_LEGEND = 20
 
 
 class Figure(_figure.Figure):
@@ -30,7 +46,35 @@ class Figure(_figure.Figure):
 
 def save(figure: Figure, path: str | pathlib.Path) -> None:
     """Writes a figure, in the format that the name ends with."""
-    figure.savefig(path, dpi=120)
+    path = expanded(path)
+    dpi = min(120, _MOST_PIXELS / max(figure.get_size_inches()))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        figure.savefig(path, dpi=dpi)
+    lacking = [one for one in caught if "missing from" in str(one.message)]
+    if lacking:
+        warn(f"in {path} characters that no font here has are drawn as boxes.")
+    for one in caught:
+        if one not in lacking:
+            warnings.warn(one.message, one.category, stacklevel=2)
+
+
+def _title(axes: Any, text: str, *, most: int = 90, **how: Any) -> None:
+    axes.set_title(shortened(text, most), parse_math=False, **how)
+
+
+def _legend(axes: Any) -> None:
+    """Of the lines that are named, the first."""
+    lines, names = axes.get_legend_handles_labels()
+    names = [shortened(name, 60) for name in names]
+    if (more := len(names) - _MOST_IN_LEGEND) > 0:
+        names = [*names[:_MOST_IN_LEGEND], f"and {more} more"]
+        lines = [*lines[:_MOST_IN_LEGEND], Line2D([], [], linestyle="none")]
+    # Of many, beside the axes.
+    beside = {"loc": "upper left", "bbox_to_anchor": (1, 1), "fontsize": 7}
+    legend = axes.legend(lines, names, **(beside if len(names) > 6 else {}))
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _show(axes: Any, image: Float[Any, "h w c"], **options: Any) -> None:
@@ -73,7 +117,7 @@ def samples(
         axes.set_axis_off()
     for axes, one, text in zip(grid.flat, image, title, strict=False):
         _show(axes, one)
-        axes.set_title(text, fontsize=9)
+        _title(axes, text, most=14, fontsize=9)
     return figure
 
 
@@ -90,14 +134,12 @@ def reconstructions(
         grid.T, image, drawn, label, predicted, strict=True
     ):
         _show(column[0], one)
-        column[0].set_title(own, fontsize=9)
+        _title(column[0], own, most=14, fontsize=9)
         _show(column[1], redrawn)
         right = own == told
-        column[1].set_title(
-            told if right else f"{told} (wrong)",
-            fontsize=9,
-            color="black" if right else COLOURS[1],
-        )
+        text = told if right else f"{shortened(told, 7)} (wrong)"
+        colour = "black" if right else COLOURS[1]
+        _title(column[1], text, most=15, fontsize=9, color=colour)
     _name_row(grid[0], "image\nlabel above")
     _name_row(grid[1], "redrawn\nprediction above")
     return figure
@@ -126,7 +168,7 @@ def overlaps(
     for column, one, coloured, texts in zip(grid.T, image, both, title, strict=True):
         for axes, shown, text in zip(column, (one, coloured), texts, strict=True):
             _show(axes, shown)
-            axes.set_title(text, fontsize=8)
+            _title(axes, text, most=20, fontsize=8)
     _name_row(grid[0], "image")
     _name_row(grid[1], "redrawn")
     return figure
@@ -154,7 +196,7 @@ def tweaks(
     for side in axes.spines.values():
         side.set_visible(False)
     axes.set(xlabel="added to the component", ylabel="dimension of the pose")
-    axes.set_title(title)
+    _title(axes, title)
     return figure
 
 
@@ -173,7 +215,8 @@ def training_curves(
         ("train", train, "", COLOURS[0], "-"),
         ("validation", validation, "o", COLOURS[1], "--"),
     ):
-        epoch, loss, accuracy = np.asarray(rows, np.float64).reshape(-1, 3).T
+        rows = np.asarray(rows, np.float64).reshape(-1, 3)
+        epoch, loss, accuracy = rows[:: -(-len(rows) // _MOST_POINTS) or 1].T
         how: Any = {"marker": marker, "color": colour, "linestyle": style}
         how |= {"label": label, "linewidth": 1}
         loss_axes.semilogy(epoch, loss, **how)
@@ -184,7 +227,7 @@ def training_curves(
     error_axes.set(xlabel="epoch", ylabel="wrong, %")
     for axes in (loss_axes, error_axes):
         axes.grid(visible=True, which="both", alpha=0.2)
-    loss_axes.legend()
+    _legend(loss_axes)
     return figure
 
 
@@ -207,12 +250,18 @@ def validation_curves(
             )
     axes.set(xlabel="epoch", ylabel="wrong of the validation images, %")
     axes.grid(visible=True, which="both", alpha=0.2)
-    axes.legend()
+    _legend(axes)
     return figure
 
 
 def confusion(count: Int[Any, "n n"], class_names: Sequence[str]) -> Figure:
-    """How often each class (a row) was taken for which (a column)."""
+    """How often each class (a row) was taken for which (a column).
+
+    Above ``MOST_NAMED`` classes the counts are colours, of a few names are at the edge,
+    and the commonest confusions stand beside them in words.
+    """
+    if len(class_names) > MOST_NAMED:
+        return _large_confusion(count, class_names)
     size = max(4.0, 0.5 * len(class_names) + 1)
     figure = Figure(figsize=(size, size), layout="constrained")
     axes = figure.subplots()
@@ -230,10 +279,62 @@ def confusion(count: Int[Any, "n n"], class_names: Sequence[str]) -> Figure:
                 fontsize=8,
                 color="white" if dark else "black",
             )
-    ticks = range(len(class_names))
-    axes.set_xticks(ticks, class_names, rotation=0 if len(class_names) <= 10 else 90)
-    axes.set_yticks(ticks, class_names)
+    names = [shortened(name, 20) for name in class_names]
+    is_wide = len(names) > 10 or max(map(len, names)) > 4
+    ticks = range(len(names))
+    axes.set_xticks(ticks, names, rotation=90 if is_wide else 0, parse_math=False)
+    axes.set_yticks(ticks, names, parse_math=False)
     axes.set(xlabel="predicted", ylabel="label", title="colour: the errors only")
+    return figure
+
+
+def _large_confusion(count: Int[Any, "n n"], class_names: Sequence[str]) -> Figure:
+    """Each count a cell of a few pixels; the canvas is always as large."""
+    figure = Figure(figsize=(16, 11.5))
+    axes = figure.add_axes((0.1, 0.14, 0.56, 0.8))
+    num_classes = len(class_names)
+    wrong = np.array(count)
+    np.fill_diagonal(wrong, 0)
+    # The sum of the classes that share a cell, so that no error is lost.
+    share = -(-num_classes // _MOST_CELLS)
+    starts = np.arange(0, num_classes, share)
+    cells = np.add.reduceat(np.add.reduceat(wrong, starts, axis=0), starts, axis=1)
+    shown = axes.imshow(
+        np.ma.masked_equal(cells, 0),
+        cmap=_FEW_TO_MANY,
+        norm=LogNorm(1, max(2, cells.max())),
+        extent=(-0.5, len(starts) * share - 0.5, len(starts) * share - 0.5, -0.5),
+        interpolation="nearest",
+    )
+    axes.set_facecolor("#f4f4f4")
+    axes.axline((0, 0), slope=1, color="white", zorder=0)
+    ticks = range(0, num_classes, -(-num_classes // 50))
+    names = [shortened(class_names[k], 16) for k in ticks]
+    axes.set_xticks(ticks, names, rotation=90, fontsize=7, parse_math=False)
+    axes.set_yticks(ticks, names, fontsize=7, parse_math=False)
+    axes.set(xlabel="predicted", ylabel="label")
+    what = "errors" if share == 1 else f"errors; a cell is {share} x {share} classes"
+    named = "" if ticks.step == 1 else f", 1 in {ticks.step} named"
+    _title(axes, f"{num_classes} classes{named}; colour: {what}")
+    bar_axes = figure.add_axes((0.675, 0.34, 0.012, 0.4))
+    bar = figure.colorbar(shown, cax=bar_axes, label="images")
+    round_numbers = [k * 10**n for n in range(9) for k in (1, 2, 5)]
+    most = max(2, cells.max())
+    numbers = [number for number in round_numbers if number < 0.8 * most] + [most]
+    bar.set_ticks(numbers, labels=[str(number) for number in numbers])
+    bar.minorticks_off()
+    lines = [
+        f"{number:5}  {shortened(class_names[row], 20)} as "
+        f"{shortened(class_names[column], 20)}"
+        for row, column, number in commonest_confusions(np.asarray(count), 50)
+    ]
+    figure.text(
+        *(0.73, 0.94, "\n".join(["images, label as predicted", "", *lines])),
+        va="top",
+        family="monospace",
+        fontsize=8,
+        parse_math=False,
+    )
     return figure
 
 
@@ -258,25 +359,22 @@ def mistakes(
         title: Over all of them.
     """
     figure = Figure(figsize=(5, 1 + 1.5 * len(image)), layout="constrained")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(shortened(title, 80), fontsize=10, parse_math=False)
     grid = figure.subplots(max(1, len(image)), 3, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
     rows = zip(grid, image, name, length, label, strict=False)
     for n, (row, one, names, lengths, own) in enumerate(rows):
         _show(row[0], one)
-        row[0].set_title(f"label {own}", fontsize=9)
+        _title(row[0], f"label {own}", most=20, fontsize=9)
         for k, (axes, told, long) in enumerate(
             zip(row[1:], names, lengths, strict=True)
         ):
             if drawn is not None:
                 _show(axes, drawn[n, k])
             right = told == own
-            axes.set_title(
-                f"as {told}: {long:.2f}" + " (right)" * right,
-                fontsize=9,
-                color=COLOURS[0] if right else COLOURS[1],
-            )
+            text = f"as {shortened(told, 12)}: {long:.2f}" + " (right)" * right
+            _title(axes, text, fontsize=9, color=COLOURS[0] if right else COLOURS[1])
     if not len(image):
         grid[0, 1].set_title("no image was got wrong")
     return figure
@@ -380,7 +478,7 @@ def coupling_maps(
             )
             axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
             if k == 0:
-                axes.set_title(text, fontsize=9)
+                _title(axes, text, most=16, fontsize=9)
         _name_row(row, f"round {k + 1}")
     figure.colorbar(shown, ax=grid, label="contribution to the pose", shrink=0.8)
     return figure

@@ -4,6 +4,11 @@ Runs of one recipe are gathered over their seeds: mean and sample standard devia
 the test accuracy, of the last network and of the best by validation loss; and of the
 latter the share of the classes that were found, where an image shows several. They must
 agree in everything but the seed.
+
+``--average data.path`` gathers over that field too, as over the folders of a cross
+validation; ``--by model.num_iterations`` makes a row for each value of a field. Runs in
+which a setting changed on the way are gathered only with those in which it did alike.
+Of runs that were not tested the validation accuracy is told.
 """
 
 import argparse
@@ -12,14 +17,18 @@ import math
 import pathlib
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from capsjax import config as configs
+from capsjax import history
+from capsjax.console import answer, command, shortened
 from capsjax.workdir import Workdir, WorkdirError, differences
 
 # What does not change what is learnt.
-_INDIFFERENT = ("seed", "eval_batch_size", "max_gigabytes", "tensorboard")
+_INDIFFERENT = ("seed", "eval_batch_size", *configs.WITHOUT_EFFECT)
+# Where the images are; which ones they are tells their fingerprint.
+_PLACES = ("data.name", "data.path")
 
 
 class Finished(NamedTuple):
@@ -29,8 +38,13 @@ class Finished(NamedTuple):
         path: Its folder.
         recipe: Experiment and variant.
         config: Of ``config.json``.
-        best: Test accuracy of the best network by validation loss.
-        last: Test accuracy of the last.
+        fingerprints: Of its images, by split; empty if that is not known.
+        changes: Steps after which settings that matter changed, and to what; empty if
+            none did.
+        best: Test accuracy of the best network by validation loss; None if it was not
+            tested.
+        last: Test accuracy of the last, likewise.
+        validated: Validation accuracy of the best, if it was validated.
         found: Share of the classes that the best found, where an image shows several.
         epochs: Done.
         seconds: Spent in steps and evaluations.
@@ -41,8 +55,11 @@ class Finished(NamedTuple):
     path: pathlib.Path
     recipe: str
     config: dict[str, Any]
-    best: float
-    last: float
+    fingerprints: dict[str, str]
+    changes: tuple[str, ...]
+    best: float | None
+    last: float | None
+    validated: float | None
     found: float | None
     epochs: int
     seconds: float
@@ -63,62 +80,163 @@ def read_run(path: str | pathlib.Path) -> Finished:
         raise WorkdirError(f"{path} has not ended: there is no result.json in it.")
     result, lines = workdir.read_json(workdir.result), workdir.read_metrics()
     try:
+        is_tested = result["test"] is not None
+        best, last = (
+            (result[name] if is_tested else {}).get("accuracy")
+            for name in ("test", "test_of_last")
+        )
+        curve = [
+            (line["epoch"], line["accuracy"])
+            for line in lines
+            if line["kind"] == "validation"
+        ]
+        validation = result.get("validation") or {}
         run = Finished(
-            path=pathlib.Path(path),
+            path=workdir.path,
             recipe="-".join(filter(None, (config["experiment"], config["variant"]))),
             config=config,
-            best=result["test"]["accuracy"],
-            last=result["test_of_last"]["accuracy"],
-            found=result["test"].get("label_accuracy"),
+            fingerprints=_fingerprints(workdir),
+            changes=_changes(history.read(workdir), config),
+            best=best,
+            last=last,
+            validated=validation.get("accuracy"),
+            found=result["test"].get("label_accuracy") if is_tested else None,
             epochs=result.get("epochs_done", result["num_epochs"]),
             seconds=result["seconds"],
             num_parameters=result["num_parameters"],
-            curve=[
-                (line["epoch"], line["accuracy"])
-                for line in lines
-                if line["kind"] == "validation"
-            ],
+            curve=curve,
         )
         is_extended = result["num_epochs"] < config["num_epochs"]
         # That they are numbers: of a damaged file anything may come.
-        math.fsum([run.best, run.last, run.seconds, run.num_parameters])
+        numbers: list[Any] = [run.seconds, run.num_parameters]
+        numbers += [run.best, run.last] if is_tested else []
+        numbers += [] if run.validated is None else [run.validated]
+        math.fsum(numbers)
         math.fsum(number for point in run.curve for number in point)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise WorkdirError(f"{path} is damaged: {error!r}.") from error
     if is_extended:
         raise WorkdirError(f"{path} has not ended: it goes on for more epochs.")
     return run
 
 
-def gather(runs: Sequence[Finished]) -> dict[str, list[Finished]]:
-    """Groups runs by recipe.
+def _fingerprints(workdir: Workdir) -> dict[str, str]:
+    try:
+        splits = workdir.read_json(workdir.dataset)["splits"]
+        return {name: str(split["fingerprint"]) for name, split in splits.items()}
+    except (WorkdirError, KeyError, TypeError, AttributeError):
+        return {}  # There is none, it is damaged, or older than this.
+
+
+def _changes(
+    stages: Sequence[history.Stage], config: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """What changed on the way, of what matters."""
+    matters = [name for name in configs.RECORDED if name not in _INDIFFERENT]
+    if config["optimizer"]["schedule"] != "cosine":
+        matters.remove("num_epochs")  # Each step is the same, however many follow.
+    changes = []
+    for before, after in itertools.pairwise(stages):
+        told = [
+            f"{name} {before[name]} until step {after['step']}"
+            for name in matters
+            if before.get(name) != after.get(name) and name in before
+        ]
+        changes += [", ".join(told)] * bool(told)
+    return tuple(changes)
+
+
+def value_of(config: Mapping[str, Any], field: str) -> Any:
+    """The value of a field that is named as on the command line, ``data.path`` say.
 
     Raises:
-        WorkdirError: If runs of one recipe differ in more than the seed, or have the
-            same seed.
+        WorkdirError: If there is no such field, naming those that there are.
     """
-    groups: dict[str, list[Finished]] = {}
+    value: Any = config
+    path = "config"
+    for name in field.removeprefix("config.").split("."):
+        if not isinstance(value, dict) or name not in value:
+            there = f" It has {', '.join(value)}." if isinstance(value, dict) else ""
+            raise WorkdirError(f"{path} has no field {name}.{there}")
+        value, path = value[name], f"{path}.{name}"
+    if isinstance(value, dict):
+        raise WorkdirError(f"{path} is a section: name one of {', '.join(value)}.")
+    return tuple(value) if isinstance(value, list) else value
+
+
+class Row(NamedTuple):
+    """What the runs of a row of the table have in common.
+
+    Attributes:
+        recipe: Their recipe.
+        by: Their values of the fields that ``--by`` names.
+        changes: What changed on the way.
+    """
+
+    recipe: str
+    by: tuple[Any, ...] = ()
+    changes: tuple[str, ...] = ()
+
+
+def gather(
+    runs: Sequence[Finished],
+    *,
+    average: Sequence[str] = (),
+    by: Sequence[str] = (),
+) -> dict[Row, list[Finished]]:
+    """Groups runs into rows.
+
+    Args:
+        runs: In any order.
+        average: Fields beside the seed in which the runs of a row may differ.
+        by: Fields in which they may not, but the rows of a recipe.
+
+    Raises:
+        WorkdirError: If runs of one row differ in another field, or in nothing.
+    """
+    ignored = {*_INDIFFERENT, *(field.removeprefix("config.") for field in average)}
+    groups: dict[Row, list[Finished]] = {}
     for run in runs:
-        group = groups.setdefault(run.recipe, [])
+        values = tuple(value_of(run.config, field) for field in by)
+        group = groups.setdefault(Row(run.recipe, values, run.changes), [])
         if group:
+            first = group[0]
+            is_same_data = first.fingerprints and first.fingerprints == run.fingerprints
             different = [
                 line
-                for name, line in differences(group[0].config, run.config)
-                if name not in _INDIFFERENT
+                for name, line in differences(first.config, run.config)
+                if name not in ignored and not (is_same_data and name in _PLACES)
             ]
             if different:
                 raise WorkdirError(
-                    f"{group[0].path} and {run.path} are both {run.recipe}, but can't "
-                    f"be averaged: {'; '.join(different)}. Report on them apart."
+                    f"{first.path} and {run.path} are both {run.recipe}, but can't "
+                    f"be averaged: {'; '.join(different)}. Report on them apart, or "
+                    "name the field after --by (a row for each value) or --average."
                 )
         for other in group:
-            if other.config["seed"] == run.config["seed"]:
+            if all(
+                value_of(other.config, field) == value_of(run.config, field)
+                for field in ("seed", *average)
+            ):
+                also = "".join(
+                    f", {field} {value_of(run.config, field)}" for field in average
+                )
                 raise WorkdirError(
                     f"{other.path} and {run.path} have the same seed, "
-                    f"{run.config['seed']}: they are no two samples."
+                    f"{run.config['seed']}{also}: they are no two samples."
                 )
         group.append(run)
-    return groups
+    return dict(sorted(groups.items(), key=lambda item: _order(item[0], groups)))
+
+
+def _order(row: Row, rows: Mapping[Row, Any]) -> tuple[Any, ...]:
+    """As recipes come first; within one by value, numbers as numbers."""
+    first = [other.recipe for other in rows].index(row.recipe)
+    values = [
+        (0, value, "") if isinstance(value, int | float) else (1, 0, str(value))
+        for value in row.by
+    ]
+    return first, values, len(row.changes), row.changes
 
 
 def _mean_and_deviation(values: Sequence[float]) -> str:
@@ -128,10 +246,26 @@ def _mean_and_deviation(values: Sequence[float]) -> str:
     return f"{mean} ± {100 * statistics.stdev(values):.2f}"
 
 
-def table(groups: dict[str, list[Finished]]) -> str:
-    """A Markdown table with one row a recipe."""
+def _mean(values: Sequence[float | None]) -> str:
+    """Nothing where a value is not known."""
+    known = [value for value in values if value is not None]
+    return _mean_and_deviation(known) if len(known) == len(values) else ""
+
+
+def _cell(value: Any) -> str:
+    return shortened(str(value), 60).replace("|", "\\|")
+
+
+def table(groups: Mapping[Row, Sequence[Finished]], by: Sequence[str] = ()) -> str:
+    """A Markdown table.
+
+    Args:
+        groups: The runs of each row.
+        by: The fields whose values the rows have, for the head.
+    """
     heads = [
         "recipe",
+        *by,
         "data",
         "seeds",
         "epochs",
@@ -139,30 +273,55 @@ def table(groups: dict[str, list[Finished]]) -> str:
     ]
     heads += ["test accuracy, last, %", "minutes", "parameters"]
     runs = itertools.chain.from_iterable(groups.values())
-    if has_several := any(run.found is not None for run in runs):
+    all_runs = list(runs)
+    if has_several := any(run.found is not None for run in all_runs):
         heads += ["classes found, best by validation, %"]
-    rule = "| --- " * 4 + "| --: " * (len(heads) - 4) + "|"
-    lines = [f"| {' | '.join(heads)} |", rule]
-    for recipe, group in groups.items():
+    if is_untested := any(run.best is None for run in all_runs):
+        heads += ["validation accuracy, best, %"]
+    is_text = 4 + len(by)
+    rule = "| --- " * is_text + "| --: " * (len(heads) - is_text) + "|"
+    lines = [f"| {' | '.join(map(_cell, heads))} |", rule]
+    for row, group in groups.items():
         seeds = sorted(run.config["seed"] for run in group)
         seconds = statistics.mean(run.seconds for run in group)
         cells = [
-            recipe,
+            f"{row.recipe} ({'; '.join(row.changes)})" if row.changes else row.recipe,
+            *row.by,
             group[0].config["data"]["name"],
-            ", ".join(map(str, seeds)),
+            ", ".join(map(str, dict.fromkeys(seeds))),
             ", ".join(map(str, sorted({run.epochs for run in group}))),
-            _mean_and_deviation([run.best for run in group]),
-            _mean_and_deviation([run.last for run in group]),
+            _mean([run.best for run in group]),
+            _mean([run.last for run in group]),
             f"{seconds / 60:.1f}",
             f"{group[0].num_parameters:,}",
         ]
         if has_several:
             found = [run.found for run in group if run.found is not None]
             cells.append(_mean_and_deviation(found) if found else "")
-        lines.append(f"| {' | '.join(cells)} |")
+        if is_untested:
+            cells.append(_mean([run.validated for run in group]))
+        lines.append(f"| {' | '.join(map(_cell, cells))} |")
     return "\n".join(lines)
 
 
+def notes(groups: Mapping[Row, Sequence[Finished]]) -> list[str]:
+    """Lines that belong under the table."""
+    lines = []
+    if any(len(group) > 1 for group in groups.values()):
+        lines.append("± is the sample standard deviation over the runs of a row.")
+    changed = [row for row in groups if row.changes]
+    for row in changed:
+        paths = ", ".join(str(run.path) for run in groups[row])
+        lines.append(
+            f"Not averaged with runs in which nothing changed: {paths} "
+            f"({'; '.join(row.changes)})."
+        )
+    if any(run.best is None for group in groups.values() for run in group):
+        lines.append("Runs without a test accuracy were not tested (config.test).")
+    return ["", *lines] if lines else []
+
+
+@command("capsjax.report", WorkdirError, ValueError)
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: prints the table, and returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -172,21 +331,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("workdirs", nargs="+", metavar="DIR", help="folders of runs")
     parser.add_argument("--figure", help="file to draw the validation curves into")
+    for name, what in (
+        ("average", "gather runs that differ in this field too, data.path say"),
+        ("by", "make a row for each value of this field"),
+    ):
+        parser.add_argument(
+            f"--{name}", action="append", default=[], metavar="FIELD", help=what
+        )
     arguments = parser.parse_args(argv)
+    runs = [read_run(path) for path in arguments.workdirs]
+    groups = gather(runs, average=arguments.average, by=arguments.by)
     try:
-        groups = gather([read_run(path) for path in arguments.workdirs])
-        print(table(groups))
-        if any(len(group) > 1 for group in groups.values()):
-            print("\n± is the sample standard deviation over the seeds.")
+        answer(*table(groups, arguments.by).splitlines(), *notes(groups))
+    finally:
         if arguments.figure:
             from capsjax import plots
 
-            curves = {r: [run.curve for run in g] for r, g in groups.items()}
+            curves = {_name(row): [run.curve for run in groups[row]] for row in groups}
             plots.save(plots.validation_curves(curves), arguments.figure)
-    except (WorkdirError, OSError, ValueError) as error:
-        print(f"capsjax.report: error: {error}", file=sys.stderr)
-        return 1
     return 0
+
+
+def _name(row: Row) -> str:
+    return ", ".join(map(str, (row.recipe, *row.by, *row.changes)))
 
 
 if __name__ == "__main__":

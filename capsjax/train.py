@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from capsjax import config as configs
+from capsjax import history
 from capsjax.checkpoint import CheckpointError, Checkpoints
 from capsjax.compilation import keep_compiled_programs
 from capsjax.console import Progress, fail, say, warn
@@ -186,7 +187,9 @@ class _Run:
                 f"{self.step / self.steps_per_epoch:g} epochs that are done in "
                 f"{workdir.path}."
             )
+        self.history: list[history.Stage] = []
         if is_writer():
+            self.history = history.record(workdir, config, self.step)
             write_json(workdir.config, configs.to_dict(config))
             write_json(workdir.dataset, about)
         self.writer = MetricWriter(
@@ -423,7 +426,7 @@ class _Run:
         )
 
     def finish(self, command: str) -> dict[str, Any]:
-        """Evaluates the best and the last state on the test images, once each."""
+        """Evaluates the best and the last state on the test images, if asked to."""
         self.checkpoints.wait()
         accuracy = self.checkpoints.accuracy(self.step) or 0.0
         if accuracy < self.config.stop_at:
@@ -431,16 +434,22 @@ class _Run:
                 f"config.stop_at={self.config.stop_at} was not reached: after the last "
                 f"epoch validation accuracy is {accuracy:.2%}"
             )
-        last = best = self._tested(self.state.evaluated, self.step)
-        weights = {self.state.evaluated_name: self.state.evaluated}
-        restored = self.checkpoints.restore_best(weights, partly=True)
-        if restored is not None and restored[0] != self.step:
-            step, weights = restored
-            best = self._tested(weights[self.state.evaluated_name], step)
+        last = best = None
+        best_step = (self.checkpoints.best or [self.step])[0]
+        if self.config.test:
+            last = best = self._tested(self.state.evaluated, self.step)
+            weights = {self.state.evaluated_name: self.state.evaluated}
+            restored = self.checkpoints.restore_best(weights, partly=True)
+            if restored is not None and restored[0] != self.step:
+                best_step, weights = restored
+                best = self._tested(weights[self.state.evaluated_name], best_step)
         result = {
             "test": best,
             "test_of_last": last,
             "tested_before": _tests_before(self.workdir),
+            "validation": self._validated(best_step),
+            "validation_of_last": self._validated(self.step),
+            "history": self.history,
             "num_parameters": num_parameters(self.state.params),
             "num_epochs": self.config.num_epochs,
             "epochs_done": self.epoch,
@@ -451,6 +460,16 @@ class _Run:
         if is_writer():
             write_json(self.workdir.result, result)
         return result
+
+    def _validated(self, step: int) -> dict[str, Any] | None:
+        """The validation metrics of a step, if this process has written them."""
+        if not is_writer():
+            return None
+        for line in self.workdir.read_metrics():
+            if line["kind"] == "validation" and line["step"] == step:
+                without = ("kind", "epoch", "images_per_second")
+                return {k: value for k, value in line.items() if k not in without}
+        return None
 
     def _tested(self, params: Any, step: int) -> dict[str, Any]:
         metrics = self._evaluate("test", self.test_set, params, step)
@@ -514,20 +533,20 @@ def _finished(config: configs.Config, workdir: Workdir) -> dict[str, Any] | None
     """What the run came to, if it has ended and that can still be read."""
     try:
         result = workdir.read_json(workdir.result)
-        is_whole = result["num_epochs"] >= config.num_epochs and result["test"]["loss"]
+        is_long_enough = result["num_epochs"] >= config.num_epochs
+        is_whole = result["test"]["loss"] if result["test"] or config.test else True
     except (WorkdirError, KeyError, TypeError):
         return None
-    return result if is_whole else None
+    return result if is_long_enough and is_whole else None
 
 
 def _tests_before(workdir: Workdir) -> list[dict[str, Any]]:
     """What the tests of a shorter run that this one goes on from came to."""
     try:
         before = workdir.read_json(workdir.result)
-        return [
-            *before["tested_before"],
-            {name: before[name] for name in ("num_epochs", "test", "test_of_last")},
-        ]
+        names = ("num_epochs", "test", "test_of_last")
+        tested = [{name: before[name] for name in names}] if before["test"] else []
+        return [*before["tested_before"], *tested]
     except (WorkdirError, KeyError, TypeError):
         return []
 
@@ -579,13 +598,17 @@ def main(argv: Sequence[str]) -> int:
             raise
         traceback.print_exc()
         return _leave(1)
-    test = result["test"]
+    kind = "test" if result["test"] else "validation"
+    told = result[kind]
+    if told is None:
+        say(f"trained, and neither validated nor tested ({workdir.result})")
+        return 0
     found = ""
-    if "label_accuracy" in test:
-        found = f" ({test['label_accuracy']:.2%} of the classes found)"
+    if "label_accuracy" in told:
+        found = f" ({told['label_accuracy']:.2%} of the classes found)"
     say(
-        f"test accuracy {test['accuracy']:.2%}{found}, loss {test['loss']:.6f} "
-        f"(step {test['step']}; {workdir.result})"
+        f"{kind} accuracy {told['accuracy']:.2%}{found}, loss {told['loss']:.6f} "
+        f"(step {told['step']}; {workdir.result})"
     )
     return 0
 

@@ -2,6 +2,7 @@
 
 =====================  =================================================================
 ``config.json``        the configuration, written when the run starts
+``history.json``       which settings changed when it went on, see ``capsjax.history``
 ``dataset.json``       what it is trained on: name, image shape, class names, how many
                        of these each image shows, and the images of each split
 ``metrics.jsonl``      one JSON object a line, see ``capsjax.metrics``
@@ -52,6 +53,7 @@ class Workdir:
     def __init__(self, path: str | os.PathLike[str]):
         self.path = expanded(path)
         self.config = self.path / "config.json"
+        self.history = self.path / "history.json"
         self.dataset = self.path / "dataset.json"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"

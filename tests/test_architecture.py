@@ -15,12 +15,12 @@ PACKAGE = pathlib.Path(capsjax.__file__).parent
 # Lower layers know nothing of the higher ones.
 ORDER = [
     {"ops", "convolution_forms", "parallel", "platforms"},
-    {"console", "paths", "hosts", "interrupt"},
+    {"confusion", "console", "paths", "hosts", "interrupt"},
     {"convolution", "routings", "losses"},
     {"initializers", "config", "data", "layers", "plots"},
     {"models"},
     {"measure"},
-    {"workdir", "provenance"},
+    {"workdir", "provenance", "history"},
     {"metrics", "flags", "feed"},
     {"checkpoint", "compilation"},
     {"run"},

@@ -110,7 +110,7 @@ def test_the_command_prints_and_draws(tiny_run, capsys, monkeypatch):
     few = load("mnist", "test").subset(np.arange(300))
     monkeypatch.setattr(evaluate, "load", lambda *_, **__: few)
     assert evaluate.main(["--workdir", str(tiny_run)]) == 0
-    printed = capsys.readouterr().out
+    printed, warned = capsys.readouterr()
     assert "300 test images" in printed
     assert "capsules:" in printed
     assert "accuracy by rounds of routing" in printed
@@ -128,7 +128,7 @@ def test_the_command_prints_and_draws(tiny_run, capsys, monkeypatch):
     assert {"commit", "device", "versions", "command", "loss"} <= set(about)
     assert about["accuracy_by_rounds"]["3"] == pytest.approx(about["accuracy"])
     # They are not those that the run began with.
-    assert f"beware: {tiny_run} is of other test images: pixels, labels" in printed
+    assert f"beware: {tiny_run} is of other test images: pixels, labels" in warned
     for path in folder.glob("*.png"):
         with Image.open(path) as image:
             assert min(image.size) > 200

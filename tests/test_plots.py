@@ -1,12 +1,15 @@
 """Figures of unusual arrays: what they say is looked at by people."""
 
 import io
+import os
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 
 from capsjax import plots
+from capsjax.confusion import commonest_confusions
 
 RANDOM = np.random.default_rng(0)
 
@@ -88,3 +91,98 @@ def test_a_notebook_shows_a_figure():
     shown, _ = formatters.DisplayFormatter().format(figure)
     size = Image.open(io.BytesIO(shown["image/png"])).size
     assert size == (2 * 96, 1.25 * 96)
+
+
+NAMES = ["$x", "$y$", r"\frac{", "_^", os.fsdecode(b"caf\xe9"), "a\x1b[31m\nb"]
+
+
+def drawn_texts(figure):
+    """The texts of a figure, which are drawn as they are."""
+    texts = figure.findobj(Text)
+    assert not any(text.get_parse_math() for text in texts if "x" in text.get_text())
+    return {text.get_text() for text in texts}
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda image, two, pairs: plots.samples(image, NAMES),
+        lambda image, two, pairs: plots.reconstructions(image, image, NAMES, NAMES),
+        lambda image, two, pairs: plots.overlaps(image, two, pairs),
+        lambda image, two, pairs: plots.mistakes(
+            image, two, pairs, two[:, :, 0, 0, 0], NAMES, title="$x"
+        ),
+        lambda image, two, pairs: plots.coupling_maps(
+            image, two[None, :, 0, :, :, 0], NAMES, extent=(0.0, 7.0, 7.0, 0.0)
+        ),
+        lambda image, two, pairs: plots.confusion(np.ones((6, 6), int), NAMES),
+        lambda image, two, pairs: plots.confusion(np.ones((36, 36), int), 6 * NAMES),
+        lambda image, two, pairs: plots.validation_curves(
+            {name: [[(1, 0.5), (2, 0.7)]] for name in NAMES}
+        ),
+    ],
+)
+def test_names_are_drawn_as_they_are(draw, tmp_path):
+    figure = draw(images(6, 8, 8, 1), images(6, 2, 8, 8, 1), [("$x", "$y$")] * 6)
+    plots.save(figure, tmp_path / "figure.png")  # No formula that can't be read.
+    texts = " ".join(drawn_texts(figure))
+    for text in ("$x", "$y$"):
+        assert text in texts
+    if "label $x" not in texts and len(drawn_texts(figure)) > 12:
+        for text in (r"\frac{", r"caf\xe9", r"a\x1b[31m\nb"):
+            assert text in texts
+
+
+def test_a_tweak_has_its_class_over_it(tmp_path):
+    figure = plots.tweaks(images(2, 3, 8, 8, 1), low=-1.0, high=1.0, title="$x")
+    plots.save(figure, tmp_path / "figure.png")
+    assert "$x" in drawn_texts(figure)
+
+
+def test_characters_without_a_glyph_are_told_once(tmp_path, capsys):
+    figure = plots.samples(images(2, 8, 8, 1), ["\U0001f9ff", "\U0001f9fe"])
+    plots.save(figure, tmp_path / "figure.png")
+    (line,) = capsys.readouterr().err.splitlines()
+    told = "figure.png characters that no font here has are drawn as boxes"
+    assert told in line
+
+
+@pytest.mark.parametrize("num_classes", [3, 30, 31, 300, 1000])
+def test_a_confusion_figure_is_bounded_and_loses_no_error(num_classes, tmp_path):
+    count = np.diag(np.full(num_classes, 100))
+    count[2, 0], count[1, 2] = 7, 3
+    names = [f"{k}. " + "a long name" * 20 for k in range(num_classes)]
+    figure = plots.confusion(count, names)
+    plots.save(figure, tmp_path / "confusion.png")
+    with Image.open(tmp_path / "confusion.png") as image:
+        assert max(image.size) <= 2000
+    cells = np.ma.filled(figure.axes[0].images[0].get_array(), 0)
+    assert max(cells.shape) <= 300
+    assert cells.sum() == 10  # The errors only.
+    if num_classes > 30:
+        (text,) = (text.get_text() for text in figure.texts)
+        told = [line.split("  ")[-1] for line in text.splitlines()[2:]]
+        assert [line[:3] for line in told] == ["2. ", "1. "]
+        assert text.splitlines()[2].split()[0] == "7"
+
+
+def test_a_figure_of_any_size_has_a_canvas_of_a_limited_one(tmp_path):
+    figure = plots.tweaks(images(512, 3, 4, 4, 1), low=-1.0, high=1.0, title="long")
+    plots.save(figure, tmp_path / "tweaks.png")
+    with Image.open(tmp_path / "tweaks.png") as image:
+        assert max(image.size) <= 6000
+
+
+def test_a_legend_of_many_recipes_is_cut_short():
+    curves = {f"recipe {k}": [[(1, 0.5), (2, 0.7)]] for k in range(50)}
+    (axes,) = plots.validation_curves(curves).axes
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert len(names) == 21
+    assert names[-1] == "and 30 more"
+
+
+def test_commonest_confusions():
+    count = np.array([[9, 0, 2], [4, 9, 0], [2, 1, 9]])
+    assert commonest_confusions(count, 3) == [(1, 0, 4), (0, 2, 2), (2, 0, 2)]
+    assert commonest_confusions(count, 9)[3:] == [(2, 1, 1)]
+    assert commonest_confusions(np.diag([3, 4]), 9) == []

@@ -1,6 +1,8 @@
 """Runs gathered into a table."""
 
+import io
 import json
+import sys
 
 import pytest
 
@@ -13,10 +15,15 @@ from capsjax.workdir import WorkdirError
 def made(tmp_path):
     """Writes what a run that has ended leaves behind."""
 
-    def make(name, accuracy=0.99, last=None, told=(), found=None, **fields):
+    def make(
+        name, accuracy=0.99, last=None, told=(), found=None, sections=(), **fields
+    ):
         path = tmp_path / name
         path.mkdir()
         config = configs.Config(**{"experiment": "mnist", **fields})
+        for field, value in dict(sections).items():
+            section, _, field = field.partition(".")
+            setattr(getattr(config, section), field, value)
         (path / "config.json").write_text(json.dumps(configs.to_dict(config)))
         result = {
             "test": {"accuracy": accuracy},
@@ -89,7 +96,7 @@ def test_what_does_not_change_what_is_learnt_does_not_matter(made):
         report.read_run(made("a")),
         report.read_run(made("b", seed=1, eval_batch_size=7, max_gigabytes=3.0)),
     ]
-    assert len(report.gather(runs)["mnist"]) == 2
+    assert [len(group) for group in report.gather(runs).values()] == [2]
 
 
 def test_one_run_is_not_counted_twice(made):
@@ -126,4 +133,157 @@ def test_the_curves_are_drawn(made, tmp_path):
     figure = tmp_path / "curves.png"
     paths = [made("a"), made("b", seed=1), made("c", variant="paper")]
     assert report.main([*map(str, paths), "--figure", str(figure)]) == 0
+    assert figure.stat().st_size > 1000
+
+
+def rows(text):
+    """The cells of the lines below the head."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
+
+
+def test_folds_are_averaged_where_that_is_asked_for(made, capsys):
+    paths = [
+        str(made(f"fold{k}", 0.8 + k / 10, sections={"data.path": f"fold{k}"}))
+        for k in range(2)
+    ]
+    assert report.main(paths) == 1
+    assert "data.path is 'fold0' there, 'fold1' here" in capsys.readouterr().err
+    assert report.main([*paths, "--average", "data.path"]) == 0
+    (row,) = rows(capsys.readouterr().out)
+    assert (row[0], row[2], row[4]) == ("mnist", "0", "85.00 ± 7.07")
+    assert report.main([*paths, paths[0], "--average=data.path"]) == 1
+    error = capsys.readouterr().err
+    assert "have the same seed, 0, data.path fold0: they are no two samples" in error
+
+
+def test_a_sweep_has_a_row_for_each_value(made, capsys):
+    paths = [
+        made(
+            f"{k}{seed}",
+            0.9 + k / 100,
+            seed=seed,
+            sections={"model.num_iterations": k, "optimizer.learning_rate": 0.1 / k},
+        )
+        for k in (2, 10, 1)
+        for seed in (0, 1)
+    ]
+    fields = ["--by", "model.num_iterations", "--by=config.optimizer.learning_rate"]
+    assert report.main([*map(str, paths), *fields]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("| recipe | model.num_iterations | config.optimizer.learning")
+    assert [row[1:3] for row in rows(out)] == [
+        *(["1", "0.1"], ["2", "0.05"], ["10", "0.01"])
+    ]
+    assert [row[6] for row in rows(out)] == [
+        *("91.00 ± 0.00", "92.00 ± 0.00", "100.00 ± 0.00")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("field", "told"),
+    [
+        ("model.rounds", "config.model has no field rounds. It has name, conv_feat"),
+        ("model", "config.model is a section: name one of name, conv_features"),
+        ("seed.x", "config.seed has no field x."),
+    ],
+)
+def test_a_field_that_is_not_there_is_told(made, capsys, field, told):
+    assert report.main([str(made("a")), "--by", field]) == 1
+    assert told in capsys.readouterr().err
+
+
+def history(*stages):
+    defaults = {"bad_numbers": "stop", "eval_batch_size": 200}
+    return [{"step": s, "num_epochs": n, **defaults} for s, n in stages]
+
+
+def test_an_extended_run_is_not_averaged_with_a_straight_one(made, capsys):
+    paths = []
+    for k, stages in enumerate([[(0, 10)], [(0, 2), (40, 10)], [(0, 2), (40, 10)]]):
+        paths.append(made(f"a{k}", 0.9 + k / 100, seed=k))
+        text = json.dumps(history(*stages))
+        (paths[-1] / "history.json").write_text(text)
+    assert report.main([*map(str, paths)]) == 0
+    out = capsys.readouterr().out
+    straight, extended = rows(out)
+    assert (straight[0], straight[4]) == ("mnist", "90.00")
+    assert extended[0] == "mnist (num_epochs 2 until step 40)"
+    assert (extended[2], extended[4]) == ("1, 2", "91.50 ± 0.71")
+    assert f"Not averaged with runs in which nothing changed: {paths[1]}" in out
+
+
+def test_where_no_step_depends_on_the_epochs_to_come_an_extension_is_the_same(made):
+    runs = []
+    for k, stages in enumerate([[(0, 10)], [(0, 2), (40, 10)]]):
+        path = made(f"a{k}", seed=k, sections={"optimizer.schedule": "constant"})
+        (path / "history.json").write_text(json.dumps(history(*stages)))
+        runs.append(report.read_run(path))
+    assert [len(group) for group in report.gather(runs).values()] == [2]
+
+
+def test_an_extension_before_there_was_a_history_is_seen_in_the_result(made):
+    before = {"num_epochs": 2, "test_of_last": {"step": 40}}
+    told = {
+        "tested_before": [before],
+        "test_of_last": {"step": 200, "accuracy": 0.99},
+    }
+    run = report.read_run(made("a", told=told))
+    assert run.changes == ("num_epochs 2 until step 40",)
+
+
+def test_runs_that_were_not_tested_have_validation_accuracies(made, capsys):
+    untested = {"test": None, "test_of_last": None, "validation": {"accuracy": 0.75}}
+    paths = [
+        made("a", variant="paper", told={"validation": {"accuracy": 0.5}}),
+        *(made(f"b{k}", told=untested, seed=k, test=False) for k in range(2)),
+    ]
+    assert report.main([*map(str, paths)]) == 0
+    out = capsys.readouterr().out
+    assert "| validation accuracy, best, % |" in out
+    tested, not_tested = rows(out)
+    assert (tested[4], tested[-1]) == ("99.00", "50.00")
+    assert (not_tested[4], not_tested[5], not_tested[-1]) == ("", "", "75.00 ± 0.00")
+    assert "were not tested (config.test)" in out
+
+
+def test_the_same_images_elsewhere_are_the_same(made):
+    runs = []
+    for k, place in enumerate(("photos", "/moved/photos")):
+        path = made(f"a{k}", seed=k, sections={"data.path": place})
+        splits = {"train": {"fingerprint": "1"}, "test": {"fingerprint": "2"}}
+        (path / "dataset.json").write_text(json.dumps({"splits": splits}))
+        runs.append(report.read_run(path))
+    assert [len(group) for group in report.gather(runs).values()] == [2]
+
+
+def test_an_ascii_terminal_gets_the_table_and_a_hostile_name_is_harmless(
+    made, monkeypatch
+):
+    class Ascii(io.StringIO):
+        encoding = property(lambda self: "ascii")
+
+    name = "\x1b]0;title\x07|é\n"
+    paths = [
+        made(f"a{seed}", accuracy, seed=seed, sections={"data.name": name})
+        for seed, accuracy in enumerate((0.98, 0.99))
+    ]
+    monkeypatch.setattr("sys.stdout", Ascii())
+    assert report.main([*map(str, paths)]) == 0
+    out = sys.stdout.getvalue()
+    assert "| 98.50 +- 0.71 |" in out
+    assert r"| \x1b]0;title\x07\|\xe9\n |" in out
+    assert "\n+- is the sample standard deviation" in out
+
+
+def test_the_figure_is_drawn_also_where_nobody_reads_the_table(
+    made, tmp_path, monkeypatch, capsys
+):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        figure = tmp_path / "curves.png"
+        assert report.main([str(made("a")), "--figure", str(figure)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    told = "can't write the results: No space left on device"
+    assert line == f"capsjax.report: error: {told}"
     assert figure.stat().st_size > 1000

@@ -1,0 +1,21 @@
+"""What was taken for what: counts ``[n, n]``, a row for each label."""
+
+import numpy as np
+from jaxtyping import Int
+
+
+def commonest_confusions(
+    count: Int[np.ndarray, "n n"], most: int
+) -> list[tuple[int, int, int]]:
+    """Which class was taken for which other, and how often; the commonest first.
+
+    Args:
+        count: How often each class (a row) was taken for which (a column).
+        most: So many pairs at most; those of no image are left out.
+    """
+    wrong = count * (1 - np.eye(len(count), dtype=count.dtype))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:most]
+    order = order[wrong.ravel()[order] > 0]
+    rows, columns = np.unravel_index(order, wrong.shape)
+    pairs = zip(rows.tolist(), columns.tolist(), strict=True)
+    return [(row, column, int(wrong[row, column])) for row, column in pairs]

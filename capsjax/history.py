@@ -1,0 +1,79 @@
+"""With which settings each part of a run was computed: ``history.json``.
+
+A run may go on with other values of some fields. The file is a list with one object
+for each stage: ``step``, the optimizer steps done when it began, and the value of every
+field of ``config.RECORDED`` from there on. A run without a change has one stage.
+"""
+
+import json
+import operator
+from typing import Any
+
+from capsjax import config as configs
+from capsjax.workdir import Workdir, WorkdirError, write_json
+
+Stage = dict[str, Any]
+
+
+def record(workdir: Workdir, config: configs.Config, step: int) -> list[Stage]:
+    """Writes down that a run goes on after so many steps; before ``config.json``.
+
+    Args:
+        workdir: Its folder.
+        config: With these settings.
+        step: Optimizer steps done, of the checkpoint that it goes on from: what was
+            computed after them does not count.
+
+    Raises:
+        WorkdirError: If it can't be written.
+    """
+    now = _settings(config)
+    stages = [stage for stage in read(workdir) if stage["step"] < step]
+    if not stages or any(
+        stages[-1].get(name, value) != value for name, value in now.items()
+    ):
+        stages.append({"step": step if stages else 0, **now})
+    write_json(workdir.history, stages)
+    return stages
+
+
+def read(workdir: Workdir) -> list[Stage]:
+    """The stages of a run, from the first; none if there is no run.
+
+    Without a ``history.json`` that can be read, as in runs of before, they are what
+    ``config.json`` and ``result.json`` tell: the numbers of epochs.
+    """
+    try:
+        stages = workdir.read_json(workdir.history)
+        steps = [stage["step"] for stage in stages]
+        if steps[0] == 0 and {type(step) for step in steps} == {int}:
+            return stages
+    except (WorkdirError, KeyError, TypeError, IndexError):
+        pass
+    return _rebuilt(workdir)
+
+
+def _rebuilt(workdir: Workdir) -> list[Stage]:
+    try:
+        now = _settings(workdir.read_config())
+    except WorkdirError:
+        return []
+    ends: list[tuple[int, int]] = []
+    try:
+        result = workdir.read_json(workdir.result)
+        for one in (*result["tested_before"], result):
+            ends.append((int(one["num_epochs"]), int(one["test_of_last"]["step"])))
+    except (WorkdirError, KeyError, TypeError, ValueError):
+        pass  # It has not ended, or the file is damaged.
+    starts = [0, *(step for _, step in ends)]
+    epochs = [*(number for number, _ in ends), now["num_epochs"]]
+    stages: list[Stage] = []
+    for step, number in zip(starts, epochs, strict=True):
+        if not stages or stages[-1]["num_epochs"] != number:
+            stages.append({"step": step, **now, "num_epochs": number})
+    return stages
+
+
+def _settings(config: configs.Config) -> dict[str, Any]:
+    settings = {name: operator.attrgetter(name)(config) for name in configs.RECORDED}
+    return json.loads(json.dumps(settings))  # As they are read again.
