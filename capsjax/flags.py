@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from capsjax import config as configs
+from capsjax.console import answer
 from capsjax.hosts import Hosts
+from capsjax.recipes import RecipeError, with_paths
 
 # Beyond these XLA fails in ways of its own.
 _MOST_CPU_DEVICES, _MOST_PROCESSES, _SECONDS_OF_A_DAY = 1024, 2**16, 86_400
@@ -54,8 +56,12 @@ def parse(argv: Sequence[str], about: str) -> Command:
     """
     values = flags.FlagValues()
     if not {"-h", "--help", "-help"}.isdisjoint(argv):
-        print(about, "\nFlags:", _flags_help(), sep="\n")
+        answer(*about.splitlines(), "", "Flags:", *_flags_help().splitlines())
         sys.exit(0)
+    try:
+        argv = with_paths(argv)
+    except RecipeError as error:
+        raise UsageError(str(error)) from error
     for argument in argv[1:]:
         _check_field(argument)
     config_flags = _config_flags()
@@ -91,7 +97,8 @@ def parse(argv: Sequence[str], about: str) -> Command:
         ) from error
     if config is None:
         raise UsageError(
-            "--config is missing; for example --config experiments/mnist.py"
+            "--config is missing; for example --config experiments/mnist.py, or "
+            "--config capsjax:mnist for the recipe that comes with capsjax"
         )
     if not isinstance(config, configs.Config):
         raise UsageError(
@@ -139,7 +146,8 @@ def _define_hosts(values: flags.FlagValues) -> dict[str, flags.FlagHolder]:
 
 
 def _flags_help() -> str:
-    return """  --config FILE.py[:VARIANT]   the experiment; required
+    return """  --config FILE.py[:VARIANT]   the experiment; required; or capsjax:NAME[:VARIANT],
+                               one that comes with capsjax: capsjax:mnist:smoke
   --config.FIELD=VALUE         overrides a field, e.g. --config.num_epochs=5 or
                                --config.optimizer.learning_rate=1e-4; the fields are
                                those of capsjax/config.py

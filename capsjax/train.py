@@ -24,7 +24,7 @@ from capsjax import config as configs
 from capsjax import history
 from capsjax.checkpoint import CheckpointError, Checkpoints
 from capsjax.compilation import keep_compiled_programs
-from capsjax.console import Progress, fail, say, warn
+from capsjax.console import Progress, command, fail, say, warn
 from capsjax.data import Dataset, DatasetError, batch_indices
 from capsjax.evaluate import evaluate, make_eval_step
 from capsjax.feed import Feed
@@ -551,6 +551,7 @@ def _tests_before(workdir: Workdir) -> list[dict[str, Any]]:
         return []
 
 
+@command("capsjax.train")
 def main(argv: Sequence[str]) -> int:
     """The command line: trains, and returns the exit code."""
     address = None

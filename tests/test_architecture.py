@@ -15,7 +15,7 @@ PACKAGE = pathlib.Path(capsjax.__file__).parent
 # Lower layers know nothing of the higher ones.
 ORDER = [
     {"ops", "convolution_forms", "parallel", "platforms"},
-    {"confusion", "console", "paths", "hosts", "interrupt"},
+    {"confusion", "console", "paths", "recipes", "hosts", "interrupt"},
     {"convolution", "routings", "losses"},
     {"initializers", "config", "data", "layers", "plots"},
     {"models"},

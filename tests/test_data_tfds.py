@@ -493,12 +493,16 @@ def test_nothing_is_written_to_the_standard_output(tmp_path, monkeypatch, capfd)
 
 def test_the_command_tells_where_the_set_is(tmp_path, monkeypatch, capsys):
     small_twin(monkeypatch)
-    prepare_command.main(["fashion_mnist", "--data_dir", str(tmp_path)])
+    assert prepare_command.main(["fashion_mnist", "--data_dir", str(tmp_path)]) == 0
     path = capsys.readouterr().out.strip()
     assert Path(path).parent == tmp_path / "fashion_mnist"
     assert len(load("fashion_mnist", data_dir=tmp_path)) == 40
 
 
-def test_the_command_ends_with_one_line_for_an_unknown_name(tmp_path):
-    with pytest.raises(SystemExit, match=r"^error: unknown data set 'cifar_10'"):
-        prepare_command.main(["cifar_10", "--data_dir", str(tmp_path)])
+def test_the_command_ends_with_one_line_for_an_unknown_name(tmp_path, capsys):
+    assert prepare_command.main(["cifar_10", "--data_dir", str(tmp_path)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    told = "capsjax.data.prepare: error: unknown data set 'cifar_10'"
+    assert line.startswith(told)

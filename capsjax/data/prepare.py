@@ -8,22 +8,22 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from capsjax.console import answer, command
 from capsjax.data.dataset import DatasetError
 from capsjax.data.source import import_tfds_source
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Prepares the set that the command line names, and tells where it is."""
+@command("capsjax.data.prepare", DatasetError)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prepares the set that the command line names, and prints where it is."""
     parser = argparse.ArgumentParser("capsjax.data.prepare", description=__doc__)
     parser.add_argument("name", help='as TensorFlow Datasets spells it: "omniglot"')
     parser.add_argument("--data_dir", help="where to put it, if not the usual folder")
     options = parser.parse_args(arguments)
-    try:
-        tfds_source = import_tfds_source(options.name)
-        print(tfds_source.prepare(options.name, data_dir=options.data_dir))
-    except DatasetError as error:
-        sys.exit(f"error: {error}")
+    tfds_source = import_tfds_source(options.name)
+    answer(str(tfds_source.prepare(options.name, data_dir=options.data_dir)))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
