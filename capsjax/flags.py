@@ -146,8 +146,8 @@ def _define_hosts(values: flags.FlagValues) -> dict[str, flags.FlagHolder]:
 
 
 def _flags_help() -> str:
-    return """  --config FILE.py[:VARIANT]   the experiment; required; or capsjax:NAME[:VARIANT],
-                               one that comes with capsjax: capsjax:mnist:smoke
+    return """  --config FILE.py[:VARIANT]   the experiment; required; one that comes
+                               with capsjax is capsjax:NAME, e.g. capsjax:mnist:smoke
   --config.FIELD=VALUE         overrides a field, e.g. --config.num_epochs=5 or
                                --config.optimizer.learning_rate=1e-4; the fields are
                                those of capsjax/config.py
