@@ -452,10 +452,11 @@ def _told_of_classes(
     yield head + "  taken for" * is_table
     if is_table:
         yield " " * (len(head) + 1) + "".join(f" {name:>{wide}}" for name in names)
+    shares = [[_share(value) for value in values.tolist()] for values in scores[1:]]
     for k in shown:
-        num_images, *shares = (values[k] for values in scores)
-        precision, recall, f1 = map(_share, shares)
-        row = f"{names[k]:{wide}} {num_images:6} {precision:>9} {recall:>7} {f1:>7}"
+        precision, recall, f1 = (column[k] for column in shares)
+        row = f"{names[k]:{wide}} {scores.num_images[k]:6} "
+        row += f"{precision:>9} {recall:>7} {f1:>7}"
         if is_table:
             cells = "".join(f" {count or '.':>{wide}}" for count in confusion[k])
             row = f"{row} {cells}"
@@ -641,7 +642,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         warn(note)
     for run in () if arguments.data else runs:
         if told := run.workdir.other_images({"test": dataset}):
-            warn(f"beware: {run.workdir.path} {told}")
+            warn(f"{run.workdir.path} {told}")
     members, lines = [], []
     for run in runs:
         is_alone = len(runs) == 1

@@ -27,8 +27,6 @@ from capsjax.workdir import Workdir, WorkdirError, differences
 
 # What does not change what is learnt.
 _INDIFFERENT = ("seed", "eval_batch_size", *configs.WITHOUT_EFFECT)
-# Where the images are; which ones they are tells their fingerprint.
-_PLACES = ("data.name", "data.path")
 
 
 class Finished(NamedTuple):
@@ -38,7 +36,7 @@ class Finished(NamedTuple):
         path: Its folder.
         recipe: Experiment and variant.
         config: Of ``config.json``.
-        fingerprints: Of its images, by split; empty if that is not known.
+        checksums: Of its images, by split; empty if that is not known.
         changes: Steps after which settings that matter changed, and to what; empty if
             none did.
         best: Test accuracy of the best network by validation loss; None if it was not
@@ -55,7 +53,7 @@ class Finished(NamedTuple):
     path: pathlib.Path
     recipe: str
     config: dict[str, Any]
-    fingerprints: dict[str, str]
+    checksums: dict[str, str]
     changes: tuple[str, ...]
     best: float | None
     last: float | None
@@ -95,7 +93,7 @@ def read_run(path: str | pathlib.Path) -> Finished:
             path=workdir.path,
             recipe="-".join(filter(None, (config["experiment"], config["variant"]))),
             config=config,
-            fingerprints=_fingerprints(workdir),
+            checksums=_checksums(workdir),
             changes=_changes(history.read(workdir), config),
             best=best,
             last=last,
@@ -120,10 +118,13 @@ def read_run(path: str | pathlib.Path) -> Finished:
     return run
 
 
-def _fingerprints(workdir: Workdir) -> dict[str, str]:
+def _checksums(workdir: Workdir) -> dict[str, str]:
     try:
         splits = workdir.read_json(workdir.dataset)["splits"]
-        return {name: str(split["fingerprint"]) for name, split in splits.items()}
+        return {
+            name: str(split.get("checksum") or split["fingerprint"])
+            for name, split in splits.items()
+        }
     except (WorkdirError, KeyError, TypeError, AttributeError):
         return {}  # There is none, it is damaged, or older than this.
 
@@ -201,11 +202,11 @@ def gather(
         group = groups.setdefault(Row(run.recipe, values, run.changes), [])
         if group:
             first = group[0]
-            is_same_data = first.fingerprints and first.fingerprints == run.fingerprints
+            is_same_data = first.checksums and first.checksums == run.checksums
             different = [
                 line
                 for name, line in differences(first.config, run.config)
-                if name not in ignored and not (is_same_data and name in _PLACES)
+                if name not in ignored and not (is_same_data and name in configs.PLACES)
             ]
             if different:
                 raise WorkdirError(

@@ -59,6 +59,6 @@ def test_it_goes_on_as_the_first_edition_went_on(run_path):
 def test_it_is_evaluated_on_the_images_that_it_was_tested_on(run_path, capsys):
     assert evaluate.main(["--workdir", str(run_path), "--no-figures"]) == 0
     out, err = capsys.readouterr()
-    assert "beware" not in out + err
+    assert "of other test images" not in out + err
     test = json.loads((run_path / "result.json").read_text())["test"]
     assert f"accuracy {test['accuracy']:.2%}" in out

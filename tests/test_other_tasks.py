@@ -151,9 +151,9 @@ def test_the_command_tells_both_figures_of_several_classes(
 ):
     path, result = capsules
     assert evaluated([path], two_digits) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert "60 test images of pairs" in out
-    assert "beware" not in out
+    assert "other test images" not in err
     assert f"; {result['test']['label_accuracy']:.2%} of the classes found" in out
     names = {file.stem for file in (path / "figures").iterdir()}
     assert names == {

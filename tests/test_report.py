@@ -251,7 +251,7 @@ def test_the_same_images_elsewhere_are_the_same(made):
     runs = []
     for k, place in enumerate(("photos", "/moved/photos")):
         path = made(f"a{k}", seed=k, sections={"data.path": place})
-        splits = {"train": {"fingerprint": "1"}, "test": {"fingerprint": "2"}}
+        splits = {"train": {"checksum": "1"}, "test": {"fingerprint": "2"}}
         (path / "dataset.json").write_text(json.dumps({"splits": splits}))
         runs.append(report.read_run(path))
     assert [len(group) for group in report.gather(runs).values()] == [2]
