@@ -59,7 +59,8 @@ def test_moved_photos_go_on_with_the_training(run_path, capsys):
     # From now on by the checksum.
     config.data.path, config.num_epochs = str(pathlib.Path("moved").resolve()), 4
     assert train.train(config, Workdir(run_path))["epochs_done"] == 4
-    code, out, err = evaluated(run_path, capsys)
+    capsys.readouterr()
+    code, _, err = evaluated(run_path, capsys)
     assert (code, err) == (0, "")
 
 
