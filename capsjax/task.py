@@ -1,5 +1,6 @@
 """What a run learns and from what, checked before anything is written."""
 
+import dataclasses
 import functools
 import importlib.util
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from capsjax.data import (
 from capsjax.data.augment import cropped_shape
 from capsjax.data.layout import shortened
 from capsjax.data.preparation import Preparation
+from capsjax.data.source import may_name_a_place
 from capsjax.measure import balanced_weights
 from capsjax.memory import estimate_memory
 from capsjax.models import BaselineCNN, Network, make_model, num_parameters
@@ -82,6 +84,20 @@ class Task(NamedTuple):
             "split_rule": self.split_rule,
             "splits": {name: one.identity() for name, one in self.sets.items()},
         }
+
+
+def wherever(config: configs.Config, task: Task) -> tuple[configs.Config, Any]:
+    """What a run is, wherever each of its processes finds the images.
+
+    Returns:
+        The configuration and what ``dataset.json`` holds, without the places.
+    """
+    data, about = config.data, task.about()
+    if data.path or may_name_a_place(data.name):
+        name = data.name if data.path else ""
+        data = dataclasses.replace(data, name=name, path="")
+        about["name"] = ""
+    return dataclasses.replace(config, data=data), about
 
 
 def make_task(config: configs.Config, split_rule: str = BY_CLASS) -> Task:

@@ -55,7 +55,7 @@ from capsjax.step import (
     make_train_step,
     parts,
 )
-from capsjax.task import Task, make_task
+from capsjax.task import Task, make_task, wherever
 from capsjax.workdir import Workdir, WorkdirError, default_path, write_bytes, write_json
 
 _MOST_SKIPPED = 100  # Steps in a row, with which a run has come to its end.
@@ -99,10 +99,11 @@ def train(
     workdir.check(config, task.sets)
     result = _finished(config, workdir)
     # All have looked before the first of them writes.
+    same_config, same_images = wherever(config, task)
     require_same(
         {
-            "their configuration": config,
-            "their images": about,
+            "their configuration": same_config,
+            "their images": same_images,
             "whether it has ended": result is None,
         }
     )

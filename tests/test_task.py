@@ -185,6 +185,26 @@ def test_a_folder_of_two_splits_tells_what_is_tested(tmp_path, capsys):
     assert "val validates; there is no folder for the test, so a tenth of train" in out
 
 
+def test_processes_may_find_the_same_images_in_different_places(tmp_path):
+    config = folder_of(tmp_path / "here", "train", "test")
+    here = task.wherever(config, task.make_task(config))
+    moved = (tmp_path / "here").rename(tmp_path / "there")
+    config.data.path = f"{moved}/"
+    assert repr(task.wherever(config, task.make_task(config))) == repr(here)
+    [file, *_] = moved.glob("train/a/*.png")
+    Image.fromarray(np.zeros((12, 12), np.uint8)).save(file)
+    assert repr(task.wherever(config, task.make_task(config))) != repr(here)
+
+
+def test_the_name_of_what_is_made_is_no_place(monkeypatch):
+    made = made_task(monkeypatch, digits(20))
+    same, about = task.wherever(tiny(), made)
+    assert (same.data.name, about["name"]) == ("mnist", "mnist")
+    config = tiny()
+    config.data.name = "./digits"
+    assert task.wherever(config, made)[0].data.name == ""
+
+
 @pytest.mark.parametrize(
     ("data", "told"),
     [
