@@ -96,17 +96,18 @@ def test_a_network_of_any_size_starts_with_capsules_as_long_as_the_papers(
 
 
 def start_stack(layers, num_inputs, dim, input_length):
-    """The mean length of the last of several layers of capsules, over three seeds."""
+    """The mean length of the last of several layers of capsules, over some seeds."""
+    num_images, num_seeds = (4, 3) if num_inputs <= 4000 else (1, 1)
 
     def mean_length(key):
         input_key, *keys = jax.random.split(key, len(layers) + 1)
-        pose = jax.random.normal(input_key, (4, num_inputs, dim))
+        pose = jax.random.normal(input_key, (num_images, num_inputs, dim))
         pose = input_length * pose / safe_norm(pose, keepdims=True)
         for layer, layer_key in zip(layers, keys, strict=True):
             pose = layer.init_with_output(layer_key, pose)[0].pose
         return safe_norm(pose).mean()
 
-    starts = [jax.jit(mean_length)(jax.random.key(seed)) for seed in range(3)]
+    starts = [jax.jit(mean_length)(jax.random.key(seed)) for seed in range(num_seeds)]
     return float(np.mean(starts))
 
 
@@ -123,7 +124,7 @@ def start_stack(layers, num_inputs, dim, input_length):
         (4000, 8, 2, 4, PRIMARY_LENGTH),
         pytest.param(20_000, 8, 2, 64, PRIMARY_LENGTH, marks=pytest.mark.slow),
         pytest.param(100_000, 8, 10, 16, PRIMARY_LENGTH, marks=pytest.mark.slow),
-        pytest.param(100_000, 64, 2, 4, 0.01, marks=pytest.mark.slow),
+        pytest.param(100_000, 64, 4, 4, 0.01, marks=pytest.mark.slow),
     ],
 )
 def test_class_capsules_of_any_inputs_start_as_long_as_the_papers(
