@@ -19,11 +19,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import export, lax
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from capsjax.convolution_forms import FORMS, LAYOUT, Plan, ceil_div, output_size
-from capsjax.parallel import vary_alike
+from capsjax.parallel import leave_sharding_to_xla, spec_of, vary_alike
 from capsjax.platforms import Platform, by_platform, platform
 
 _COMPUTE_DTYPES = (np.dtype(np.float32), np.dtype(jnp.bfloat16))
@@ -131,15 +132,17 @@ def _choose_plan(
     *,
     is_prepared=False,
 ) -> Plan | None:
-    """Chooses by shape; None if there is no output."""
+    """Chooses by shape; None if there is no output, or no knowing whether there is."""
     height, width = map(operator.index, strides)
     strides = height, width
     padding = _padding_pairs(padding, image_shape, kernel_shape, strides)
     plan = Plan("patches", strides, padding, np.dtype(dtype), precision=precision)
     outputs = output_size(image_shape, kernel_shape, plan)
-    if min(outputs) < 1:
+    if any(map(export.is_symbolic_dim, outputs)) or min(outputs) < 1:
         return None
     batch = image_shape[0]
+    if export.is_symbolic_dim(batch):
+        return plan._replace(form="ordinary")
     return plan._replace(
         form=_choose_form(
             batch, kernel_shape, outputs, strides, plan.operand_dtype, is_prepared
@@ -200,8 +203,7 @@ def conv_general_dilated(
     is_plain = (
         lhs.ndim == rhs.ndim == 4
         and len(window_strides) == 2
-        and lhs.size
-        and rhs.size
+        and 0 not in (*lhs.shape, *rhs.shape)
         and lhs.shape[3] == rhs.shape[2]
         and lhs.dtype == rhs.dtype
         and lhs.dtype in _INPUT_DTYPES
@@ -232,7 +234,10 @@ def conv_general_dilated(
         )
     image, kernel = lhs.astype(plan.sum_dtype), rhs.astype(plan.sum_dtype)
     image, kernel = vary_alike(image, kernel)
-    return _convolve(image, kernel, plan).astype(lhs.dtype)
+    batch, *_ = spec_of(image)
+    convolve = functools.partial(_convolve, plan=plan)
+    outputs = leave_sharding_to_xla(convolve, P(batch), image, kernel)
+    return outputs.astype(lhs.dtype)
 
 
 @jax.tree_util.register_dataclass

@@ -28,6 +28,8 @@ def mask_longest(
 
     Of equally active ones it is the first.
     """
+    # The mask has no gradient, and JAX's of a sort fails under explicit sharding.
+    activation = jax.lax.stop_gradient(activation)
     rank = jnp.argsort(jnp.argsort(-activation, axis=-1), axis=-1)
     count = jnp.broadcast_to(jnp.asarray(count), activation.shape[:-1])
     return (rank < count[..., None]).astype(jnp.float32)

@@ -6,10 +6,11 @@ on a machine without one takes the GPU's row. Only the CPU's row has been measur
 """
 
 import functools
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from jax import lax
+from jax import export, lax
 
 
 class Platform(NamedTuple):
@@ -49,9 +50,12 @@ class Platform(NamedTuple):
         """Chooses how capsules are routed: by votes that are held, or block by block.
 
         Args:
-            num_examples: Examples in the batch.
+            num_examples: Examples in the batch. If ``jax.export`` leaves the number
+                open, the votes are held.
             votes_bytes: What the votes of all of them would take.
         """
+        if export.is_symbolic_dim(num_examples):
+            return "votes"
         few = num_examples < self.smallest_votes_free_batch
         holds = few and votes_bytes <= self.largest_held_votes_bytes
         return "votes" if holds else "votes_free"
@@ -69,8 +73,10 @@ _CPU = Platform(
     slices_sums=True,
     block_bytes=2**18,
     largest_block=32,
-    smallest_votes_free_batch=9,
-    largest_held_votes_bytes=2**24,
+    # A vector of 16 numbers. The votes of fewer examples are no more than twice the
+    # weights where capsules have 8 components, so there is no need of a limit.
+    smallest_votes_free_batch=16,
+    largest_held_votes_bytes=sys.maxsize,
     has_fast_convolution=False,
 )
 # Not measured yet. A call of a few hundred steps takes about a second there.

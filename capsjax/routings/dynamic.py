@@ -5,7 +5,6 @@ Letters: ``i`` input capsules with ``c`` components, ``j`` output capsules with 
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping
 
 import jax
@@ -14,11 +13,11 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from capsjax.ops import safe_norm, squash
-from capsjax.parallel import vary_alike
-from capsjax.platforms import by_platform
+from capsjax.parallel import leave_sharding_to_xla, spec_of, vary_alike
 from capsjax.routings.batching import map_one_by_one
 from capsjax.routings.routed import Parameter, Routed, cast_votes
 from capsjax.routings.votes_free import Rounds, route_votes_free
@@ -33,7 +32,7 @@ def routing(
     bias: Shaped[ArrayLike, "j d"] | None = None,
     none_of_the_above: bool = False,
     stop_gradient: bool = False,
-    unroll: int | bool = 1,
+    unroll: int | bool = True,
     remat: str = "none",
 ) -> Routed:
     r"""Routes votes to the capsules that they agree on.
@@ -62,8 +61,10 @@ def routing(
             then dropped (the paper's section 7, on CIFAR-10).
         stop_gradient: Treats the couplings as constants in the backward pass, so that
             the gradient flows through the last weighted sum only.
-        unroll: How many iterations of the loop are written out: 1 is a
-            ``jax.lax.fori_loop``, True none of it. Same numbers; compiles slower.
+        unroll: How many iterations of the ``jax.lax.fori_loop`` are written out: True
+            writes out all, so that no loop is left; 1 leaves a loop over single
+            rounds. Same numbers. With many rounds a loop compiles sooner, but it
+            computes more slowly and in more memory: on a CPU 1.7 times as long.
         remat: What the backward pass recomputes to save memory: ``"none"``, the
             ``"body"`` of the loop, the ``"full"`` routing, or ``"offload"``: the
             couplings are kept in the host's memory instead (on an accelerator).
@@ -101,7 +102,7 @@ class DynamicRouting:
             code starts it at 0.1.
         none_of_the_above: Whether an input may be sent to none of the outputs.
         stop_gradient: Whether the couplings are constants in the backward pass.
-        unroll: How many iterations of the loop are written out.
+        unroll: How many iterations of the loop are written out; True for all.
         remat: What the backward pass recomputes: none, body, full or offload.
 
     Raises:
@@ -112,11 +113,14 @@ class DynamicRouting:
     bias: float | None = None
     none_of_the_above: bool = False
     stop_gradient: bool = False
-    unroll: int | bool = 1
+    unroll: int | bool = True
     remat: str = "none"
+    # True == 1, yet they are two programs: without this they would share one in caches.
+    _is_written_out: bool = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self):
         _check_count("num_iterations", self.num_iterations)
+        object.__setattr__(self, "_is_written_out", self.unroll is True)
         if self.unroll is not True and self.unroll is not False:
             _check_count("unroll", self.unroll)
         if self.remat not in REMATS:
@@ -158,10 +162,10 @@ class DynamicRouting:
 
         They are made again in every round, for a few input capsules at a time
         (:mod:`capsjax.routings.votes_free`): several times faster for a batch on a
-        CPU, and in a fraction of the memory. Only the poses, without a gradient, of up
-        to 8 examples whose votes take at most 16 MiB are made like
-        ``self(cast_votes(capsules, weight))``, as that is faster; ``unroll`` matters
-        to these only, and ``remat`` not at all.
+        CPU, and in a fraction of the memory. Where the platform's row says so
+        (:mod:`capsjax.platforms`; on a CPU for fewer than 16 examples), and where the
+        size of the batch is not known, ``self(cast_votes(capsules, weight))`` is
+        faster and is what computes; ``unroll`` and ``remat`` matter to these only.
 
         Examples that ``jax.vmap`` maps over are examples of the batch. Weights or
         biases that it maps over are taken one after the other.
@@ -218,7 +222,11 @@ def _route(
     route = functools.partial(_agree, options=options)
     if options.remat == "full":
         route = jax.checkpoint(route)
-    return route(votes.astype(jnp.promote_types(votes.dtype, jnp.float32)), bias)
+    *batch, i, j, d = spec_of(votes)
+    specs = P(*batch, j, d), P(*batch, j), P(*batch, i, j)
+    votes = votes.astype(jnp.promote_types(votes.dtype, jnp.float32))
+    routed = leave_sharding_to_xla(lambda *x: tuple(route(*x)), specs, votes, bias)
+    return Routed(*routed)
 
 
 @functools.partial(jax.jit, static_argnames="options")
@@ -229,13 +237,18 @@ def _route_capsules(
     options: DynamicRouting,
 ) -> Routed:
     wide = jnp.promote_types(capsules.dtype, jnp.float32)
-    *batch, i, c = capsules.shape
     if bias is None:
         bias = jnp.zeros(weight.shape[1:3], wide)
-    capsules = capsules.reshape(-1, i, c).astype(wide)
-    arrays = vary_alike(capsules, weight.astype(wide), bias)
-    pose = _pose_of_capsules.bind(*arrays, options=options)
-    pose = pose.reshape(*batch, *pose.shape[1:])
+
+    def route(capsules, weight, bias):
+        *batch, i, c = capsules.shape
+        capsules = capsules.reshape(-1, i, c)
+        pose = _pose_of_capsules.bind(capsules, weight, bias, options=options)
+        return pose.reshape(*batch, *pose.shape[1:])
+
+    *batch, _, _ = spec_of(capsules)
+    arrays = vary_alike(capsules.astype(wide), weight.astype(wide), bias)
+    pose = leave_sharding_to_xla(route, P(*batch, None, None), *arrays)
     return Routed(pose=pose, activation=safe_norm(pose), coupling=None)
 
 
@@ -252,25 +265,18 @@ def _type_of_pose(capsules, weight, bias, *, options):
 
 @_pose_of_capsules.def_impl
 def _pose_by_size(capsules, weight, bias, *, options):
-    votes_bytes = len(capsules) * math.prod(weight.shape[:3]) * weight.dtype.itemsize
-
-    def pose(capsules, weight, bias, *, platform):
-        if platform.routing_form(len(capsules), votes_bytes) == "votes_free":
-            return _pose_votes_free(capsules, weight, bias, options=options)
-        return _route(cast_votes(capsules, weight), bias, options).pose
-
-    return by_platform(pose, capsules, weight, bias)
-
-
-def _pose_votes_free(capsules, weight, bias, *, options):
     rounds = Rounds(
         options.num_iterations, options.none_of_the_above, options.stop_gradient
     )
-    return route_votes_free(capsules, weight, bias, rounds)
+
+    def by_votes(capsules, weight, bias):
+        return _route(cast_votes(capsules, weight), bias, options).pose
+
+    return route_votes_free(capsules, weight, bias, rounds, by_votes)
 
 
 def _pose_and_tangent(arrays, tangents, *, options):
-    function = functools.partial(_pose_votes_free, options=options)
+    function = functools.partial(_pose_by_size, options=options)
     return jax.jvp(function, arrays, tuple(map(ad.instantiate_zeros, tangents)))
 
 
@@ -302,22 +308,30 @@ def _agree(
 ) -> Routed:
     constant_votes = jax.lax.stop_gradient(votes) if options.stop_gradient else votes
 
-    def increase_agreement(_, logit):
-        pose = _pose(_coupling(logit, options), constant_votes, bias)
-        return logit + jnp.einsum("...ijd,...jd->...ij", constant_votes, pose)
+    def agree(coupling):
+        pose = _pose(coupling, constant_votes, bias)
+        return jnp.einsum("...ijd,...jd->...ij", constant_votes, pose)
 
-    # Zeros made from the votes, not from their shape, keep the sharding of the batch.
-    # Behind the barrier, as XLA would spend seconds on a softmax of a constant.
-    logit = jax.lax.fori_loop(
-        0,
-        options.num_iterations - 1,
-        _rematerialised(increase_agreement, options.remat),
-        jax.lax.optimization_barrier(jnp.zeros_like(votes[..., 0])),
-        unroll=options.unroll,
-    )
-    if options.stop_gradient:
-        logit = jax.lax.stop_gradient(logit)
-    coupling = _coupling(logit, options)
+    def increase_agreement(_, logit):
+        return logit + agree(_coupling(logit, options))
+
+    # In the first round all logits are zero, and their softmax is known. An array made
+    # like the votes, not of their shape, keeps the sharding of the batch.
+    share = 1 / (votes.shape[-2] + options.none_of_the_above)
+    coupling = jnp.full_like(votes[..., 0], share)
+    if options.num_iterations > 1:
+        # More than all rounds that are left, or JAX makes a loop of a single one.
+        unroll = options.num_iterations if options.unroll is True else options.unroll
+        logit = jax.lax.fori_loop(
+            0,
+            options.num_iterations - 2,
+            _rematerialised(increase_agreement, options.remat),
+            agree(coupling),
+            unroll=unroll,
+        )
+        if options.stop_gradient:
+            logit = jax.lax.stop_gradient(logit)
+        coupling = _coupling(logit, options)
     pose = _pose(coupling, votes, bias)
     return Routed(pose=pose, activation=safe_norm(pose), coupling=coupling)
 

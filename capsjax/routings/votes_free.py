@@ -28,6 +28,7 @@ with ``d``; ``n`` is ``j`` and ``d`` as one axis, ``k`` the blocks, ``r`` the ro
 """
 
 import functools
+import math
 import operator
 from collections.abc import Callable
 from typing import NamedTuple
@@ -62,6 +63,7 @@ def route_votes_free(
     weight: Float[Array, "i j d c"],
     bias: Float[Array, "j d"] | None,
     rounds: Rounds,
+    by_votes: Callable[..., Float[Array, "b j d"]] | None = None,
 ) -> Float[Array, "*batch j d"]:
     """Poses of ``routing(cast_votes(capsules, weight))``, without holding the votes.
 
@@ -71,42 +73,73 @@ def route_votes_free(
     All arrays must be of one type, float32 or float64, and inside ``jax.shard_map``
     vary over the same axes (:func:`capsjax.parallel.vary_alike`).
 
+    Args:
+        capsules: The input capsules.
+        weight: The matrices that make votes of them.
+        bias: Added to ``s`` in every round.
+        rounds: What is computed.
+        by_votes: Computes the same of ``capsules[b, i, c]``, weight and bias by votes
+            that it holds. It is called where the platform is faster so
+            (:meth:`capsjax.platforms.Platform.routing_form`); None for nowhere.
+
     References:
         Sabour, Frosst and Hinton 2017, Procedure 1, https://arxiv.org/abs/1710.09829.
     """
     *batch, i, c = capsules.shape
     if bias is None:
         bias = jnp.zeros(weight.shape[1:3], weight.dtype)
-    pose = jnp.asarray(_route(capsules.reshape(-1, i, c), weight, bias, rounds))
+    capsules = capsules.reshape(-1, i, c)
+    pose = jnp.asarray(_route(capsules, weight, bias, rounds, by_votes))
     return pose.reshape(*batch, *pose.shape[1:])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _route(capsules, weight, bias, rounds: Rounds) -> Float[Array, "b j d"]:
-    return _route_forward(capsules, weight, bias, rounds)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _route(capsules, weight, bias, rounds: Rounds, by_votes) -> Float[Array, "b j d"]:
+    return _route_forward(capsules, weight, bias, rounds, by_votes)[0]
 
 
-def _route_forward(capsules, weight, bias, rounds: Rounds):
-    s = _by_platform(_forward, rounds, (0, None, None), 3)(capsules, weight, bias)
-    pose = squash(s[-1], axis=1).transpose(2, 0, 1)
-    return pose, (capsules, weight, s)
+def _route_forward(capsules, weight, bias, rounds: Rounds, by_votes):
+    forward = _by_form(_forward, _hold_forward, rounds, by_votes)
+    pose, s = merge_mapped(forward, (0, None, None), (0, 3))(capsules, weight, bias)
+    return pose, (capsules, weight, bias, s)
 
 
-def _route_backward(rounds: Rounds, residuals, pose_gradient):
-    backward = _by_platform(_backward, rounds, (0, None, 3, 0), (0, None, None))
-    return backward(*residuals, pose_gradient)
+def _route_backward(rounds: Rounds, by_votes, residuals, pose_gradient):
+    backward = _by_form(_backward, _hold_backward, rounds, by_votes)
+    axes = (0, None, None, 3, 0), (0, None, None)
+    return merge_mapped(backward, *axes)(*residuals, pose_gradient)
 
 
 _route.defvjp(_route_forward, _route_backward)
 
 
-def _by_platform(function: Callable, rounds: Rounds, in_axes, out_axes) -> Callable:
-    """The function as written for each platform; the axes are those of the batch."""
+def _by_form(votes_free: Callable, votes: Callable, rounds: Rounds, by_votes):
+    """The function of the form that each platform has for operands of that size."""
 
-    def run(*operands):
-        return by_platform(functools.partial(function, rounds=rounds), *operands)
+    def choose(capsules, weight, bias, *operands, platform):
+        operands = capsules, weight, bias, *operands
+        batch = capsules.shape[0]
+        votes_bytes = batch * math.prod(weight.shape[:3]) * weight.dtype.itemsize
+        form = platform.routing_form(batch, votes_bytes)
+        if by_votes is None or form == "votes_free":
+            return votes_free(*operands, rounds=rounds, platform=platform)
+        return votes(*operands, rounds=rounds, by_votes=by_votes)
 
-    return merge_mapped(run, in_axes, out_axes)
+    return functools.partial(by_platform, choose)
+
+
+def _hold_forward(capsules, weight, bias, *, rounds: Rounds, by_votes):
+    # Both forms must keep arrays of the same shapes for the backward pass. This one
+    # has no use for every round's ``s``.
+    s = jnp.zeros((rounds.num_iterations, *bias.shape, capsules.shape[0]), bias.dtype)
+    return by_votes(capsules, weight, bias), s
+
+
+def _hold_backward(capsules, weight, bias, s, pose_gradient, *, rounds, by_votes):
+    del s, rounds
+    # Inside one jit the compiler finds that this computes the forward pass again, and
+    # keeps what that made; elsewhere, keeping it would fill memory.
+    return jax.vjp(by_votes, capsules, weight, bias)[1](pose_gradient)
 
 
 def _forward(
@@ -116,8 +149,8 @@ def _forward(
     *,
     rounds: Rounds,
     platform: Platform,
-) -> Float[Array, "r j d b"]:
-    """Every round's ``s``, from which the backward pass has all poses."""
+) -> tuple[Float[Array, "b j d"], Float[Array, "r j d b"]]:
+    """The poses and every round's ``s``, from which the backward pass has all poses."""
     blocks = _split(capsules, weight, platform)
     total = jnp.einsum("kinc,kicb->nb", *blocks).reshape(*bias.shape, -1)
     bias = jnp.broadcast_to(bias[:, :, None], total.shape)
@@ -131,12 +164,13 @@ def _forward(
 
         s.append(lax.scan(add_block, bias, _numbered(blocks))[0])
         pose_sum = pose_sum + squash(s[-1], axis=1)
-    return jnp.stack(s)
+    return squash(s[-1], axis=1).transpose(2, 0, 1), jnp.stack(s)
 
 
 def _backward(
     capsules: Float[Array, "b i c"],
     weight: Float[Array, "i j d c"],
+    bias: Float[Array, "j d"],
     s: Float[Array, "r j d b"],
     pose_gradient: Float[Array, "b j d"],
     *,
@@ -144,6 +178,7 @@ def _backward(
     platform: Platform,
 ) -> tuple[Float[Array, "b i c"], Float[Array, "i j d c"], Float[Array, "j d"]]:
     """Gradients of capsules, weight and bias, from the last round to the first."""
+    del bias
     blocks = _split(capsules, weight, platform)
     pose_sum = jnp.cumsum(squash(s, axis=2), axis=0)
     pose_gradient = pose_gradient.transpose(1, 2, 0)

@@ -1,0 +1,122 @@
+"""Arrays that lie on several devices, as ``jax.make_mesh`` spreads them: same values.
+
+The mesh's axes are explicit, which is what ``jax.make_mesh`` makes, or automatic.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from votes import UNOPTIMISED
+
+from capsjax import DynamicRouting, routing
+from capsjax.layers import Convolution, DenseCaps, PrimaryCaps
+from capsjax.models import CapsNet
+
+IMAGE = (12, 12, 4)
+NETWORK = CapsNet(
+    image_shape=IMAGE,
+    num_classes=3,
+    conv_features=4,
+    conv_kernel=3,
+    primary_types=2,
+    primary_dim=4,
+    primary_kernel=3,
+    class_dim=4,
+    decoder_features=(8,),
+)
+ROUTING = DynamicRouting(bias=0.1, none_of_the_above=True)
+
+
+def draw(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32) / 2
+
+
+def layer(module, inputs):
+    """The layer as a function of its weights and inputs, and both."""
+    weights = jax.jit(module.init)(jax.random.key(0), jnp.asarray(inputs[:1]))
+    return lambda weights, x: jax.tree.leaves(module.apply(weights, x)), weights, inputs
+
+
+def votes(*batch):
+    return draw(*batch, 24, 5, 6)
+
+
+def route(algorithm=None, **options):
+    return functools.partial(algorithm or routing, **options)
+
+
+BATCH, INPUTS = P("data"), P(None, "data")
+CASES = {
+    "votes, batch": ((routing, votes(8)), (BATCH,)),
+    "votes, inputs": ((ROUTING, votes(8)), (INPUTS,)),
+    "votes, loop, batch": ((route(num_iterations=5, unroll=1), votes(8)), (BATCH,)),
+    "votes, two batch axes": ((routing, votes(4, 2)), (BATCH,)),
+    "votes-free, batch": (
+        layer(DenseCaps(5, 6, ROUTING), draw(16, 24, 8)),
+        ((), BATCH),
+    ),
+    "votes-free, two batch axes": (
+        layer(DenseCaps(5, 6), draw(4, 4, 24, 8)),
+        ((), BATCH),
+    ),
+    "votes-free, inputs": (
+        layer(DenseCaps(5, 6), draw(16, 24, 8)),
+        (P("data"), INPUTS),
+    ),
+    "few examples, batch": (layer(DenseCaps(5, 6), draw(4, 24, 8)), ((), BATCH)),
+    "few examples, inputs": (
+        layer(DenseCaps(5, 6, ROUTING), draw(2, 24, 8)),
+        ((), INPUTS),
+    ),
+    "convolution": (layer(Convolution(8, 3, 2), draw(8, *IMAGE)), ((), BATCH)),
+    "primary capsules": (layer(PrimaryCaps(2, 4, 3), draw(8, *IMAGE)), ((), BATCH)),
+    "network": (layer(NETWORK, np.abs(draw(8, *IMAGE))), ((), BATCH)),
+}
+
+
+@pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto])
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_gradients_are_those_of_one_device(kind, name):
+    (function, *operands), specs = CASES[name]
+
+    def run(*operands):
+        def loss(*operands):
+            results = jax.tree.leaves(function(*operands))
+            return sum(jnp.sum(jnp.sin(3 * x)) for x in results), results
+
+        (_, results), gradients = jax.value_and_grad(
+            loss, argnums=tuple(range(len(operands))), has_aux=True
+        )(*operands)
+        return results, gradients
+
+    run = jax.jit(run, compiler_options=UNOPTIMISED)
+    expected = jax.tree.leaves(run(*operands))
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(kind,))
+    with jax.set_mesh(mesh):
+        spread = [
+            jax.tree.map(
+                lambda x, s=spec: jax.device_put(x, NamedSharding(mesh, P(*s))), x
+            )
+            for x, spec in zip(operands, specs, strict=True)
+        ]
+        actual = jax.tree.leaves(run(*spread))
+    for one, other in zip(actual, expected, strict=True):
+        assert one.shape == other.shape
+        scale = np.abs(other).max()
+        np.testing.assert_allclose(one / scale, other / scale, rtol=0, atol=5e-6)
+
+
+def test_the_mesh_of_the_arrays_is_enough():
+    (function, weights, inputs), (_, spec) = CASES["votes-free, batch"]
+    (expected, _) = jax.jit(function)(weights, inputs)
+    mesh = jax.make_mesh((4,), ("data",))
+    inputs = jax.device_put(inputs, NamedSharding(mesh, spec))
+    weights = jax.device_put(weights, NamedSharding(mesh, P()))
+    pose, _ = jax.jit(function)(weights, inputs)
+    assert jax.typeof(pose).sharding.spec == P("data", None, None)
+    np.testing.assert_allclose(pose, expected, rtol=1e-5, atol=1e-7)
