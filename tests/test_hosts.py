@@ -227,7 +227,8 @@ def whole(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("hosts") / "whole"
     first, second = ended(start_pair(workdir), 0)
     assert "2 processes: when one of them dies" in first[0]
-    lines = [line for line in second[0].splitlines() if "[Gloo]" not in line]
+    # Two of Gloo's threads may print into each other: a line that ends twice.
+    lines = [line for line in second[0].split("\n") if line and "[Gloo]" not in line]
     assert lines == []  # Only one process talks.
     return workdir, outcome(workdir)
 
