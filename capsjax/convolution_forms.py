@@ -184,7 +184,7 @@ def ceil_div(sizes, parts) -> tuple[int, int]:
     return -(-sizes[0] // parts[0]), -(-sizes[1] // parts[1])
 
 
-def output_size(image_shape, kernel_shape, plan: Plan) -> tuple[int, int]:
+def output_size(image_shape, kernel_shape, plan: Plan) -> tuple[Any, Any]:
     """Outputs along each axis."""
     height, width = (
         (size + sum(padding) - window) // stride + 1

@@ -45,7 +45,7 @@ class Platform(NamedTuple):
     has_fast_convolution: bool
 
     def routing_form(
-        self, num_examples: int, votes_bytes: int
+        self, num_examples: Any, votes_bytes: Any
     ) -> Literal["votes", "votes_free"]:
         """Chooses how capsules are routed: by votes that are held, or block by block.
 

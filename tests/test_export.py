@@ -1,4 +1,4 @@
-"""``jax.export`` of layers and networks for a batch of any size, and for other devices."""
+"""``jax.export`` of layers and networks, for a batch of any size and other devices."""
 
 import jax
 import jax.numpy as jnp
