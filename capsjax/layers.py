@@ -1,5 +1,7 @@
 """Layers that own weights: the mathematics is in ``ops`` and ``routings``.
 
+Weights are float32, with ``JAX_ENABLE_X64`` too.
+
 Letters: ``h w`` position, ``t`` capsule type, ``i`` input capsules with ``c``
 components, ``j`` output capsules with ``d``.
 """
@@ -25,7 +27,7 @@ from capsjax.initializers import (
     scaled_primary,
     scaled_votes,
 )
-from capsjax.ops import squash
+from capsjax.ops import require_unit_scale, squash
 from capsjax.routings import DynamicRouting, Routed, Routing
 
 
@@ -56,11 +58,16 @@ class Convolution(nn.Module):
     def __call__(
         self, image: Float[Array, "*batch h w c"]
     ) -> Float[Array, "*batch H W C"]:
-        """Convolves images, channels last."""
+        """Convolves images, channels last.
+
+        Raises:
+            TypeError: If the images are not floating-point numbers, but bytes, say.
+        """
+        require_unit_scale("image", image)
         *batch, height, width, channels = image.shape
         image = image.reshape(-1, height, width, channels)
         shape = (self.kernel_size, self.kernel_size, channels, self.features)
-        kernel = self.param("kernel", self.kernel_init, shape)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         strides = (self.stride, self.stride)
         if self.is_mutable_collection("prepared") and not self.is_initializing():
             prepared = prepare_kernel(
@@ -135,7 +142,7 @@ class PrimaryCaps(nn.Module):
             self.kernel_init or scaled_primary(self.dim, self.scale),
             name="conv",
         )(image)
-        bias = self.param("bias", self.bias_init, (features,))
+        bias = self.param("bias", self.bias_init, (features,), jnp.float32)
         s = self.scale * s + jnp.broadcast_to(bias, s.shape)
         if self.activation is not None:
             s = self.activation(s)
@@ -183,9 +190,11 @@ class DenseCaps(nn.Module):
         size = {"i": i, "j": self.num_capsules, "d": self.dim, "c": c}
         shape = (i, self.num_capsules, self.dim, c)
         start = self.weight_init or scaled_votes(self.input_length)
-        weight = self.param("weight", start, shape)
+        weight = self.param("weight", start, shape, jnp.float32)
         parameters = {
-            name: self.param(name, own.init, tuple(size[axis] for axis in own.axes))
+            name: self.param(
+                name, own.init, tuple(size[axis] for axis in own.axes), jnp.float32
+            )
             for name, own in self.routing.declared_parameters.items()
         }
         return self.routing.from_capsules(

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
+from capsjax.ops import require_unit_scale
+
 
 def margin_loss(
     length: Float[ArrayLike, "*batch n"],
@@ -33,10 +35,12 @@ def margin_loss(
 
     Raises:
         ValueError: If the label is neither one integer nor one row per example.
+        TypeError: If the lengths are not floating-point numbers.
 
     References:
         Sabour, Frosst and Hinton 2017, Eq. 4, https://arxiv.org/abs/1710.09829.
     """
+    require_unit_scale("length", length)
     length = jnp.asarray(length)
     is_present = _multi_hot(jnp.asarray(label), length.shape)
     length = length.astype(jnp.promote_types(length.dtype, jnp.float32))
@@ -65,6 +69,7 @@ def reconstruction_loss(
 
     Raises:
         ValueError: If ``reduction`` is neither, or the shapes differ.
+        TypeError: If either is not floating-point numbers, but bytes, say.
 
     References:
         Sabour, Frosst and Hinton 2017, section 4.1, https://arxiv.org/abs/1710.09829.
@@ -76,6 +81,8 @@ def reconstruction_loss(
             f"reconstruction and image must have one shape, got {reconstruction.shape} "
             f"and {image.shape}."
         )
+    require_unit_scale("reconstruction", reconstruction)
+    require_unit_scale("image", image)
     wide = jnp.promote_types(reconstruction.dtype, jnp.float32)
     error = (reconstruction.astype(wide) - image.astype(wide)) ** 2
     return getattr(jnp, reduction)(error, axis=(-3, -2, -1))
@@ -87,7 +94,7 @@ def _multi_hot(
     if label.shape == shape:
         return label.astype(jnp.float32)
     if label.shape == shape[:-1] and jnp.issubdtype(label.dtype, jnp.integer):
-        return jax.nn.one_hot(label, shape[-1])
+        return jax.nn.one_hot(label, shape[-1], dtype=jnp.float32)
     raise ValueError(
         f"label must be integers of shape {shape[:-1]} or multi-hot rows of shape "
         f"{shape}, got {label.dtype} of shape {label.shape}."

@@ -40,7 +40,7 @@ def split_mask(
 ) -> Float[Array, "*batch s n"]:
     """A mask for each of the ``count`` capsules that a mask lets through, in order."""
     _, index = jax.lax.top_k(mask, count)  # Of equal values the first.
-    return jax.nn.one_hot(index, mask.shape[-1])
+    return jax.nn.one_hot(index, mask.shape[-1], dtype=jnp.float32)
 
 
 class CapsNet(nn.Module):
@@ -116,7 +116,9 @@ class CapsNet(nn.Module):
             compute_dtype=self.compute_dtype,
             kernel_init=self.conv_init,
         )
-        self.conv_bias = self.param("conv_bias", self.bias_init, (self.conv_features,))
+        self.conv_bias = self.param(
+            "conv_bias", self.bias_init, (self.conv_features,), jnp.float32
+        )
         self.primary_caps = PrimaryCaps(
             self.primary_types,
             self.primary_dim,
@@ -148,6 +150,7 @@ class CapsNet(nn.Module):
         Raises:
             ValueError: If an image is not of ``image_shape``, or too small for the
             kernels.
+            TypeError: If the pixels are not floating-point numbers, but bytes, say.
         """
         _require_shape(image, self.image_shape)
         features = self.conv(image)
@@ -257,7 +260,7 @@ class BaselineCNN(nn.Module):
                 padding="SAME",
                 name=f"conv{n}",
             )(hidden)
-            bias = self.param(f"conv{n}_bias", self.bias_init, (features,))
+            bias = self.param(f"conv{n}_bias", self.bias_init, (features,), jnp.float32)
             hidden = nn.relu(hidden + jnp.broadcast_to(bias, hidden.shape))
         hidden = hidden.reshape(*hidden.shape[:-3], -1)
         dense = functools.partial(
@@ -294,7 +297,7 @@ def prepare(
 
     @jax.jit
     def transform(params):
-        image = jnp.zeros((batch_size, *model.image_shape))
+        image = jnp.zeros((batch_size, *model.image_shape), jnp.float32)
         return model.apply(params, image, method=method, mutable=["prepared"])[1]
 
     encode = jax.jit(functools.partial(model.apply, method=method))

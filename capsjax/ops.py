@@ -122,6 +122,29 @@ def _squash_jvp(axis, primals, tangents):
     return _squash(s, axis), scale * s_dot + along * direction
 
 
+def require_unit_scale(
+    name: str, x: Shaped[ArrayLike, "..."], *, scaled: bool = True
+) -> None:
+    """Refuses bytes where numbers from 0 to 1 are expected, or the other way round.
+
+    Args:
+        name: What the array is called in the message.
+        x: Pixels, or lengths.
+        scaled: Whether floating-point numbers from 0 to 1 are expected, or bytes.
+
+    Raises:
+        TypeError: The array has another type.
+    """
+    dtype = jnp.result_type(x)
+    if scaled and not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            f"{name} is {dtype}, and must be floating-point numbers from 0 to 1: "
+            "capsjax.data.augment.scale_to_unit makes them of uint8."
+        )
+    if not scaled and dtype != jnp.uint8:
+        raise TypeError(f"{name} is {dtype}, and must be uint8: is it scaled already?")
+
+
 def tweak_pose(
     pose: Shaped[ArrayLike, "..."],
     *,

@@ -179,7 +179,7 @@ class Run:
             raise ValueError(f"{self.workdir.path} is a baseline: it draws nothing.")
         if not len(pose):
             return np.zeros((0, *self.model.image_shape), np.float32)
-        mask = jax.nn.one_hot(label, len(self.class_names))
+        mask = jax.nn.one_hot(label, len(self.class_names), dtype=jnp.float32)
         return np.asarray(self._decode(self.params, pose, mask))
 
     @functools.cached_property

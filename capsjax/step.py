@@ -109,7 +109,7 @@ def init_state(
 ) -> TrainState:
     """The state before the first step: a function of the seed."""
     init_key, augment_key = jax.random.split(jax.random.key(config.seed))
-    params = model.init(init_key, jnp.zeros((1, *model.image_shape)))
+    params = model.init(init_key, jnp.zeros((1, *model.image_shape), jnp.float32))
     average = jax.tree.map(jnp.copy, params) if config.optimizer.average else None
     step = jnp.zeros((), jnp.int32)
     return TrainState(step, augment_key, params, optimizer.init(params), average)

@@ -83,7 +83,8 @@ def train(
     Raises:
         Interrupted: If it was asked to stop, after it has saved. It is a
             ``KeyboardInterrupt``.
-        ConfigError: If a field is wrong, or does not fit the data or the devices.
+        ConfigError: If a field is wrong, or does not fit the data or the devices, or
+            ``JAX_DISABLE_JIT`` is set.
         DatasetError: If the data can't be had.
         WorkdirError: If the folder is in use, holds another run or can't be written.
         CheckpointError: If a checkpoint can't be read or written.
@@ -91,6 +92,11 @@ def train(
         HostsError: If the processes are not of one run.
     """
     configs.validate(config)
+    if jax.config.values["jax_disable_jit"]:
+        raise configs.ConfigError(
+            "JAX_DISABLE_JIT is set, and training needs compiled steps: one takes "
+            "minutes otherwise. Unset it."
+        )
     workdir = workdir if isinstance(workdir, Workdir) else Workdir(workdir)
     config = workdir.keep_start(config)
     task = make_task(config, workdir.split_rule())

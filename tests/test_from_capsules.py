@@ -300,14 +300,58 @@ def test_poses_and_gradients_lower_for_every_platform(key, platforms):
 # How much memory it takes.
 
 
-def test_a_few_examples_with_many_votes_do_not_hold_them():
-    case = Case((8,), 8192, 8, 16, 1, rounds(3), has_bias=False)
-    votes_bytes = 4 * math.prod((*case.batch, case.i, case.j, case.d))
-    capsules, weight, _ = shapes(case)[0]
-    route = jax.jit(DynamicRouting().from_capsules)
-    program = route.lower(capsules, weight).compile(UNOPTIMISED)
-    # Beside the blocks there is a copy of the weights: an eighth of the votes.
-    assert program.memory_analysis().temp_size_in_bytes < votes_bytes / 3
+def einsum_loop(votes, num_iterations=3):
+    """The routing as one writes it first, to measure against."""
+    logit = jax.lax.optimization_barrier(jnp.zeros(votes.shape[:-1]))
+    for n in range(num_iterations):
+        coupling = jax.nn.softmax(logit, axis=-1)
+        s = jnp.einsum("bij,bijd->bjd", coupling, votes)
+        square = jnp.sum(s * s, -1, keepdims=True)
+        pose = square / (1 + square) * s / jnp.sqrt(square + 1e-9)
+        if n + 1 < num_iterations:
+            logit += jnp.einsum("bijd,bjd->bij", votes, pose)
+    return pose
+
+
+def temporary_bytes(function, *operands, gradient=None):
+    """Without the tests' flags, as users compile it."""
+    if gradient is not None:
+        function, operands = value_and_pullback(function), (operands, gradient)
+    program = jax.jit(function).lower(*operands).compile()
+    return program.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("has_gradient", [False, True])
+@pytest.mark.parametrize("batch", [1, 8, 16])
+def test_capsules_take_no_more_memory_than_a_plain_loop(batch, has_gradient):
+    case = Case((batch,), 2000, 8, 16, 8, rounds(3), has_bias=False)
+    (capsules, weight, _), gradient = shapes(case)
+    gradient = gradient if has_gradient else None
+
+    def plain_loop(capsules, weight):
+        return einsum_loop(jnp.einsum("bic,ijdc->bijd", capsules, weight))
+
+    def own(capsules, weight):
+        return DynamicRouting().from_capsules(capsules, weight).pose
+
+    expected = temporary_bytes(plain_loop, capsules, weight, gradient=gradient)
+    actual = temporary_bytes(own, capsules, weight, gradient=gradient)
+    assert actual <= 1.1 * expected
+
+
+@pytest.mark.parametrize("has_gradient", [False, True])
+@pytest.mark.parametrize("num_iterations", [3, 5])
+def test_votes_take_no_more_memory_than_a_plain_loop(num_iterations, has_gradient):
+    votes = jax.ShapeDtypeStruct((16, 300, 10, 16), np.float32)
+    gradient = jax.ShapeDtypeStruct((16, 10, 16), np.float32) if has_gradient else None
+    own, plain_loop = (
+        temporary_bytes(function, votes, gradient=gradient)
+        for function in (
+            lambda votes: routing(votes, num_iterations=num_iterations).pose,
+            lambda votes: einsum_loop(votes, num_iterations),
+        )
+    )
+    assert own <= 1.1 * plain_loop
 
 
 def test_weights_mapped_inside_of_capsules_have_one_gradient_each():

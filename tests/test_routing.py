@@ -202,6 +202,16 @@ def test_the_dynamic_loop_is_one_loop_and_the_static_one_none():
     assert "stablehlo.while" not in text
 
 
+def test_a_loop_and_no_loop_are_two_programs(key):
+    """``True == 1``: the second to be called was the first's program."""
+    votes = jax.random.normal(key, (2, 5, 3, 4))
+    options = {"num_iterations": 4}
+    routing(votes, unroll=1, **options)
+    text = str(jax.make_jaxpr(lambda v: routing(v, unroll=True, **options))(votes))
+    assert not re.findall(r"\b(?:scan|while)\[", text)
+    assert DynamicRouting(unroll=True) != DynamicRouting(unroll=1)
+
+
 def test_rematerialising_keeps_fewer_residuals(key):
     votes = jax.random.normal(key, (4, 30, 5, 6))
 

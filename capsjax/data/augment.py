@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Integer, Key, Num
 
+from capsjax.ops import require_unit_scale
+
 
 def scale_to_unit(image: Num[Array | np.ndarray, "..."]) -> Float[Array, "..."]:
     """Makes float32 in 0 to 1 of unsigned bytes: ``image / 255``.
@@ -17,10 +19,7 @@ def scale_to_unit(image: Num[Array | np.ndarray, "..."]) -> Float[Array, "..."]:
     Raises:
         TypeError: The images are not unsigned bytes, so perhaps scaled already.
     """
-    if image.dtype != jnp.uint8:
-        raise TypeError(
-            f"image is {image.dtype}, and must be uint8: is it scaled already?"
-        )
+    require_unit_scale("image", image, scaled=False)
     return jnp.asarray(image, jnp.float32) / 255
 
 
@@ -68,7 +67,9 @@ def draw_shifts(
         ValueError: ``max_shift`` is negative or not a whole number known to Python.
     """
     max_shift = _checked(max_shift)
-    return jax.random.randint(key, (num_images, 2), -max_shift, max_shift + 1)
+    return jax.random.randint(
+        key, (num_images, 2), -max_shift, max_shift + 1, jnp.int32
+    )
 
 
 def apply_shifts(
@@ -101,11 +102,11 @@ def apply_shifts(
     padded = jnp.pad(jnp.asarray(image), ((0, 0), border, border, (0, 0)))
 
     def window(padded, start):
-        return jax.lax.dynamic_slice(padded, (*start, 0), shape)
+        return jax.lax.dynamic_slice(padded, (*start, jnp.int32(0)), shape)
 
     # On a CPU faster than gathers, selecting among all shifts, and one-hot products:
     # 0.05 ms for 128 x 28 x 28 bytes against 0.17, 0.4 and 0.6.
-    shifts = jnp.clip(jnp.asarray(shifts), -max_shift, max_shift)
+    shifts = jnp.clip(jnp.asarray(shifts, jnp.int32), -max_shift, max_shift)
     return jax.vmap(window)(padded, max_shift - shifts)
 
 
@@ -132,7 +133,7 @@ def draw_corners(
         Whole numbers, uniform over all places at which the crop lies in the image.
     """
     num_places = np.subtract(image_shape[:2], shape[:2]) + 1
-    return jax.random.randint(key, (num_images, 2), 0, num_places[None])
+    return jax.random.randint(key, (num_images, 2), 0, num_places[None], jnp.int32)
 
 
 def apply_crops(
@@ -150,9 +151,9 @@ def apply_crops(
     """
 
     def window(image, corner):
-        return jax.lax.dynamic_slice(image, (*corner, 0), shape)
+        return jax.lax.dynamic_slice(image, (*corner, jnp.int32(0)), shape)
 
-    return jax.vmap(window)(jnp.asarray(image), jnp.asarray(corners))
+    return jax.vmap(window)(jnp.asarray(image), jnp.asarray(corners, jnp.int32))
 
 
 def crop_middle(

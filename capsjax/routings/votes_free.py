@@ -35,7 +35,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import export, lax
 from jaxtyping import Array, Float, Int
 
 from capsjax.ops import squash
@@ -123,20 +123,24 @@ def _by_form(votes_free: Callable, votes: Callable, rounds: Rounds, by_votes):
         form = platform.routing_form(batch, votes_bytes)
         if by_votes is None or form == "votes_free":
             return votes_free(*operands, rounds=rounds, platform=platform)
-        return votes(*operands, rounds=rounds, by_votes=by_votes)
+        return votes(*operands, rounds=rounds, platform=platform, by_votes=by_votes)
 
     return functools.partial(by_platform, choose)
 
 
-def _hold_forward(capsules, weight, bias, *, rounds: Rounds, by_votes):
-    # Both forms must keep arrays of the same shapes for the backward pass. This one
-    # has no use for every round's ``s``.
-    s = jnp.zeros((rounds.num_iterations, *bias.shape, capsules.shape[0]), bias.dtype)
+def _hold_forward(capsules, weight, bias, *, rounds: Rounds, platform, by_votes):
+    # The backward pass of this form has no use for every round's ``s``, and then the
+    # compiler leaves it out. But of many gradients of one pose, which are as many
+    # examples, the backward pass may be the other form's.
+    whole = platform._replace(slices_sums=False, block_bytes=2**62, largest_block=2**62)
+    _, s = _forward(capsules, weight, bias, rounds=rounds, platform=whole)
     return by_votes(capsules, weight, bias), s
 
 
-def _hold_backward(capsules, weight, bias, s, pose_gradient, *, rounds, by_votes):
-    del s, rounds
+def _hold_backward(
+    capsules, weight, bias, s, pose_gradient, *, rounds, platform, by_votes
+):
+    del s, rounds, platform
     # Inside one jit the compiler finds that this computes the forward pass again, and
     # keeps what that made; elsewhere, keeping it would fill memory.
     return jax.vjp(by_votes, capsules, weight, bias)[1](pose_gradient)
@@ -358,8 +362,10 @@ def _split(
 ) -> Operands:
     """Cuts the input capsules into blocks of one size."""
     (batch, i, c), n = capsules.shape, weight.shape[1] * weight.shape[2]
-    largest = platform.block_bytes // max(1, batch * n * weight.dtype.itemsize)
-    num_blocks = -(-i // max(1, min(largest, platform.largest_block)))
+    num_blocks = 1  # Of a batch of unknown size, too.
+    if not export.is_symbolic_dim(batch):
+        largest = platform.block_bytes // max(1, batch * n * weight.dtype.itemsize)
+        num_blocks = -(-i // max(1, min(largest, platform.largest_block)))
     size = -(-i // num_blocks)
     # Capsules of zeros cast votes of zeros, which add nothing to any sum.
     padding = [(0, num_blocks * size - i), (0, 0), (0, 0)]
