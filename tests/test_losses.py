@@ -69,3 +69,17 @@ def test_reconstruction_loss_refuses_what_it_does_not_know():
         ValueError, match="reduction must be 'sum' or 'mean', got 'max'"
     ):
         reconstruction_loss(image, image, reduction="max")
+
+
+def test_bytes_are_refused_where_numbers_from_0_to_1_belong():
+    """By the function itself: the tests' type checks would refuse them first."""
+    grey, bytes_ = np.full((2, 4, 4, 1), 0.5, "f4"), np.full((2, 4, 4, 1), 128, "u1")
+    loss = reconstruction_loss.__wrapped__
+    for name, images in {
+        "reconstruction": (bytes_, grey),
+        "image": (grey, bytes_),
+    }.items():
+        with pytest.raises(TypeError, match=f"{name} is uint8.*scale_to_unit"):
+            loss(*images)
+    with pytest.raises(TypeError, match="length is uint8, and must be floating"):
+        margin_loss.__wrapped__(np.zeros((2, 3), "u1"), np.zeros(2, int))

@@ -1,5 +1,8 @@
 import dataclasses
 import functools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -365,3 +368,38 @@ def test_the_baseline_of_a_config_has_its_dropout_and_compute_type(key):
     np.testing.assert_array_equal(params["conv1_bias"], np.float32(0.1))
     with pytest.raises(ValueError, match=r"images of shape \(6, 6, 1\), got \(6, 7, 1"):
         model.apply({"params": params}, jnp.zeros((1, 6, 7, 1)))
+
+
+def test_images_of_bytes_are_refused_as_scale_to_unit_would_say():
+    """In a process of its own, without the tests' type checks."""
+    code = """
+import jax, numpy as np
+from capsjax.layers import Convolution, PrimaryCaps
+from capsjax.models import BaselineCNN, CapsNet
+from capsjax.data.augment import scale_to_unit
+
+image = np.full((1, 20, 20, 1), 128, np.uint8)
+for module in (
+    CapsNet((20, 20, 1), 3, conv_features=2, primary_types=1),
+    BaselineCNN((20, 20, 1), 3, conv_features=(2,), hidden_features=(2,)),
+    Convolution(2, 3),
+    PrimaryCaps(1, 2, 3),
+):
+    weights = jax.jit(module.init)(jax.random.key(0), scale_to_unit(image))
+    try:
+        module.apply(weights, image)
+    except TypeError as error:
+        print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+    expected = (
+        "image is uint8, and must be floating-point numbers from 0 to 1: "
+        "capsjax.data.augment.scale_to_unit makes them of uint8."
+    )
+    assert done.stdout.splitlines() == 4 * [expected]

@@ -31,7 +31,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -256,7 +256,7 @@ class Votes:
     def __init__(
         self,
         block: tuple[Int[Array, ""], Operands],
-        shape: tuple[int, ...],
+        shape: tuple[Any, ...],
         platform: Platform,
     ):
         self._number, self._operands = block

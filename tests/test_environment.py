@@ -1,0 +1,116 @@
+"""JAX's own switches in the environment: 64 bits, and no compilation."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+
+TRAIN = """
+import json, sys
+import jax
+from tiny import tiny
+from capsjax import load_run, train
+from capsjax.data import load
+from capsjax.workdir import Workdir
+
+jax.config.update("jax_num_cpu_devices", 2)
+config = tiny()
+train.train(config, Workdir(sys.argv[1]))
+run = load_run(sys.argv[1])
+predicted = run.predict(load("mnist", "test").image[:20])
+types = {str(x.dtype) for x in jax.tree.leaves((run.params, predicted.length))}
+print(json.dumps([sorted(types), predicted.length.tolist()]))
+"""
+
+
+def python(code, *arguments, **environment):
+    tests = os.path.dirname(__file__)
+    path = os.pathsep.join([tests, os.path.dirname(tests)])
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", **environment},
+    )
+
+
+def trained(path, **environment):
+    """Losses and lengths of a run of ten steps."""
+    done = python(TRAIN, path, **environment)
+    assert done.returncode == 0, done.stderr
+    types, length = json.loads(done.stdout.splitlines()[-1])
+    assert types == ["float32"]
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines], np.asarray(length)
+
+
+def test_a_run_with_64_bits_is_the_run_without(tmp_path):
+    losses, length = trained(tmp_path / "usual")
+    wide_losses, wide_length = trained(tmp_path / "wide", JAX_ENABLE_X64="1")
+    # The learning rate is rounded later there: not the same bits.
+    np.testing.assert_allclose(wide_losses, losses, rtol=1e-4)
+    np.testing.assert_allclose(wide_length, length, atol=1e-4)
+
+
+LAYERS = """
+import jax, jax.numpy as jnp, numpy as np
+from capsjax import DynamicRouting, routing, squash, margin_loss, reconstruction_loss
+from capsjax.data import augment
+from capsjax.layers import Convolution, DenseCaps, PrimaryCaps
+from capsjax.models import BaselineCNN, CapsNet, prepare, split_mask
+
+image = np.random.default_rng(0).uniform(size=(2, 12, 12, 4)).astype("float32")
+network = CapsNet(
+    image_shape=(12, 12, 4), num_classes=3, conv_features=4, conv_kernel=3,
+    primary_types=2, primary_dim=4, primary_kernel=3, class_dim=4,
+    decoder_features=(8,), routing=DynamicRouting(bias=0.1),
+)
+baseline = BaselineCNN(
+    image_shape=(12, 12, 4), num_classes=3, conv_features=(4,), hidden_features=(8,)
+)
+found = []
+for module in (Convolution(4, 3), PrimaryCaps(2, 4, 3), network, baseline):
+    weights = module.init(jax.random.key(0), image)
+    found.append((weights, module.apply(weights, image)))
+    found.append(jax.grad(
+        lambda w: sum(x.sum() for x in jax.tree.leaves(module.apply(w, image)))
+    )(weights))
+weights = network.init(jax.random.key(0), image)
+found.append(prepare(network, weights, batch_size=2)(image))
+for batch in (2, 20):
+    capsules = np.full((batch, 7, 4), 0.1, "float32")
+    layer = DenseCaps(3, 4, DynamicRouting(bias=0.1))
+    weights = layer.init(jax.random.key(0), capsules)
+    found.append((weights, layer.apply(weights, capsules).pose))
+found.append(routing(np.ones((2, 5, 3, 4), "float32")))
+found.append(squash(np.ones((2, 4), "float32")))
+found.append(margin_loss(np.full((2, 3), 0.5, "float32"), np.array([0, 2])))
+found.append(reconstruction_loss(jnp.asarray(image), jnp.asarray(image)))
+found.append(split_mask(jnp.array([[1.0, 0, 1]], "float32"), 2))
+assert {str(x.dtype) for x in jax.tree.leaves(found)} == {"float32"}
+shifts = augment.draw_shifts(jax.random.key(0), 50, 2)
+augment.apply_shifts(image, np.zeros((2, 2), np.int64), 2)
+print(np.asarray(shifts).tolist())
+"""
+
+
+def test_layers_and_losses_are_float32_with_64_bits_and_draw_the_same():
+    usual, wide = python(LAYERS), python(LAYERS, JAX_ENABLE_X64="1")
+    assert wide.returncode == usual.returncode == 0, wide.stderr + usual.stderr
+    assert wide.stdout == usual.stdout
+
+
+def test_training_without_compilation_is_refused_in_one_line(tmp_path):
+    run = [sys.executable, "-m", "capsjax.train", "--config", "capsjax:mnist:smoke"]
+    done = subprocess.run(
+        [*run, f"--workdir={tmp_path / 'run'}"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_JIT": "1"},
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("capsjax.train: error: JAX_DISABLE_JIT is set")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
