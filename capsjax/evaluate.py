@@ -54,7 +54,7 @@ DEAD, SATURATED = 0.05, 0.95
 ROUNDS = (1, 2, 3, 5, 8)
 # Couplings that are computed to compare numbers of rounds; but of so many images at
 # least.
-_MOST_COUPLINGS, _FEWEST_COMPARED = 2**27, 500
+_MOST_COUPLINGS, _FEWEST_COMPARED = 2**27, 200
 _WIDEST_TABLE = 160  # Characters; a wider one is told in words.
 _MOST_LISTED = 30  # Classes, each with its line.
 _MOST_TOLD = 10  # Classes or confusions, in words.
@@ -193,26 +193,29 @@ def accuracy_by_rounds(
 ) -> dict[int, float]:
     """Accuracy if the same weights route in so many rounds each."""
     model: Any = run.model
-    each = [
-        model.clone(routing=dataclasses.replace(model.routing, num_iterations=number))
-        for number in rounds
-    ]
 
     @jax.jit
-    def num_right(params: Any, batch: Batch) -> list[Array]:
+    def primary(params: Any, batch: Batch) -> Array:
         image, _ = _middle(batch, model)
-        primary = model.apply(params, image, method=model.primary)
-        return [
-            found(one.apply(params, primary, method=one.route).activation, batch.label)[
-                0
-            ].sum()
-            for one in each
-        ]
+        return model.apply(params, image, method=model.primary)
 
-    right: Any = sum(
-        np.asarray(num_right(run.params, batch), np.float64)
-        for _, batch in _batches(run, dataset)
-    )
+    def counted(number: int) -> Callable[..., Array]:
+        routing = dataclasses.replace(model.routing, num_iterations=number)
+        one = model.clone(routing=routing)
+
+        # Each on its own: together they would hold so many forms of the weights.
+        @jax.jit
+        def num_right(params: Any, primary: Array, label: Array) -> Array:
+            routed = one.apply(params, primary, method=one.route)
+            return found(routed.activation, label)[0].sum()
+
+        return num_right
+
+    num_right = [counted(number) for number in rounds]
+    right = np.zeros(len(rounds))
+    for _, batch in _batches(run, dataset):
+        capsules = primary(run.params, batch)
+        right += [float(each(run.params, capsules, batch.label)) for each in num_right]
     return dict(zip(rounds, (right / len(dataset)).tolist(), strict=True))
 
 
@@ -307,7 +310,9 @@ def evaluate_run(
     if isinstance(run.model, BaselineCNN) or not looks_inside:
         return evaluation
     length = prediction.length
-    rounds = sorted({*ROUNDS, run.config.model.num_iterations})
+    # Of many classes each number of rounds takes minutes to compile and to compare.
+    compared_rounds = ROUNDS if length.shape[1] <= _MOST_KEPT_CLASSES else ROUNDS[:2]
+    rounds = sorted({*compared_rounds, run.config.model.num_iterations})
     primary = primary_lengths(run, dataset)
     num_couplings = primary.longest.size * length.shape[1]
     compared = _some(dataset, max(_FEWEST_COMPARED, _MOST_COUPLINGS // num_couplings))

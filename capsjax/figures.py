@@ -143,22 +143,22 @@ def draw(
 
     def seen(index: Any) -> Any:
         """What the network sees of some images, from 0 to 1: never of all at once."""
-        return crop_middle(dataset.image[index], run.model.image_shape) / np.float32(
-            255
-        )
+        middle = crop_middle(dataset.image[index], run.model.image_shape)
+        return middle / np.float32(255)
 
-    shown = dataset.label[:_MOST_SAMPLES]
+    samples = _some(dataset, _MOST_SAMPLES)
+    shown = dataset.label[samples]
     if dataset.is_multi_label:
         titles = [" ".join(named(np.flatnonzero(row))) for row in shown]
     else:
         titles = named(shown)
-    save("samples", plots.samples(seen(slice(0, _MOST_SAMPLES)), titles))
+    save("samples", plots.samples(seen(samples), titles))
     save("confusion", plots.confusion(confusion, names))
     save("training", plots.training_curves(*_curves(run.workdir.read_metrics())))
     num_routed = 0 if by_rounds is None else min(_MOST_ROUTED, _most_routed(run))
     if by_rounds is not None and num_routed:
         usual = run.config.model.num_iterations
-        routed = couplings(run, seen(slice(0, num_routed)), max(by_rounds))
+        routed = couplings(run, seen(_some(dataset, num_routed)), max(by_rounds))
         changes = np.abs(np.diff(routed.coupling, axis=0)).mean(axis=(1, 2, 3))
         figure = plots.rounds(by_rounds, routed.logit_change, changes, usual=usual)
         save("rounds", figure)
@@ -178,7 +178,7 @@ def draw(
     right = np.flatnonzero(predicted == dataset.label)
     classes, firsts = np.unique(dataset.label[right], return_index=True)
     examples, classes = right[firsts][:_MOST_EXAMPLES], classes[:_MOST_EXAMPLES]
-    first = np.arange(min(_MOST_REDRAWN, len(dataset)))
+    first = _some(dataset, _MOST_REDRAWN)
     poses = _poses(run, dataset, np.concatenate([wrong, first, examples]))
     if poses is None:
         pose_of_wrong = pose_of_first = pose_of_examples = None
@@ -218,6 +218,14 @@ def draw(
         titles = named(dataset.label[routed_examples])
         save("couplings", plots.coupling_maps(shown, maps, titles, extent=extent))
     return written
+
+
+def _some(dataset: Dataset, number: int) -> Int[np.ndarray, " n"]:
+    """The first images; where they lie sorted by class, as many of all parts."""
+    number = min(number, len(dataset))
+    if dataset.is_multi_label or (np.diff(dataset.label) < 0).any():
+        return np.arange(number)
+    return np.arange(number) * len(dataset) // number
 
 
 def _poses(

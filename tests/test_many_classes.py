@@ -1,0 +1,124 @@
+"""What is printed, kept and drawn of 120 classes whose names are hostile."""
+
+import io
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_data import idx_bytes
+from tiny import tiny
+
+from capsjax import evaluate, figures, load_run, train
+from capsjax.console import OutputError
+from capsjax.data import Dataset, load
+from capsjax.workdir import Workdir, write_json
+
+NUM_CLASSES = 120
+
+
+@pytest.fixture(scope="module")
+def run_path(tmp_path_factory):
+    """A run of one epoch on noise; each class has two test images, sorted by class."""
+    folder = tmp_path_factory.mktemp("many")
+    rng = np.random.default_rng(0)
+    for prefix, each in (("train", 3), ("t10k", 2)):
+        label = np.repeat(np.arange(NUM_CLASSES), each)
+        image = rng.integers(0, 256, (len(label), 24, 24))
+        for name, array in (("images-idx3", image), ("labels-idx1", label)):
+            (folder / f"{prefix}-{name}-ubyte").write_bytes(idx_bytes(array))
+    config = tiny()
+    config.num_epochs = 1
+    config.data.name, config.data.num_validation = str(folder), NUM_CLASSES
+    config.data.num_train, config.data.max_shift = 0, 0
+    path = folder / "run"
+    train.train(config, Workdir(path))
+    about = json.loads((path / "dataset.json").read_text())
+    about["class_names"] = [f"{k} $x\x1b[31m\n\udce9" for k in range(NUM_CLASSES)]
+    write_json(path / "dataset.json", about)
+    return path
+
+
+@pytest.fixture
+def test_set(run_path):
+    """The test images, with the names that the run has."""
+    dataset = load(str(run_path.parent), "test")
+    names = load_run(run_path).class_names
+    return Dataset(dataset.name, dataset.image, dataset.label, names)
+
+
+def test_all_is_bounded_and_harmless(run_path, test_set, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "load", lambda *_, **__: test_set)
+    assert evaluate.main(["--workdir", str(run_path)]) == 0
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) < 40
+    assert max(map(len, out.splitlines())) < 200
+    assert "the 10 of 120 classes that were found least:" in out
+    assert r" as " in out.split("taken for others most often:")[1]
+    assert r"$x\x1b[31m\n\xe9" in out
+    assert not {"\x1b", "\udce9"} & set(out)
+    about = json.loads((run_path / "figures" / "evaluation.json").read_text())
+    assert about["confusion"] is None
+    told = about["commonest_confusions"]
+    wrong = round(240 * (1 - about["accuracy"]))
+    assert sum(one["images"] for one in told) == wrong > 200
+    assert [one["images"] for one in told] == sorted(
+        (one["images"] for one in told), reverse=True
+    )
+    drawn = list((run_path / "figures").glob("*.png"))
+    assert {"confusion", "samples", "mistakes"} < {path.stem for path in drawn}
+    assert len(drawn) <= 30
+    for path in drawn:
+        with Image.open(path) as image:
+            assert max(image.size) < 4000
+
+
+@pytest.mark.slow
+def test_an_ascii_terminal_gets_it_too(run_path, test_set, monkeypatch):
+    class Ascii(io.StringIO):
+        encoding = property(lambda self: "ascii")
+
+    monkeypatch.setattr(evaluate, "load", lambda *_, **__: test_set)
+    monkeypatch.setattr("sys.stdout", Ascii())
+    assert evaluate.main(["--workdir", str(run_path), "--no-figures"]) == 0
+    assert r"$x\x1b[31m\n\xe9" in sys.stdout.getvalue()
+
+
+@pytest.mark.slow
+def test_what_was_computed_is_kept_where_nobody_reads_it(
+    run_path, test_set, monkeypatch, capsys
+):
+    monkeypatch.setattr(evaluate, "load", lambda *_, **__: test_set)
+    kept = run_path / "figures" / "evaluation.json"
+    kept.unlink(missing_ok=True)
+    told = []
+
+    def answer(*lines):
+        told.append(lines)
+        if len(told) > 1:  # The reader goes away after the first line.
+            raise OutputError("can't write the results: Broken pipe")
+
+    monkeypatch.setattr(evaluate, "answer", answer)
+    assert evaluate.main(["--workdir", str(run_path)]) == 1
+    error = "capsjax.evaluate: error: can't write the results: Broken pipe\n"
+    assert capsys.readouterr().err.endswith(error)
+    assert json.loads(kept.read_text())["data"]["num_images"] == 240
+    assert (pathlib.Path(kept).parent / "confusion.png").exists()
+
+
+def test_figures_show_all_parts_of_a_sorted_set(test_set):
+    index = figures._some(test_set, 30)
+    assert len(set(test_set.label[index])) == 30
+    mixed = test_set.subset(np.arange(240)[::-1])
+    np.testing.assert_array_equal(figures._some(mixed, 3), np.arange(3))
+
+
+def test_confusion_counts_what_was_taken_for_what():
+    label = np.array([0, 2, 2, 1], np.int32)
+    length = np.array([[9, 1, 1], [1, 9, 1], [1, 9, 1], [1, 9, 1]], np.float32)
+    expected = [[1, 0, 0], [0, 1, 0], [0, 2, 0]]
+    np.testing.assert_array_equal(evaluate._confusion(label, length), expected)
+    several = np.eye(3, dtype=bool)[label]
+    np.testing.assert_array_equal(evaluate._confusion(several, length), expected)
