@@ -96,6 +96,12 @@ def _of_size(example: Batch, size: int) -> Batch:
 
 def peak_bytes(jaxpr: Jaxpr) -> int:
     """The most bytes of results that are alive at once, operation by operation."""
+    return _peak_bytes(jaxpr, {})
+
+
+def _peak_bytes(jaxpr: Jaxpr, known: dict[Jaxpr, int]) -> int:
+    if jaxpr in known:  # The same function, called once more.
+        return known[jaxpr]
     last = {}
     for n, operation in enumerate(jaxpr.eqns):
         last.update((v, n) for v in operation.invars if isinstance(v, Var))
@@ -107,9 +113,10 @@ def peak_bytes(jaxpr: Jaxpr) -> int:
     alive = peak = 0
     for n, operation in enumerate(jaxpr.eqns):
         made = _num_bytes([result.aval for result in operation.outvars])
-        inside = max(map(peak_bytes, jaxprs_in_params(operation.params)), default=0)
-        peak = max(peak, alive + max(made, inside))
+        inside = [_peak_bytes(j, known) for j in jaxprs_in_params(operation.params)]
+        peak = max(peak, alive + max(made, *inside, 0))
         alive += made - ending[n]
+    known[jaxpr] = peak
     return peak
 
 

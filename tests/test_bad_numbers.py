@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import made, tiny
+from tiny import digits, made, tiny
 
 import capsjax.step
 from capsjax import config as configs
@@ -47,7 +47,7 @@ POISONS = {
 
 def poison(monkeypatch, config, change, bad_steps=(BAD_STEP,)):
     """Spoils the losses of these steps on the first of four devices."""
-    train_set, _ = split_validation(load("mnist", "train"), config.data.num_validation)
+    train_set, _ = split_validation(load(digits(), "train"), config.data.num_validation)
     train_set = take_share(train_set, config.data.num_train)
     share = config.batch_size // 4
     first = [

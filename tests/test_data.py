@@ -2,13 +2,13 @@ import gzip
 import hashlib
 import os
 import shutil
-import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import idx_bytes
 
 from capsjax.data import (
     DatasetError,
@@ -25,13 +25,6 @@ ARCHIVES = (
     "t10k-images-idx3-ubyte.gz",
     "t10k-labels-idx1-ubyte.gz",
 )
-
-
-def idx_bytes(array, *, shape=None, type_code=8):
-    """An IDX file as the format's page describes it; the header may be a lie."""
-    shape = array.shape if shape is None else shape
-    header = struct.pack(f">HBB{len(shape)}I", 0, type_code, len(shape), *shape)
-    return header + array.astype(np.uint8).tobytes()
 
 
 @pytest.fixture

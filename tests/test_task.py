@@ -198,9 +198,10 @@ def test_processes_may_find_the_same_images_in_different_places(tmp_path):
 
 def test_the_name_of_what_is_made_is_no_place(monkeypatch):
     made = made_task(monkeypatch, digits(20))
-    same, about = task.wherever(tiny(), made)
-    assert (same.data.name, about["name"]) == ("mnist", "mnist")
     config = tiny()
+    config.data.name = "mnist"
+    same, about = task.wherever(config, made)
+    assert (same.data.name, about["name"]) == ("mnist", "mnist")
     config.data.name = "./digits"
     assert task.wherever(config, made)[0].data.name == ""
 

@@ -282,9 +282,9 @@ def test_the_result_is_the_best_by_validation_and_tests_come_last(
     result = run(config, tmp_path)
 
     sizes, weights = zip(*evaluated, strict=True)
-    assert sizes == (50, 50, 50, 10_000, 10_000)
+    assert sizes == (50, 50, 50, 200, 200)
     assert weights[3:] == (weights[2], weights[1])
-    assert set(read[read.index(10_000) :]) == {10_000, 48}
+    assert set(read[read.index(200) :]) == {200, 48}
     last, best = lines(tmp_path, "test")
     assert (last["step"], best["step"]) == (15, 10)
     for told, row in ((result["test"], best), (result["test_of_last"], last)):

@@ -15,6 +15,7 @@ import scipy.io
 import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core.download import resource
+from tiny import idx_bytes
 
 from capsjax.data import DatasetError, load, tfds_source, twins
 
@@ -77,16 +78,15 @@ def require_ids(name, folder, pattern):
 # Four IDX archives
 
 
-def idx_file(array):
-    header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
-    return gzip.compress(header + array.astype(np.uint8).tobytes())
-
-
 def idx_files():
     files = {}
     for split, prefix in (("train", "train"), ("test", "t10k")):
-        files[f"{prefix}-images-idx3-ubyte.gz"] = idx_file(numbered(split, 28, 28))
-        files[f"{prefix}-labels-idx1-ubyte.gz"] = idx_file(labels(split))
+        files[f"{prefix}-images-idx3-ubyte.gz"] = gzip.compress(
+            idx_bytes(numbered(split, 28, 28))
+        )
+        files[f"{prefix}-labels-idx1-ubyte.gz"] = gzip.compress(
+            idx_bytes(labels(split))
+        )
     return files
 
 

@@ -17,7 +17,6 @@ from capsjax.data.dataset import (
     Dataset,
     DatasetError,
     NotFoundError,
-    checksums,
     require_memory,
 )
 
@@ -104,9 +103,7 @@ def load_idx_folder(
             "a class that is never trained cannot be recognised"
         )
     class_names = tuple(str(label) for label in range(num_classes))
-    return Dataset(
-        name or str(folder), image, label, class_names, checksum=checksums(image)
-    )
+    return Dataset(name or str(folder), image, label, class_names)
 
 
 def has_idx_files(folder: Path, split: str) -> bool:

@@ -6,7 +6,12 @@ import types
 
 import numpy as np
 
-from capsjax.data.dataset import Dataset, DatasetError, require_memory
+from capsjax.data.dataset import (
+    Dataset,
+    DatasetError,
+    checksums,
+    require_memory,
+)
 from capsjax.data.generated import RECIPES, Generated
 from capsjax.data.idx import has_idx_files, load_idx_folder, load_mnist
 from capsjax.data.order import BY_CLASS
@@ -234,4 +239,10 @@ def _resized(dataset: Dataset, image_size: int, max_bytes: int) -> Dataset:
         pixels = Image.fromarray(dataset.image[index, ..., channel])
         image[index, ..., channel] = fit(pixels, (*shape, 1))[..., 0]
     preparation = dataset.preparation and dataset.preparation.resized(image.shape[1:])
-    return dataclasses.replace(dataset, image=image, preparation=preparation)
+    # They stay the same images at every size.
+    checksum = dataset.checksum
+    if checksum is None:
+        checksum = checksums(dataset.image)
+    return dataclasses.replace(
+        dataset, image=image, preparation=preparation, checksum=checksum
+    )
