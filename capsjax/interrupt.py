@@ -2,9 +2,11 @@
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 
@@ -72,10 +74,16 @@ def noticed(
     def note(number: int) -> None:
         interrupt.noted = interrupt.noted or signal.Signals(number)
 
-    def handle(number: int, _: object) -> None:
+    def handle(number: int, frame: object) -> None:
+        del frame
         nonlocal handled
         handled += 1
         note(number)
+        # Several that came before it could run are handled as one, and watched as many.
+        for _ in range(100):
+            if not select.select([reader], [], [], 0)[0]:
+                break
+            time.sleep(0.001)
         is_repeated = max(handled, watched) > 1
         if is_repeated and number == signal.SIGINT and not may_exit:
             raise KeyboardInterrupt
@@ -89,11 +97,12 @@ def noticed(
 
     def watch() -> None:
         nonlocal watched
-        while byte := reader.recv(1):
+        while byte := reader.recv(1, socket.MSG_PEEK):
             number = byte[0]
+            watched += number in signals
+            reader.recv(1)  # What is no longer there is counted.
             if number not in signals:
                 continue
-            watched += 1
             if watched == 1:
                 note(number)
                 _tell("stopping after these steps; Ctrl-C to stop at once")

@@ -1,5 +1,6 @@
 """Signals: the first is noted, a Ctrl-C after it ends the process at once."""
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import time
 
 import pytest
 
+from capsjax import interrupt as module
 from capsjax.interrupt import noticed
 
 # A call that holds no lock and returns to Python after minutes, as XLA's compiler may.
@@ -146,3 +148,29 @@ def test_outside_a_command_a_second_ctrl_c_raises_and_the_process_goes_on():
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "variables are still here\n"
     assert ended(process)[0] == 130
+
+
+def test_two_ctrl_c_that_python_handles_as_one_are_two(monkeypatch):
+    """The second comes before the first is handled, and is counted only after."""
+    main = threading.main_thread().ident
+
+    def send_another(text):
+        os.kill(os.getpid(), signal.SIGINT)
+        is_over = time.monotonic() + 5
+        while time.monotonic() < is_over:
+            if sys._current_frames()[main].f_code.co_name == "handle":
+                return
+
+    monkeypatch.setattr(module, "_tell", send_another)
+    # By another thread: Python handles one to itself before it does anything else.
+    killer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+
+    def work():
+        with noticed(may_exit=False):
+            killer.start()
+            hashlib.pbkdf2_hmac("sha256", b"", b"salt", 10**6)  # Without Python's lock.
+            time.sleep(0.5)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    killer.join()

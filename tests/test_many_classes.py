@@ -49,6 +49,7 @@ def test_set(run_path):
     return Dataset(dataset.name, dataset.image, dataset.label, names)
 
 
+@pytest.mark.slow
 def test_all_is_bounded_and_harmless(run_path, test_set, monkeypatch, capsys):
     monkeypatch.setattr(evaluate, "load", lambda *_, **__: test_set)
     assert evaluate.main(["--workdir", str(run_path)]) == 0
