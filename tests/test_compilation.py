@@ -64,7 +64,16 @@ print(twice(jnp.float32(21)), file=sys.stderr)
 """
 
 
-@pytest.mark.parametrize("damage", ["truncated", "emptied", "garbage"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "truncated",
+        *(
+            pytest.param(kind, marks=pytest.mark.slow)
+            for kind in ("emptied", "garbage")
+        ),
+    ],
+)
 def test_a_damaged_program_is_replaced(tmp_path, damage):
     """As a process leaves it that is killed while it writes one."""
 

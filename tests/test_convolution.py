@@ -132,7 +132,7 @@ def paper_reference(image, kernel, gradient, stride):
 
 
 # The tile of the rule changes with the batch, so two batches are needed.
-@pytest.mark.parametrize("batch", [4, 40])
+@pytest.mark.parametrize("batch", [4, pytest.param(40, marks=pytest.mark.slow)])
 @pytest.mark.numerics
 def test_primary_capsules_are_exact_at_the_paper_s_own_size(key, batch):
     how = (2, 2), "VALID"

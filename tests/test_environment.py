@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 TRAIN = """
 import json, sys
@@ -46,6 +47,7 @@ def trained(path, **environment):
     return [json.loads(line)["loss"] for line in lines], np.asarray(length)
 
 
+@pytest.mark.slow
 def test_a_run_with_64_bits_is_the_run_without(tmp_path):
     losses, length = trained(tmp_path / "usual")
     wide_losses, wide_length = trained(tmp_path / "wide", JAX_ENABLE_X64="1")
@@ -70,26 +72,31 @@ network = CapsNet(
 baseline = BaselineCNN(
     image_shape=(12, 12, 4), num_classes=3, conv_features=(4,), hidden_features=(8,)
 )
-found = []
-for module in (Convolution(4, 3), PrimaryCaps(2, 4, 3), network, baseline):
-    weights = module.init(jax.random.key(0), image)
-    found.append((weights, module.apply(weights, image)))
-    found.append(jax.grad(
-        lambda w: sum(x.sum() for x in jax.tree.leaves(module.apply(w, image)))
-    )(weights))
-weights = network.init(jax.random.key(0), image)
-found.append(prepare(network, weights, batch_size=2)(image))
-for batch in (2, 20):
-    capsules = np.full((batch, 7, 4), 0.1, "float32")
-    layer = DenseCaps(3, 4, DynamicRouting(bias=0.1))
-    weights = layer.init(jax.random.key(0), capsules)
-    found.append((weights, layer.apply(weights, capsules).pose))
-found.append(routing(np.ones((2, 5, 3, 4), "float32")))
-found.append(squash(np.ones((2, 4), "float32")))
-found.append(margin_loss(np.full((2, 3), 0.5, "float32"), np.array([0, 2])))
-found.append(reconstruction_loss(jnp.asarray(image), jnp.asarray(image)))
-found.append(split_mask(jnp.array([[1.0, 0, 1]], "float32"), 2))
-assert {str(x.dtype) for x in jax.tree.leaves(found)} == {"float32"}
+
+def everything():
+    found = []
+    for module in (Convolution(4, 3), PrimaryCaps(2, 4, 3), network, baseline):
+        weights = module.init(jax.random.key(0), image)
+        found.append((weights, module.apply(weights, image)))
+        found.append(jax.grad(
+            lambda w: sum(x.sum() for x in jax.tree.leaves(module.apply(w, image)))
+        )(weights))
+    weights = network.init(jax.random.key(0), image)
+    found.append(prepare(network, weights, batch_size=2)(image))
+    for batch in (2, 20):
+        capsules = np.full((batch, 7, 4), 0.1, "float32")
+        layer = DenseCaps(3, 4, DynamicRouting(bias=0.1))
+        weights = layer.init(jax.random.key(0), capsules)
+        found.append((weights, layer.apply(weights, capsules).pose))
+    found.append(routing(np.ones((2, 5, 3, 4), "float32")))
+    found.append(squash(np.ones((2, 4), "float32")))
+    found.append(margin_loss(np.full((2, 3), 0.5, "float32"), np.array([0, 2])))
+    found.append(reconstruction_loss(jnp.asarray(image), jnp.asarray(image)))
+    found.append(split_mask(jnp.array([[1.0, 0, 1]], "float32"), 2))
+    return found
+
+found = jax.tree.leaves(jax.eval_shape(everything))
+assert {str(x.dtype) for x in found} == {"float32"}
 shifts = augment.draw_shifts(jax.random.key(0), 50, 2)
 augment.apply_shifts(image, np.zeros((2, 2), np.int64), 2)
 print(np.asarray(shifts).tolist())

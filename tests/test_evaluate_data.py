@@ -47,6 +47,7 @@ def test_moved_photos_are_the_test_images_that_they_were(run_path, capsys):
     assert f"accuracy {accuracy:.2%}" in out
 
 
+@pytest.mark.slow
 def test_moved_photos_go_on_with_the_training(run_path, capsys):
     pathlib.Path("photos").rename("moved")
     config = Workdir(run_path).read_config()

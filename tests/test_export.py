@@ -49,7 +49,17 @@ def export_any_batch(function, shape, **options):
     return export.export(jax.jit(function), **options)(inputs)
 
 
-@pytest.mark.parametrize("name", CASES)
+# The network holds them all.
+SLOW = ("network in bfloat16", "encoder", "convolution, bfloat16", "primary capsules")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
+        for name in CASES
+    ],
+)
 def test_an_exported_module_takes_any_batch_and_gives_what_the_module_gives(name):
     module, shape, method = CASES[name]
     weights = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, *shape)))

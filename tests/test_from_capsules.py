@@ -108,7 +108,9 @@ def test_forward_mode_is_refused_for_what_it_is(key):
         jax.jvp(by_capsules, operands, operands)
 
 
-@pytest.mark.parametrize("outer", [jax.jacfwd, jax.jacrev])
+@pytest.mark.parametrize(
+    "outer", [jax.jacfwd, pytest.param(jax.jacrev, marks=pytest.mark.slow)]
+)
 def test_the_gradient_has_derivatives_of_either_mode(key, outer):
     case = PUBLIC._replace(batch=(10,), i=3, j=2, d=2)
     operands, gradient = draw(key, case)

@@ -168,6 +168,7 @@ def begin(*_):
 LOAD_MNIST = functools.cache(source.load_mnist)
 
 
+@pytest.mark.slow
 @fuzzed(share=0.4)
 @given(st.lists(arguments(), max_size=3))
 def test_a_command_line_reaches_the_training_or_ends_in_one_line(

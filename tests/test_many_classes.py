@@ -8,8 +8,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from test_data import idx_bytes
-from tiny import tiny
+from tiny import idx_bytes, tiny
 
 from capsjax import evaluate, figures, load_run, train
 from capsjax.console import OutputError
@@ -109,7 +108,10 @@ def test_what_was_computed_is_kept_where_nobody_reads_it(
     assert (pathlib.Path(kept).parent / "confusion.png").exists()
 
 
-def test_figures_show_all_parts_of_a_sorted_set(test_set):
+def test_figures_show_all_parts_of_a_sorted_set():
+    label = np.repeat(np.arange(NUM_CLASSES, dtype=np.int32), 2)
+    names = tuple(map(str, range(NUM_CLASSES)))
+    test_set = Dataset("sorted", np.zeros((240, 2, 2, 1), np.uint8), label, names)
     index = figures._some(test_set, 30)
     assert len(set(test_set.label[index])) == 30
     mixed = test_set.subset(np.arange(240)[::-1])

@@ -76,7 +76,8 @@ def test_an_empty_page_stays_empty():
 @pytest.mark.parametrize(
     ("name", "image_size", "every"),
     [
-        ("mnist", 0, 1),  # all 10,000
+        pytest.param("mnist", 0, 1, marks=pytest.mark.slow),  # all 10,000
+        ("mnist", 0, 10),
         *[("mnist", size, 10) for size in (20, 40)],
         *[(f"{name}_mnist", 0, 10) for name in ("multi", "expanded", "affine")],
     ],

@@ -79,7 +79,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto])
+@pytest.mark.parametrize(
+    "kind", [AxisType.Explicit, pytest.param(AxisType.Auto, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_gradients_are_those_of_one_device(kind, name):
     (function, *operands), specs = CASES[name]

@@ -109,7 +109,9 @@ def on_one_device():
     return gradients_and_moments(1)
 
 
-@pytest.mark.parametrize("devices", [2, 3, 4, 8])
+@pytest.mark.parametrize(
+    "devices", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4, 8))]
+)
 def test_any_number_of_devices_trains_like_one(devices, on_one_device, tmp_path):
     # Gradients and moments, not losses: a missing pmean leaves the first losses as
     # they are.

@@ -71,8 +71,8 @@ def interrupted_run(config, path, stop_at, monkeypatch):
 def test_resuming_equals_not_stopping_bit_for_bit(tmp_path, monkeypatch):
     config = tiny()
     run(config, tmp_path / "whole")
-    # Before the first step, in an epoch, at its end, in the next, and twice at once.
-    for stop_at in (0, 3, 4, 4, 5, 8):
+    # Before the first step, in an epoch, at its end, and twice at once.
+    for stop_at in (0, 4, 4, 5):
         outcome = interrupted_run(config, tmp_path / "parts", stop_at, monkeypatch)
         assert outcome.exit_code == 130
     run(config, tmp_path / "parts")
