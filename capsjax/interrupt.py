@@ -69,14 +69,14 @@ def noticed(
     )
     # How many came, as seen by the handler and by the watcher: while a device program
     # runs, the handler waits, and sees several as one.
-    handled = watched = 0
+    handled = watched = raised = 0
 
     def note(number: int) -> None:
         interrupt.noted = interrupt.noted or signal.Signals(number)
 
     def handle(number: int, frame: object) -> None:
         del frame
-        nonlocal handled
+        nonlocal handled, raised
         handled += 1
         note(number)
         # Several that came before it could run are handled as one, and watched as many.
@@ -84,8 +84,9 @@ def noticed(
             if not select.select([reader], [], [], 0)[0]:
                 break
             time.sleep(0.001)
-        is_repeated = max(handled, watched) > 1
+        is_repeated = max(handled, watched) > 1 + raised
         if is_repeated and number == signal.SIGINT and not may_exit:
+            raised += 1  # By one that is handled on its own later, not once more.
             raise KeyboardInterrupt
 
     # Python's handlers wait until a compilation or a device program returns. The number

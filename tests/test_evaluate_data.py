@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from test_data import idx_bytes
+from tiny import idx_bytes
 
 from capsjax import evaluate, figures, train
 from capsjax.data import Dataset, load

@@ -168,9 +168,15 @@ def test_two_ctrl_c_that_python_handles_as_one_are_two(monkeypatch):
     def work():
         with noticed(may_exit=False):
             killer.start()
-            hashlib.pbkdf2_hmac("sha256", b"", b"salt", 10**6)  # Without Python's lock.
-            time.sleep(0.5)
+            try:  # In a call without Python's lock.
+                hashlib.pbkdf2_hmac("sha256", b"", b"salt", 10**6)
+                time.sleep(0.5)
+            finally:  # No further one comes.
+                time.sleep(0.1)
+                cleaned.append(1)
 
+    cleaned = []
     with pytest.raises(KeyboardInterrupt):
         work()
     killer.join()
+    assert cleaned
