@@ -129,6 +129,7 @@ def test_the_run_stops_with_step_part_and_batch(tmp_path, monkeypatch):
     assert result["test_of_last"]["step"] == 10
 
 
+@pytest.mark.slow
 def test_a_skipped_step_is_told_and_not_in_the_metrics(tmp_path, monkeypatch, capsys):
     config = recipe(bad_numbers="skip")
     config.steps_per_dispatch = 1
@@ -158,6 +159,7 @@ def test_a_run_that_skips_everything_stops(tmp_path, monkeypatch, capsys):
     assert f"its batch is not kept: there are 2 in {tmp_path}/bad_batches" in err
 
 
+@pytest.mark.slow
 def test_a_batch_that_can_t_be_kept_hides_no_bad_number(tmp_path, monkeypatch):
     config = recipe()
     poison(monkeypatch, config, POISONS["margin loss"])

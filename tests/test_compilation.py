@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from marks import slow
 
 CODE = """
 import jax
@@ -66,13 +67,7 @@ print(twice(jnp.float32(21)), file=sys.stderr)
 
 @pytest.mark.parametrize(
     "damage",
-    [
-        "truncated",
-        *(
-            pytest.param(kind, marks=pytest.mark.slow)
-            for kind in ("emptied", "garbage")
-        ),
-    ],
+    ["truncated", *slow("emptied", "garbage")],
 )
 def test_a_damaged_program_is_replaced(tmp_path, damage):
     """As a process leaves it that is killed while it writes one."""

@@ -215,6 +215,7 @@ def test_without_a_whole_step_one_error_tells_and_nothing_is_changed(workdir, ca
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_the_best_at_the_end_is_the_best_that_is_whole(workdir, capsys):
     config = workdir.read_config()
     halved(largest(workdir.checkpoints / str(NEW)))

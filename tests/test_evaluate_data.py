@@ -38,6 +38,7 @@ def test_a_run_whose_photos_have_moved_says_where_it_looked(run_path, tmp_path, 
     assert err.endswith("If the images are elsewhere: --data FOLDER\n")
 
 
+@pytest.mark.slow
 def test_moved_photos_are_the_test_images_that_they_were(run_path, capsys):
     accuracy = json.loads((run_path / "result.json").read_text())["test"]["accuracy"]
     pathlib.Path("photos").rename("moved")
@@ -65,6 +66,7 @@ def test_moved_photos_go_on_with_the_training(run_path, capsys):
     assert (code, err) == (0, "")
 
 
+@pytest.mark.slow
 def test_the_test_split_of_another_folder_is_evaluated(run_path, capsys):
     for split, names in (
         ("train", ("blue", "green", "red")),
@@ -134,6 +136,7 @@ def test_labels_are_those_of_the_run_by_name(tiny_run):
     )
 
 
+@pytest.mark.slow
 def test_pictures_are_evaluated_by_a_run_on_mnist(tiny_run, tmp_path, capsys):
     digits = load("mnist", "test").subset(np.arange(40))
     for index, (image, label) in enumerate(

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from marks import slow_but
 
 from capsjax import DynamicRouting, routing
 from capsjax.layers import Convolution, DenseCaps, PrimaryCaps
@@ -49,16 +50,12 @@ def export_any_batch(function, shape, **options):
     return export.export(jax.jit(function), **options)(inputs)
 
 
-# The network holds them all.
-SLOW = ("network in bfloat16", "encoder", "convolution, bfloat16", "primary capsules")
+QUICK = ("capsules", "convolution", "network", "baseline")
 
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
-        for name in CASES
-    ],
+    slow_but(QUICK, CASES),
 )
 def test_an_exported_module_takes_any_batch_and_gives_what_the_module_gives(name):
     module, shape, method = CASES[name]

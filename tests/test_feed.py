@@ -57,6 +57,7 @@ def test_images_on_the_devices_make_the_same_run_bit_for_bit(tmp_path):
     assert_same(runs["host"], runs["device"])
 
 
+@pytest.mark.slow
 def test_outcomes_that_are_read_late_make_the_same_run(tmp_path, monkeypatch):
     config = tiny()
     at_once = run(config, tmp_path / "at once")
@@ -103,6 +104,7 @@ def test_a_bad_step_that_is_read_late_ends_the_run(tmp_path, as_on_an_accelerato
     assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_placement_and_other_calls(tmp_path):
     config = tiny()
     train.train(config, Workdir(tmp_path))

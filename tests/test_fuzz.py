@@ -369,6 +369,7 @@ def kinds(path):
 
 @fuzzed(share=0.2)
 @given(st.data())
+@pytest.mark.slow
 def test_a_run_s_folder_is_used_whole_or_refused(folder, data):
     path, like, states = folder
     files = kinds(path)

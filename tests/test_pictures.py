@@ -1,5 +1,6 @@
 """Pictures given as files reach the network as the run's own images do."""
 
+import gzip
 import json
 import struct
 import zlib
@@ -10,13 +11,12 @@ import pytest
 from PIL import Image
 from test_twins import (
     cifar10_files,
-    idx_file,
     idx_files,
     put_downloads,
     smallnorb_files,
     svhn_files,
 )
-from tiny import tiny_model
+from tiny import idx_bytes, tiny_model
 
 from capsjax import config as configs
 from capsjax import predict
@@ -102,7 +102,7 @@ def idx_folder(height, width, image_size=0):
             image = noise(20, height, width)
             for kind, array in (("images-idx3", image), ("labels-idx1", noise(20) % 3)):
                 path = tmp_path / f"{prefix}-{kind}-ubyte.gz"
-                path.write_bytes(idx_file(array))
+                path.write_bytes(gzip.compress(idx_bytes(array)))
         return configs.Data(str(tmp_path), image_size=image_size)
 
     return make

@@ -170,6 +170,7 @@ def test_a_confusion_figure_is_bounded_and_loses_no_error(num_classes, tmp_path)
         assert text.splitlines()[2].split()[0] == "7"
 
 
+@pytest.mark.slow
 def test_a_figure_of_any_size_has_a_canvas_of_a_limited_one(tmp_path):
     figure = plots.tweaks(images(512, 3, 4, 4, 1), low=-1.0, high=1.0, title="long")
     plots.save(figure, tmp_path / "tweaks.png")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from marks import slow, slow_but
 from votes import UNOPTIMISED
 
 from capsjax import DynamicRouting, routing
@@ -78,11 +79,11 @@ CASES = {
     "network": (layer(NETWORK, np.abs(draw(8, *IMAGE))), ((), BATCH)),
 }
 
+QUICK = ("votes, batch", "votes-free, batch", "few examples, batch", "network")
 
-@pytest.mark.parametrize(
-    "kind", [AxisType.Explicit, pytest.param(AxisType.Auto, marks=pytest.mark.slow)]
-)
-@pytest.mark.parametrize("name", CASES)
+
+@pytest.mark.parametrize("kind", [AxisType.Explicit, *slow(AxisType.Auto)])
+@pytest.mark.parametrize("name", slow_but(QUICK, CASES))
 def test_values_and_gradients_are_those_of_one_device(kind, name):
     (function, *operands), specs = CASES[name]
 

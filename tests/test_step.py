@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from marks import slow, slow_but
 from tiny import made, pairs, tiny, tiny_cnn
 
 from capsjax import config as configs
@@ -109,9 +110,7 @@ def on_one_device():
     return gradients_and_moments(1)
 
 
-@pytest.mark.parametrize(
-    "devices", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4, 8))]
-)
+@pytest.mark.parametrize("devices", [2, *slow(3, 4, 8)])
 def test_any_number_of_devices_trains_like_one(devices, on_one_device, tmp_path):
     # Gradients and moments, not losses: a missing pmean leaves the first losses as
     # they are.
@@ -141,7 +140,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_but(("several classes",), CASES))
 def test_other_tasks_train_on_four_devices_as_on_one(case):
     make, load_set = CASES[case]
     config = tiny()
@@ -341,6 +340,7 @@ def test_the_step_masks_by_label_and_weighs_as_the_recipe_says():
     np.testing.assert_allclose(metrics.loss, weighted, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_class_without_weight_teaches_nothing():
     config = tiny()
     model, optimizer, state = made(config)
@@ -444,6 +444,7 @@ def test_evaluation_takes_each_image_alone_unshifted_and_without_its_label():
     assert abs(expected(moved)[0] / margin - 1) > 1e-3
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_a_float32_state():
     losses = {}
     for dtype in ("float32", "bfloat16"):

@@ -124,6 +124,7 @@ def test_a_folder_that_goes_away_stops_the_run_at_the_next_save(
         assert result["test_of_last"]["step"] == 10
 
 
+@pytest.mark.slow
 def test_any_path_names_a_folder(tmp_path):
     result = train.train(tiny(), str(tmp_path))
     assert train.train(tiny(), tmp_path) == result
@@ -203,6 +204,7 @@ def test_a_run_leaves_what_it_promises(tmp_path, capsys):
     assert result["test"]["step"] == min(validation, key=validation.get)
 
 
+@pytest.mark.slow
 def test_balanced_classes_weigh_training_and_validation_and_not_the_test(tmp_path):
     config = tiny()
     config.num_epochs, config.data.class_weights = 1, "balanced"
@@ -371,6 +373,7 @@ def test_a_run_that_was_never_good_enough_says_so(tmp_path, monkeypatch, capsys)
     assert told in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_that_was_good_enough_and_then_killed_ends_the_same(
     tmp_path, monkeypatch
 ):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import slow, slow_but
 from votes import (
     CASES,
     UNOPTIMISED,
@@ -28,8 +29,15 @@ from capsjax import platforms
 from capsjax.routings import DynamicRouting
 from capsjax.routings.votes_free import Rounds
 
+QUICK = (
+    "blocks do not divide i",
+    "one round, stopped",
+    "three rounds, nowhere",
+    "no batch axis",
+)
 
-@pytest.mark.parametrize("name", CASES)
+
+@pytest.mark.parametrize("name", slow_but(QUICK, CASES))
 @pytest.mark.numerics
 def test_poses_and_all_gradients_are_those_of_the_plain_form(key, name):
     case = CASES[name]
@@ -120,7 +128,7 @@ def each_mapped(rounds: Rounds):
 
 
 @pytest.mark.parametrize("stop", [False, True])
-@pytest.mark.parametrize("make", [without_votes, sum_over_mapped, each_mapped])
+@pytest.mark.parametrize("make", [without_votes, *slow(sum_over_mapped, each_mapped)])
 def test_nothing_of_the_size_of_the_logits_is_ever_made(stop, make):
     case = LARGE._replace(rounds=rounds(5, stop=stop))
     program = compile_gradients(make, case)
