@@ -8,6 +8,7 @@ import zlib
 import jax
 import numpy as np
 import pytest
+from marks import slow_but
 from PIL import Image
 from test_twins import (
     cifar10_files,
@@ -165,6 +166,11 @@ SETS = {
     "smallNORB scaled": downloaded("smallnorb", smallnorb_files, image_size=20),
 }
 
+QUICK = (
+    *("grey folder", "colour and transparent folder", "12-bit folder", "float folder"),
+    *("IDX 20x30", "MNIST", "MultiMNIST", "KMNIST", "CIFAR-10 scaled", "smallNORB"),
+)
+
 
 def untrained_run(path, data):
     """The test images of a data set, and a run on it before its first step."""
@@ -223,7 +229,7 @@ def seen(monkeypatch):
     return told
 
 
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("name", slow_but(QUICK, SETS))
 def test_own_test_images_as_files_give_what_the_arrays_give(
     name, tmp_path, monkeypatch, seen, capsys
 ):
