@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from tiny import digits
 
 from capsjax.checkpoint import Checkpoints
 from capsjax.models import make_model
@@ -37,7 +38,8 @@ RECIPE = (
     "--config.num_epochs=4",
     "--config.steps_per_dispatch=4",
     "--config.data.num_train=1000",
-    "--config.data.num_validation=1000",
+    "--config.data.num_validation=200",
+    f"--config.data.name={digits()}",
     "--config.model.conv_features=16",
     "--config.model.primary_types=4",
     "--config.model.primary_stride=3",

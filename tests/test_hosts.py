@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 from kill_and_resume import outcome
+from tiny import digits
 
 from capsjax import train
 from capsjax.hosts import (
@@ -34,7 +35,8 @@ RECIPE = (
     "--config.batch_size=40",
     "--config.steps_per_dispatch=4",
     "--config.data.num_train=1000",
-    "--config.data.num_validation=1000",
+    "--config.data.num_validation=200",
+    f"--config.data.name={digits()}",
     "--config.model.conv_features=16",
     "--config.model.primary_types=4",
     "--config.model.primary_stride=3",

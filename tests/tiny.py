@@ -26,14 +26,14 @@ def idx_bytes(array, *, shape=None, type_code=8):
 
 @functools.cache
 def digits():
-    """The folder of MNIST's first 400 images to train on and its first 200 to test.
+    """The folder of MNIST's first 1,400 images to train on and its first 200 to test.
 
     It is read and tested in a fiftieth of the time, by subprocesses too, and is gone at
     the end of this process.
     """
     folder = tempfile.mkdtemp(prefix="digits-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    for split, prefix, number in (("train", "train", 400), ("test", "t10k", 200)):
+    for split, prefix, number in (("train", "train", 1_400), ("test", "t10k", 200)):
         few = load("mnist", split).subset(np.arange(number))
         files = {"images-idx3": few.image[..., 0], "labels-idx1": few.label}
         for name, array in files.items():
