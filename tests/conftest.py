@@ -47,7 +47,7 @@ def key() -> jax.Array:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory) -> pathlib.Path:
     """The folder of a run of two epochs of ten steps, not to be changed."""
-    from tiny import tiny_model
+    from tiny import digits, tiny_model
 
     from capsjax import config as configs
     from capsjax import train
@@ -55,7 +55,7 @@ def tiny_run(tmp_path_factory) -> pathlib.Path:
 
     config = configs.Config(num_epochs=2, batch_size=32, steps_per_dispatch=5)
     config.experiment = "tiny"
-    config.data = configs.Data(num_train=320, num_validation=100)
+    config.data = configs.Data(digits(), num_train=320, num_validation=100)
     config.model = tiny_model(
         initializers=configs.Initializers(
             conv="he_normal", primary="he_normal", weight="normal(0.3)"

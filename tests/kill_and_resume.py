@@ -40,9 +40,9 @@ RECIPE = (
     "--config.data.num_train=1000",
     "--config.data.num_validation=200",
     f"--config.data.name={digits()}",
-    "--config.model.conv_features=16",
-    "--config.model.primary_types=4",
-    "--config.model.primary_stride=3",
+    "--config.model.conv_features=8",
+    "--config.model.primary_types=2",
+    "--config.model.primary_stride=4",
 )
 CLOCK = {"images_per_second", "seconds", "command"}
 
@@ -52,7 +52,6 @@ def start(workdir, cache):
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "XLA_FLAGS": "",
         "PYTHONUNBUFFERED": "1",
     }
     return subprocess.Popen(

@@ -128,7 +128,7 @@ def test_the_command_prints_and_draws(tiny_run, capsys, monkeypatch):
     assert {"commit", "device", "versions", "command", "loss"} <= set(about)
     assert about["accuracy_by_rounds"]["3"] == pytest.approx(about["accuracy"])
     # They are not those that the run began with.
-    told = "is of other test images: there were 10000 and are 300"
+    told = "is of other test images: there were 200 and are 300"
     assert warned == f"warning: {tiny_run} {told}\n"
     for path in folder.glob("*.png"):
         with Image.open(path) as image:

@@ -59,6 +59,7 @@ def test_it_goes_on_as_the_first_edition_went_on(run_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("run_path", ["folder"], indirect=True)
 def test_it_is_evaluated_on_the_images_that_it_was_tested_on(run_path, capsys):
     assert evaluate.main(["--workdir", str(run_path), "--no-figures"]) == 0
     out, err = capsys.readouterr()

@@ -129,9 +129,7 @@ def start_stack(layers, num_inputs, dim, input_length):
         (400, 8, 10, 64, 0.1),
         (400, 8, 100, 4, 0.01),
         (4000, 8, 2, 4, PRIMARY_LENGTH),
-        pytest.param(20_000, 8, 2, 64, PRIMARY_LENGTH, marks=pytest.mark.slow),
         pytest.param(100_000, 8, 10, 16, PRIMARY_LENGTH, marks=pytest.mark.slow),
-        pytest.param(100_000, 64, 4, 4, 0.01, marks=pytest.mark.slow),
     ],
 )
 def test_class_capsules_of_any_inputs_start_as_long_as_the_papers(

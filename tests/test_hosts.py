@@ -33,13 +33,15 @@ RECIPE = (
     "--config=experiments/mnist.py:smoke",
     "--config.num_epochs=2",
     "--config.batch_size=40",
-    "--config.steps_per_dispatch=4",
+    "--config.steps_per_dispatch=5",
     "--config.data.num_train=1000",
     "--config.data.num_validation=200",
     f"--config.data.name={digits()}",
-    "--config.model.conv_features=16",
-    "--config.model.primary_types=4",
-    "--config.model.primary_stride=3",
+    "--config.model.conv_features=8",
+    "--config.model.primary_types=2",
+    "--config.model.primary_stride=4",
+    "--config.model.class_dim=4",
+    "--config.model.decoder_features=(16,)",
     "--config.optimizer.learning_rate=3e-3",
 )
 HEARTBEAT = 10
@@ -157,7 +159,7 @@ def test_a_scheduler_tells_of_the_others(scheduler):
 
 
 def python(*arguments, **environment):
-    own = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    own = {"JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
         [sys.executable, *arguments],
         cwd=ROOT,

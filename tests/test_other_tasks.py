@@ -6,7 +6,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import pairs, tiny
+from tiny import digits, pairs, tiny
 
 from capsjax import evaluate, figures, load_run, models, predict, task, train
 from capsjax.data import Dataset, load
@@ -240,7 +240,7 @@ def test_an_ensemble_averages_lengths(capsules, two_digits, capsys):
     assert evaluated([path, path], two_digits) == 0
     out = capsys.readouterr().out
     assert "all 2 together:\nloss " in out
-    assert out.count(f"{path}, step {run.step}, learnt mnist: loss ") == 2
+    assert out.count(f"{path}, step {run.step}, learnt {digits()}: loss ") == 2
 
 
 def test_an_ensemble_of_baselines_averages_probabilities(baseline, corners):

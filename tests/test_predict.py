@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 
 from capsjax import config as configs
 from capsjax import load_run, predict
+from capsjax.data.preparation import Preparation
 from capsjax.run import Prediction, Run
 
 
@@ -113,6 +114,7 @@ def test_where_the_ground_is_not_plain_the_longer_capsule_counts(tiny_run, tmp_p
     image = drawing(ground="white").point(lambda value: 128 if value > 128 else 60)
     image.save(tmp_path / "grey.png")
     run = load_run(tiny_run)
+    run.preparation = Preparation.of("mnist", run.image_shape)
     both = [run.preparation.apply(image, invert=invert) for invert in (True, False)]
     longest = run.predict(np.stack(both)).length.max()
     told = predict._answer(run, str(tmp_path / "grey.png"), invert=None)

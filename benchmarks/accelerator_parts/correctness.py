@@ -327,7 +327,7 @@ class Runs:
     def __init__(self, part: Part):
         self.part = part
         self.config = recipe("smoke")
-        self.config.num_epochs = 4
+        self.config.num_epochs = 3 if part.quick else 4
         if part.quick:
             shrink(self.config)
         self.processes: list[subprocess.Popen] = []
