@@ -58,6 +58,7 @@ def test_the_papers_network_starts_at_the_very_bits_of_its_normal_weights(key):
         jax.tree.map(np.testing.assert_array_equal, params, normal)
 
 
+@pytest.mark.slow
 def test_the_constants_are_the_lengths_of_the_papers_network():
     primary, classes = starting_lengths(CapsNet((28, 28, 1), 10), digits())
     assert root_mean_square(primary) == pytest.approx(PRIMARY_LENGTH, rel=0.15)

@@ -211,6 +211,7 @@ def test_the_names_of_files_take_no_more_memory_than_they_are_long(tmp_path):
     assert train.files.itemsize == 8
 
 
+@pytest.mark.slow
 def test_a_folder_of_many_classes_is_read_in_little_memory(tmp_path):
     num_classes, num = 300, 4
     names = [f"class_{k:03}" for k in range(num_classes)]

@@ -127,7 +127,7 @@ def each_mapped(rounds: Rounds):
     return lambda operands, gradient: mapped(*operands[:2], gradient)
 
 
-@pytest.mark.parametrize("stop", [False, True])
+@pytest.mark.parametrize("stop", [False, *slow(True)])
 @pytest.mark.parametrize("make", [without_votes, *slow(sum_over_mapped, each_mapped)])
 def test_nothing_of_the_size_of_the_logits_is_ever_made(stop, make):
     case = LARGE._replace(rounds=rounds(5, stop=stop))

@@ -274,7 +274,9 @@ def require_memory(
 def checksums(image: UInt8[np.ndarray, "n ..."]) -> UInt64[np.ndarray, " n"]:
     """Returns one checksum for each image, of its pixels."""
     rows = np.ascontiguousarray(image).reshape(len(image), -1)
-    digests = b"".join(hashlib.blake2b(row, digest_size=8).digest() for row in rows)
+    digests = b"".join(
+        hashlib.blake2b(row.data, digest_size=8).digest() for row in rows
+    )
     return np.frombuffer(digests, "<u8").astype(np.uint64)
 
 
