@@ -3,11 +3,11 @@
 import pytest
 
 
-def slow(*values):
-    """Values that the longer checks try too: variants of the others."""
-    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+def variants(*values):
+    """Values that show what others show already: for ``pytest -m variant``, by hand."""
+    return [pytest.param(value, marks=pytest.mark.variant) for value in values]
 
 
-def slow_but(first, values):
-    """All values, of which the quick tests try the ``first`` ones alone."""
-    return [*first, *slow(*(value for value in values if value not in first))]
+def first_of(first, values):
+    """All values, of which all but the ``first`` ones are variants."""
+    return [*first, *variants(*(value for value in values if value not in first))]

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from marks import slow
+from marks import variants
 
 CODE = """
 import jax
@@ -67,7 +67,7 @@ print(twice(jnp.float32(21)), file=sys.stderr)
 
 @pytest.mark.parametrize(
     "damage",
-    ["truncated", *slow("emptied", "garbage")],
+    ["truncated", *variants("emptied", "garbage")],
 )
 def test_a_damaged_program_is_replaced(tmp_path, damage):
     """As a process leaves it that is killed while it writes one."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
-from marks import slow
+from marks import variants
 
 from capsjax import convolution
 from capsjax.convolution import _choose_plan as choose_plan
@@ -133,7 +133,7 @@ def paper_reference(image, kernel, gradient, stride):
 
 
 # The tile of the rule changes with the batch, so two batches are needed.
-@pytest.mark.parametrize("batch", [4, *slow(40)])
+@pytest.mark.parametrize("batch", [4, *variants(40)])
 @pytest.mark.numerics
 def test_primary_capsules_are_exact_at_the_paper_s_own_size(key, batch):
     how = (2, 2), "VALID"

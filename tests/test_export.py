@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
-from marks import slow_but
+from marks import first_of
 
 from capsjax import DynamicRouting, routing
 from capsjax.layers import Convolution, DenseCaps, PrimaryCaps
@@ -55,7 +55,7 @@ QUICK = ("capsules", "convolution", "network", "baseline")
 
 @pytest.mark.parametrize(
     "name",
-    slow_but(QUICK, CASES),
+    first_of(QUICK, CASES),
 )
 def test_an_exported_module_takes_any_batch_and_gives_what_the_module_gives(name):
     module, shape, method = CASES[name]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from marks import slow
+from marks import variants
 from votes import (
     UNOPTIMISED,
     Case,
@@ -40,7 +40,7 @@ def by_capsules(capsules, weight, bias):
     return value.from_capsules(capsules, weight, parameters={"bias": bias}).pose
 
 
-@pytest.mark.parametrize("batch", [(3,), *slow((15,)), (2, 8)])
+@pytest.mark.parametrize("batch", [(3,), *variants((15,)), (2, 8)])
 def test_from_capsules_routes_the_votes_of_the_capsules(key, batch):
     case = PUBLIC._replace(batch=batch)
     operands, gradient = draw(key, case)
@@ -109,7 +109,7 @@ def test_forward_mode_is_refused_for_what_it_is(key):
         jax.jvp(by_capsules, operands, operands)
 
 
-@pytest.mark.parametrize("outer", [jax.jacfwd, *slow(jax.jacrev)])
+@pytest.mark.parametrize("outer", [jax.jacfwd, *variants(jax.jacrev)])
 def test_the_gradient_has_derivatives_of_either_mode(key, outer):
     case = PUBLIC._replace(batch=(10,), i=3, j=2, d=2)
     operands, gradient = draw(key, case)
@@ -132,7 +132,7 @@ def over_capsules(function):
     return jax.vmap(function, in_axes=(0, None, None))
 
 
-@pytest.mark.parametrize("batch", [(12,), *slow((3, 16))])
+@pytest.mark.parametrize("batch", [(12,), *variants((3, 16))])
 def test_vmap_over_capsules_is_a_batch_axis(key, batch):
     operands, gradient = draw(key, PUBLIC._replace(batch=batch))
     actual = pose_and_gradients(over_capsules(by_capsules), operands, gradient)
@@ -155,7 +155,9 @@ def over_weights_inside_capsules(function):
     return jax.vmap(over_weights(function), in_axes=(0, None, None), out_axes=1)
 
 
-@pytest.mark.parametrize("mapped", [over_weights_inside_capsules, *slow(over_weights)])
+@pytest.mark.parametrize(
+    "mapped", [over_weights_inside_capsules, *variants(over_weights)]
+)
 def test_vmap_over_weights_shares_the_capsules(key, mapped):
     drawn = [draw(k, PUBLIC) for k in jax.random.split(key, 3)]
     (_, *own), gradient = jax.tree.map(lambda *x: jnp.stack(x), *drawn)
@@ -168,7 +170,7 @@ def test_vmap_over_weights_shares_the_capsules(key, mapped):
     assert_close(actual, [pose, of_capsules.sum(0), *of_own])
 
 
-@pytest.mark.parametrize("batch", [*slow(()), (16,)])
+@pytest.mark.parametrize("batch", [*variants(()), (16,)])
 def test_mapped_gradients_are_those_of_each_example(key, batch):
     operands, gradient = draw(key, PUBLIC._replace(batch=(3, *batch)))
     capsules, *shared = operands
@@ -237,7 +239,7 @@ def shard(function, in_specs, out_specs, *, check_vma):
     )
 
 
-@pytest.mark.parametrize("check_vma", [*slow(False), True])
+@pytest.mark.parametrize("check_vma", [*variants(False), True])
 @pytest.mark.parametrize("mapped", [lambda function: function, over_capsules])
 def test_a_sharded_function_has_the_gradients_of_one_device(key, check_vma, mapped):
     operands, gradient = draw(key, SHARDED)
@@ -247,7 +249,7 @@ def test_a_sharded_function_has_the_gradients_of_one_device(key, check_vma, mapp
     assert_close(actual, exact(SHARDED.rounds, operands, gradient))
 
 
-@pytest.mark.parametrize("check_vma", [*slow(False), True])
+@pytest.mark.parametrize("check_vma", [*variants(False), True])
 def test_gradients_mapped_inside_a_shard_are_those_of_each_example(key, check_vma):
     operands, gradient = draw(key, SHARDED)
     run = jax.vmap(value_and_pullback(by_capsules), in_axes=((0, None, None), 0))
@@ -325,7 +327,7 @@ def temporary_bytes(function, *operands, gradient=None):
 
 
 @pytest.mark.parametrize("has_gradient", [False, True])
-@pytest.mark.parametrize("batch", [*slow(1, 8), 16])
+@pytest.mark.parametrize("batch", [*variants(1, 8), 16])
 def test_capsules_take_no_more_memory_than_a_plain_loop(batch, has_gradient):
     case = Case((batch,), 2000, 8, 16, 8, rounds(3), has_bias=False)
     (capsules, weight, _), gradient = shapes(case)
@@ -343,7 +345,7 @@ def test_capsules_take_no_more_memory_than_a_plain_loop(batch, has_gradient):
 
 
 @pytest.mark.parametrize("has_gradient", [False, True])
-@pytest.mark.parametrize("num_iterations", [3, *slow(5)])
+@pytest.mark.parametrize("num_iterations", [3, *variants(5)])
 def test_votes_take_no_more_memory_than_a_plain_loop(num_iterations, has_gradient):
     votes = jax.ShapeDtypeStruct((16, 300, 10, 16), np.float32)
     gradient = jax.ShapeDtypeStruct((16, 10, 16), np.float32) if has_gradient else None

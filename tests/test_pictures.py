@@ -8,7 +8,7 @@ import zlib
 import jax
 import numpy as np
 import pytest
-from marks import slow_but
+from marks import first_of
 from PIL import Image
 from test_twins import (
     cifar10_files,
@@ -229,7 +229,7 @@ def seen(monkeypatch):
     return told
 
 
-@pytest.mark.parametrize("name", slow_but(QUICK, SETS))
+@pytest.mark.parametrize("name", first_of(QUICK, SETS))
 def test_own_test_images_as_files_give_what_the_arrays_give(
     name, tmp_path, monkeypatch, seen, capsys
 ):

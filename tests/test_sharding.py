@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from marks import slow, slow_but
+from marks import first_of, variants
 from votes import UNOPTIMISED
 
 from capsjax import DynamicRouting, routing
@@ -82,8 +82,8 @@ CASES = {
 QUICK = ("votes, batch", "votes-free, batch", "few examples, batch", "network")
 
 
-@pytest.mark.parametrize("kind", [AxisType.Explicit, *slow(AxisType.Auto)])
-@pytest.mark.parametrize("name", slow_but(QUICK, CASES))
+@pytest.mark.parametrize("kind", [AxisType.Explicit, *variants(AxisType.Auto)])
+@pytest.mark.parametrize("name", first_of(QUICK, CASES))
 def test_values_and_gradients_are_those_of_one_device(kind, name):
     (function, *operands), specs = CASES[name]
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from marks import slow, slow_but
+from marks import first_of, variants
 from tiny import made, pairs, tiny, tiny_cnn
 
 from capsjax import config as configs
@@ -110,7 +110,7 @@ def on_one_device():
     return gradients_and_moments(1)
 
 
-@pytest.mark.parametrize("devices", [2, *slow(3, 4, 8)])
+@pytest.mark.parametrize("devices", [2, *variants(3, 4, 8)])
 def test_any_number_of_devices_trains_like_one(devices, on_one_device, tmp_path):
     # Gradients and moments, not losses: a missing pmean leaves the first losses as
     # they are.
@@ -140,7 +140,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", slow_but(("several classes",), CASES))
+@pytest.mark.parametrize("case", first_of(("several classes",), CASES))
 def test_other_tasks_train_on_four_devices_as_on_one(case):
     make, load_set = CASES[case]
     config = tiny()

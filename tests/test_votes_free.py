@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from marks import slow, slow_but
+from marks import first_of, variants
 from votes import (
     CASES,
     UNOPTIMISED,
@@ -37,7 +37,7 @@ QUICK = (
 )
 
 
-@pytest.mark.parametrize("name", slow_but(QUICK, CASES))
+@pytest.mark.parametrize("name", first_of(QUICK, CASES))
 @pytest.mark.numerics
 def test_poses_and_all_gradients_are_those_of_the_plain_form(key, name):
     case = CASES[name]
@@ -127,8 +127,10 @@ def each_mapped(rounds: Rounds):
     return lambda operands, gradient: mapped(*operands[:2], gradient)
 
 
-@pytest.mark.parametrize("stop", [False, *slow(True)])
-@pytest.mark.parametrize("make", [without_votes, *slow(sum_over_mapped, each_mapped)])
+@pytest.mark.parametrize("stop", [False, *variants(True)])
+@pytest.mark.parametrize(
+    "make", [without_votes, *variants(sum_over_mapped, each_mapped)]
+)
 def test_nothing_of_the_size_of_the_logits_is_ever_made(stop, make):
     case = LARGE._replace(rounds=rounds(5, stop=stop))
     program = compile_gradients(make, case)

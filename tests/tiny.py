@@ -3,6 +3,7 @@
 import atexit
 import functools
 import gzip
+import os
 import pathlib
 import shutil
 import struct
@@ -32,6 +33,7 @@ def digits():
     the end of this process.
     """
     folder = tempfile.mkdtemp(prefix="digits-")
+    os.chmod(folder, 0o755)  # For whoever a test becomes.
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for split, prefix, number in (("train", "train", 1_400), ("test", "t10k", 200)):
         few = load("mnist", split).subset(np.arange(number))
