@@ -3,7 +3,7 @@
 from accelerator_parts.points import Part
 from accelerator_parts.training import Trained, recipe, shrink
 
-from capsjax.interrupt import Interrupt
+from capsjax.interrupt import Interrupted
 
 
 def run(part: Part) -> None:
@@ -28,6 +28,6 @@ def plain(part: Part) -> dict:
         "seconds_after_compilation": run.seconds - run.compile_seconds,
         "validation_accuracy": [row["accuracy"] for row in validations],
     }
-    if isinstance(run.result, Interrupt):
+    if isinstance(run.result, Interrupted):
         return figures | {"error": "interrupted: the part's time was over"}
     return figures | {"test": run.result["test"]}

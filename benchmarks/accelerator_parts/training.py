@@ -15,7 +15,7 @@ from jax.extend import backend
 
 from capsjax import config as configs
 from capsjax import train
-from capsjax.interrupt import noticed
+from capsjax.interrupt import Interrupted, noticed
 from capsjax.workdir import Workdir, WorkdirError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -32,9 +32,9 @@ def shrink(config: configs.Config) -> None:
     # A whole number of calls an epoch, as the last steps are compiled one by one.
     config.batch_size, config.steps_per_dispatch = 50, 10
     config.data.num_train, config.data.num_validation = 1000, 200
-    config.model.conv_features, config.model.primary_types = 16, 4
-    config.model.primary_stride = 3
-    config.model.decoder_features = (32,)
+    config.model.conv_features, config.model.primary_types = 8, 2
+    config.model.primary_stride = 4
+    config.model.decoder_features = (16,)
 
 
 class Trained:
@@ -73,9 +73,11 @@ class Trained:
         watcher.start()
         try:
             # The watcher may be late: outside of the run its signal does nothing.
-            with noticed((signal.SIGINT,)):
+            with noticed((signal.SIGINT,), may_exit=True):
                 try:
                     self.result: Any = train.train(config, workdir)
+                except Interrupted as interrupted:
+                    self.result = interrupted
                 finally:
                     ended.set()
                     watcher.join()
