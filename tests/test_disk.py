@@ -8,7 +8,7 @@ import shutil
 import pytest
 from kill_and_resume import different, outcome
 from rights import as_nobody, public_folder
-from tiny import digits
+from tiny import TINY_MODEL, digits
 
 from capsjax import train
 from capsjax.run import load_run
@@ -26,11 +26,7 @@ ARGUMENTS = (
     "--config.data.num_train=160",
     "--config.data.num_validation=50",
     f"--config.data.name={digits()}",
-    "--config.model.conv_features=8",
-    "--config.model.primary_types=2",
-    "--config.model.primary_stride=4",
-    "--config.model.class_dim=4",
-    "--config.model.decoder_features=(16,)",
+    *TINY_MODEL,
 )
 
 

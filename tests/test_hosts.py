@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 from kill_and_resume import outcome
-from tiny import digits
+from tiny import TINY_MODEL, digits
 
 from capsjax import train
 from capsjax.hosts import (
@@ -37,11 +37,7 @@ RECIPE = (
     "--config.data.num_train=1000",
     "--config.data.num_validation=200",
     f"--config.data.name={digits()}",
-    "--config.model.conv_features=8",
-    "--config.model.primary_types=2",
-    "--config.model.primary_stride=4",
-    "--config.model.class_dim=4",
-    "--config.model.decoder_features=(16,)",
+    *TINY_MODEL,
     "--config.optimizer.learning_rate=3e-3",
 )
 HEARTBEAT = 10

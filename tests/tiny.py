@@ -44,6 +44,16 @@ def digits():
     return folder
 
 
+# ``tiny_model`` on a command line.
+TINY_MODEL = (
+    "--config.model.conv_features=8",
+    "--config.model.primary_types=2",
+    "--config.model.primary_stride=4",
+    "--config.model.class_dim=4",
+    "--config.model.decoder_features=(16,)",
+)
+
+
 def tiny_model(**options) -> configs.Model:
     """The configuration of 30,784 parameters."""
     return configs.Model(
