@@ -31,19 +31,25 @@ _COMPUTE_DTYPES = (np.dtype(np.float32), np.dtype(jnp.bfloat16))
 _INPUT_DTYPES = (*_COMPUTE_DTYPES, np.dtype(np.float64))
 
 
-def _on(platform: Platform, plan: Plan) -> Plan:
-    return plan._replace(form="ordinary") if platform.has_fast_convolution else plan
+def _on(platform: Platform, plan: Plan, num_channels: int) -> Plan:
+    if not platform.has_fast_convolution:
+        return plan
+    few = num_channels < platform.fewest_convolved_channels
+    form = "patches" if few else "ordinary"
+    return plan._replace(form=form, kernel_first=False, rounds_results=True)
 
 
 def _form_forward(image, kernel, *, plan: Plan, platform: Platform):
-    plan = _on(platform, plan)
+    plan = _on(platform, plan, kernel.shape[2])
     form = FORMS[plan.form]
     values = form.prepare(kernel, image.shape, plan)
-    return form.apply(image, values, kernel.shape, plan)
+    # Every platform's branch returns one type; what the next layer rounds again is
+    # never written in it.
+    return form.apply(image, values, kernel.shape, plan).astype(plan.sum_dtype)
 
 
 def _form_backward(image, kernel, gradient, *, plan: Plan, platform: Platform):
-    plan = _on(platform, plan)
+    plan = _on(platform, plan, kernel.shape[2])
     return FORMS[plan.form].backward(image, kernel, gradient, plan)
 
 
@@ -275,7 +281,7 @@ def prepare_kernel(
     )
     if plan is None:
         raise ValueError(f"No output: image {image_shape}, kernel {kernel.shape}.")
-    plan = _on(platform(jax.default_backend()), plan)
+    plan = _on(platform(jax.default_backend()), plan, kernel.shape[2])
     kernel = kernel.astype(plan.sum_dtype)
     values = jax.jit(FORMS[plan.form].prepare, static_argnums=(1, 2))(
         kernel, tuple(image_shape), plan

@@ -48,7 +48,7 @@ class Plan(NamedTuple):
 
     Attributes:
         form: ``"tiles"`` (see above), ``"patches"`` (every window becomes a row of one
-            matrix) or ``"ordinary"`` (left to XLA); the first two are for a CPU.
+            matrix) or ``"ordinary"`` (left to XLA).
         strides: Step of the window along each axis.
         padding: Pixels added (or removed, if negative) before and after each axis.
         operand_dtype: Type of what the matrix products multiply.
@@ -56,6 +56,8 @@ class Plan(NamedTuple):
         points: ``"fourier"`` or ``"toom"``.
         kernel_first: Whether the kernel is the first operand of the patches' product:
             faster in bfloat16 where it has been transposed before.
+        rounds_results: Whether results are rounded to ``operand_dtype`` once they are
+            summed: half of the memory traffic in bfloat16, as an accelerator needs it.
     """
 
     form: Literal["tiles", "patches", "ordinary"]
@@ -66,11 +68,17 @@ class Plan(NamedTuple):
     points: Literal["fourier", "toom"] = "fourier"
     precision: Any = None
     kernel_first: bool = False
+    rounds_results: bool = False
 
     @property
     def sum_dtype(self) -> np.dtype:
         """Type of everything that is not multiplied: float32, or float64."""
         return np.promote_types(self.operand_dtype, np.float32)
+
+    @property
+    def result_dtype(self) -> np.dtype:
+        """Type in which products of images leave for memory."""
+        return self.operand_dtype if self.rounds_results else self.sum_dtype
 
 
 # ---- constant matrices
@@ -149,11 +157,11 @@ def _bilinear_matrices(outputs, taps, kind: str):
 # ---- tiles
 
 
-def _matmul(a, b, contract=(-1, -2)):
-    """Batched matrix product; in bfloat16 only a float32 result is fast."""
+def _matmul(a, b, contract=(-1, -2), result=None):
+    """Batched matrix product; on a CPU, in bfloat16, only a float32 result is fast."""
     axes = ((a.ndim + contract[0],), (b.ndim + contract[1],))
     batch = tuple(range(a.ndim - 2))
-    result = jnp.promote_types(a.dtype, jnp.float32)
+    result = result or jnp.promote_types(a.dtype, jnp.float32)
     return lax.dot_general(a, b, (axes, (batch, batch)), preferred_element_type=result)
 
 
@@ -328,7 +336,7 @@ def _patches_apply(image, kernel_matrix, kernel_shape, plan: Plan):
     if plan.kernel_first:
         outputs = _matmul(kernel_matrix, rows, (-1, -1)).T
     else:
-        outputs = _matmul(rows, kernel_matrix)
+        outputs = _matmul(rows, kernel_matrix, result=plan.result_dtype)
     return outputs.reshape(*patches.shape[:3], -1)
 
 
@@ -351,7 +359,7 @@ def _ordinary_prepare(kernel, image_shape, plan: Plan):
     return kernel.astype(plan.operand_dtype)
 
 
-def _ordinary_apply(image, kernel, kernel_shape, plan: Plan, sum_dtype=None):
+def _ordinary_apply(image, kernel, kernel_shape, plan: Plan):
     del kernel_shape
     return lax.conv_general_dilated(
         image.astype(plan.operand_dtype),
@@ -360,16 +368,18 @@ def _ordinary_apply(image, kernel, kernel_shape, plan: Plan, sum_dtype=None):
         plan.padding,
         dimension_numbers=LAYOUT,
         precision=plan.precision,
-        preferred_element_type=sum_dtype or plan.sum_dtype,
+        preferred_element_type=plan.result_dtype,
     )
 
 
 def _ordinary_backward(image, kernel, gradient, plan: Plan):
     # The products' type all through: JAX's own gradient of a convolution of bfloat16
     # into float32 multiplies float32.
+    plan = plan._replace(rounds_results=True)
+
     def convolve(image, kernel):
         kernel = _ordinary_prepare(kernel, image.shape, plan)
-        return _ordinary_apply(image, kernel, None, plan, plan.operand_dtype)
+        return _ordinary_apply(image, kernel, None, plan)
 
     _, pullback = jax.vjp(convolve, image, kernel)
     return pullback(gradient.astype(plan.operand_dtype))

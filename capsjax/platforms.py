@@ -32,6 +32,8 @@ class Platform(NamedTuple):
         largest_held_votes_bytes: Votes that take more are never held.
         has_fast_convolution: Whether XLA's own convolution is fast, in its gradient
             too; otherwise :mod:`capsjax.convolution` chooses a form by shape.
+        fewest_convolved_channels: Where it is fast, images of fewer channels are cut
+            into patches all the same.
     """
 
     steps_per_dispatch: int
@@ -43,6 +45,7 @@ class Platform(NamedTuple):
     smallest_votes_free_batch: int
     largest_held_votes_bytes: int
     has_fast_convolution: bool
+    fewest_convolved_channels: int = 0
 
     def routing_form(
         self, num_examples: Any, votes_bytes: Any
@@ -87,9 +90,10 @@ _ACCELERATOR = Platform(
     slices_sums=False,
     block_bytes=2**25,
     largest_block=2**31,
-    smallest_votes_free_batch=9,
-    largest_held_votes_bytes=2**24,
+    smallest_votes_free_batch=sys.maxsize,
+    largest_held_votes_bytes=2**31,
     has_fast_convolution=True,
+    fewest_convolved_channels=8,
 )
 
 PLATFORMS: Mapping[str, Platform] = {
