@@ -22,6 +22,26 @@ def test_a_photo_is_turned_as_its_camera_was_held(tmp_path):
     np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "a.png")), expected)
 
 
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_every_pixel_of_a_tiff_file_is_where_its_orientation_puts_it(
+    dtype, compression, tmp_path
+):
+    pixels = np.arange(0, 240, 40).astype(dtype).reshape(2, 3)
+    for orientation, expected in (
+        (3, np.rot90(pixels, 2)),
+        (5, pixels.T),
+        (6, np.rot90(pixels, -1)),
+        (8, np.rot90(pixels)),
+    ):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        path = tmp_path / f"{orientation}.tiff"
+        Image.fromarray(pixels).save(path, exif=exif, compression=compression)
+        read = np.asarray(read_image(path, scale=(0.0, 255.0)).convert("L"))
+        np.testing.assert_array_equal(read, expected)
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_what_is_transparent_becomes_white_and_the_rest_stays(tmp_path, mode):
     image = Image.new("RGBA", (2, 1), (0, 0, 0, 0))

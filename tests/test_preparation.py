@@ -6,6 +6,7 @@ import struct
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+from test_pictures import png_of_deep_colour
 
 from capsjax.data import load
 from capsjax.data.image_file import ImageError, read_image
@@ -193,6 +194,15 @@ def test_bands_that_are_not_read_are_named(tmp_path):
     image = Preparation.of("", (5, 6, 3)).apply(path, notes=notes)
     np.testing.assert_array_equal(image, pixels[..., :3])
     assert notes == [f"{path} has 5 bands: only the first 3 are read"]
+
+
+def test_colour_of_more_than_8_bits_is_named_as_it_is_read_in_part(tmp_path):
+    pixels = np.arange(5 * 6 * 3, dtype=np.uint16).reshape(5, 6, 3) * 700
+    path, notes = tmp_path / "deep.png", []
+    path.write_bytes(png_of_deep_colour(pixels))
+    image = Preparation.of("", (5, 6, 3)).apply(path, notes=notes)
+    np.testing.assert_array_equal(image, pixels // 256)
+    assert notes == [f"{path} has 16 bits a channel: only the upper 8 are read"]
 
 
 def tiff_of_bands(pixels):

@@ -156,7 +156,12 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # What is too large is refused below.
-            with Image.open(expanded(path), formats=_FORMATS) as image:
+            # Not by its name: Pillow would map a TIFF file into memory, and mix up the
+            # pixels of one that is to be turned.
+            with (
+                open(expanded(path), "rb") as file,
+                Image.open(file, formats=_FORMATS) as image,
+            ):
                 _require_size(path, image)
                 yield image
     except ImageError:
@@ -190,6 +195,8 @@ def _left_out(image: Any, frame: int, scale: Scale) -> Iterator[str]:
     num_bands = getattr(image, "tag_v2", {}).get(277, num_read)
     if num_bands > num_read:
         yield f"has {num_bands} bands: only the first {num_read} are read"
+    if not _is_deep(image) and any(";16" in str(tile[3]) for tile in image.tile):
+        yield "has 16 bits a channel: only the upper 8 are read"
     if scale == "type" and _is_deep(image) and _black_and_white(image, scale) == "own":
         yield "has pixels without a common range: its own brightest becomes white"
 
