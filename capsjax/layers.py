@@ -7,6 +7,7 @@ components, ``j`` output capsules with ``d``.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -58,16 +59,18 @@ class Convolution(nn.Module):
     def __call__(
         self, image: Float[Array, "*batch h w c"]
     ) -> Float[Array, "*batch H W C"]:
-        """Convolves images, channels last.
+        """Convolves images, channels last, in the type of the kernel.
 
         Raises:
             TypeError: If the images are not floating-point numbers, but bytes, say.
         """
         require_unit_scale("image", image)
         *batch, height, width, channels = image.shape
-        image = image.reshape(-1, height, width, channels)
         shape = (self.kernel_size, self.kernel_size, channels, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        # With JAX_ENABLE_X64 even jnp.zeros has 64 bits.
+        image = jnp.asarray(image, kernel.dtype)
+        image = image.reshape(math.prod(batch), height, width, channels)
         strides = (self.stride, self.stride)
         if self.is_mutable_collection("prepared") and not self.is_initializing():
             prepared = prepare_kernel(
@@ -230,7 +233,7 @@ class Decoder(nn.Module):
     ) -> Float[Array, "*batch h w c"]:
         """Draws pixels from 0 to 1; the poses where the mask is zero have no say."""
         masked = pose * mask[..., None]
-        hidden = masked.reshape(*masked.shape[:-2], -1)
+        hidden = masked.reshape(*masked.shape[:-2], math.prod(masked.shape[-2:]))
         dense = functools.partial(
             make_dense, compute_dtype=self.compute_dtype, bias_init=self.bias_init
         )

@@ -1,6 +1,7 @@
 """Whole networks: an image in, class capsules and a reconstruction out; a baseline."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -167,7 +168,8 @@ class CapsNet(nn.Module):
 
     def route(self, primary: Float[Array, "*batch H W t d"]) -> Routed:
         """The class capsules that primary capsules vote for."""
-        capsules = primary.reshape(*primary.shape[:-4], -1, primary.shape[-1])
+        *batch, height, width, types, dim = primary.shape
+        capsules = primary.reshape(*batch, height * width * types, dim)
         return self.class_caps(capsules)
 
     def decode(
@@ -262,7 +264,7 @@ class BaselineCNN(nn.Module):
             )(hidden)
             bias = self.param(f"conv{n}_bias", self.bias_init, (features,), jnp.float32)
             hidden = nn.relu(hidden + jnp.broadcast_to(bias, hidden.shape))
-        hidden = hidden.reshape(*hidden.shape[:-3], -1)
+        hidden = hidden.reshape(*hidden.shape[:-3], math.prod(hidden.shape[-3:]))
         dense = functools.partial(
             make_dense, compute_dtype=self.compute_dtype, bias_init=self.bias_init
         )

@@ -76,8 +76,10 @@ baseline = BaselineCNN(
 def everything():
     found = []
     for module in (Convolution(4, 3), PrimaryCaps(2, 4, 3), network, baseline):
-        weights = module.init(jax.random.key(0), image)
+        # Zeros that are given no type have 64 bits there, and so has what NumPy makes.
+        weights = module.init(jax.random.key(0), jnp.zeros(image.shape))
         found.append((weights, module.apply(weights, image)))
+        found.append(module.apply(weights, image.astype(float)))
         found.append(jax.grad(
             lambda w: sum(x.sum() for x in jax.tree.leaves(module.apply(w, image)))
         )(weights))

@@ -113,6 +113,17 @@ def test_layers_take_any_number_of_batch_axes(key, batch):
     np.testing.assert_allclose(capsules.reshape(flat.shape), flat, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_images_of_another_float_type_are_taken_in_that_of_the_kernel(key, dtype):
+    image = jax.random.normal(key, (2, 9, 9, 2)).astype(dtype)
+    layer = primary_caps()
+    params = layer.init(key, image)
+    capsules = layer.apply(params, image)
+    assert capsules.dtype == params["params"]["conv"]["kernel"].dtype == jnp.float32
+    expected = layer.apply(params, image.astype(jnp.float32))
+    np.testing.assert_array_equal(capsules, expected)
+
+
 def test_the_scale_is_of_the_convolution_and_not_of_the_bias(key):
     # In the authors' code one round of routing makes it the 32nd part.
     image = jax.random.normal(key, (9, 7, 5))

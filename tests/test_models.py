@@ -54,6 +54,15 @@ def test_any_image_and_class_count_works(key, shape, num_classes):
     assert drawn.shape == image.shape
 
 
+@pytest.mark.parametrize("kind", [CapsNet, BaselineCNN])
+def test_no_images_have_no_answers(key, kind):
+    model = kind((17, 17, 1), 3, conv_features=(4,) if kind is BaselineCNN else 4)
+    params = jax.eval_shape(model.init, key, jnp.zeros((1, 17, 17, 1)))
+    found = jax.eval_shape(model.apply, params, jnp.zeros((0, 17, 17, 1)))
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(found)} == {0}
+    assert len(jax.tree.leaves(found)) == (1 if kind is BaselineCNN else 3)
+
+
 def test_too_small_an_image_is_told_the_smallest(key):
     model = CapsNet((16, 28, 1), 10, **SMALL)
     with pytest.raises(ValueError, match=r"16x28 is too small .* smallest is 17x17"):
