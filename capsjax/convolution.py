@@ -31,16 +31,23 @@ _COMPUTE_DTYPES = (np.dtype(np.float32), np.dtype(jnp.bfloat16))
 _INPUT_DTYPES = (*_COMPUTE_DTYPES, np.dtype(np.float64))
 
 
-def _on(platform: Platform, plan: Plan, num_channels: int) -> Plan:
+def _on(platform: Platform, plan: Plan, image_shape, kernel_shape) -> Plan:
+    """The plan for a platform: as it is for a CPU, or one that leaves all to XLA."""
     if not platform.has_fast_convolution:
         return plan
-    few = num_channels < platform.fewest_convolved_channels
-    form = "patches" if few else "ordinary"
+    form = "ordinary"
+    outputs = output_size(image_shape, kernel_shape, plan)
+    if kernel_shape[2] < platform.fewest_convolved_channels:
+        form = "patches"
+    elif max(plan.strides) > 1 and any(map(operator.gt, kernel_shape, outputs)):
+        # XLA takes the larger of gradient and kernel for the image, and no longer sees
+        # that the stride's zeros need no products: four times the work.
+        form = "phases"
     return plan._replace(form=form, kernel_first=False, rounds_results=True)
 
 
 def _form_forward(image, kernel, *, plan: Plan, platform: Platform):
-    plan = _on(platform, plan, kernel.shape[2])
+    plan = _on(platform, plan, image.shape, kernel.shape)
     form = FORMS[plan.form]
     values = form.prepare(kernel, image.shape, plan)
     # Every platform's branch returns one type; what the next layer rounds again is
@@ -49,7 +56,7 @@ def _form_forward(image, kernel, *, plan: Plan, platform: Platform):
 
 
 def _form_backward(image, kernel, gradient, *, plan: Plan, platform: Platform):
-    plan = _on(platform, plan, kernel.shape[2])
+    plan = _on(platform, plan, image.shape, kernel.shape)
     return FORMS[plan.form].backward(image, kernel, gradient, plan)
 
 
@@ -281,7 +288,7 @@ def prepare_kernel(
     )
     if plan is None:
         raise ValueError(f"No output: image {image_shape}, kernel {kernel.shape}.")
-    plan = _on(platform(jax.default_backend()), plan, kernel.shape[2])
+    plan = _on(platform(jax.default_backend()), plan, image_shape, kernel.shape)
     kernel = kernel.astype(plan.sum_dtype)
     values = jax.jit(FORMS[plan.form].prepare, static_argnums=(1, 2))(
         kernel, tuple(image_shape), plan

@@ -1,4 +1,4 @@
-"""Three ways to compute a convolution and its gradients, as matrix products or not.
+"""Four ways to compute a convolution and its gradients, as matrix products or not.
 
 ``tiles`` is the one that saves multiplications:
 
@@ -48,7 +48,8 @@ class Plan(NamedTuple):
 
     Attributes:
         form: ``"tiles"`` (see above), ``"patches"`` (every window becomes a row of one
-            matrix) or ``"ordinary"`` (left to XLA).
+            matrix), ``"ordinary"`` (left to XLA) or ``"phases"`` (left to XLA, after
+            the first step of tiles has made the stride one).
         strides: Step of the window along each axis.
         padding: Pixels added (or removed, if negative) before and after each axis.
         operand_dtype: Type of what the matrix products multiply.
@@ -60,7 +61,7 @@ class Plan(NamedTuple):
             summed: half of the memory traffic in bfloat16, as an accelerator needs it.
     """
 
-    form: Literal["tiles", "patches", "ordinary"]
+    form: Literal["tiles", "patches", "ordinary", "phases"]
     strides: tuple[int, int]
     padding: tuple[tuple[int, int], tuple[int, int]]
     operand_dtype: np.dtype
@@ -385,7 +386,37 @@ def _ordinary_backward(image, kernel, gradient, plan: Plan):
     return pullback(gradient.astype(plan.operand_dtype))
 
 
-# ---- all three
+# ---- phases
+
+
+def _phases_prepare(kernel, image_shape, plan: Plan):
+    phases = _kernel_phases(kernel, plan)
+    taps = ceil_div(kernel.shape, plan.strides)
+    phases = phases.reshape(*taps, *phases.shape[1:])
+    return _ordinary_prepare(phases, image_shape, plan)
+
+
+def _phases_apply(image, phases, kernel_shape, plan: Plan):
+    outputs, taps = output_size(image.shape, kernel_shape, plan), phases.shape
+    sizes = (outputs[0] + taps[0] - 1, outputs[1] + taps[1] - 1)
+    image = _image_phases(image, sizes, plan).transpose(0, 1, 3, 2, 4, 5)
+    image = image.reshape(*image.shape[:3], -1)
+    plan = plan._replace(strides=(1, 1), padding=((0, 0), (0, 0)))
+    return _ordinary_apply(image, phases, None, plan)
+
+
+def _phases_backward(image, kernel, gradient, plan: Plan):
+    plan = plan._replace(rounds_results=True)
+
+    def convolve(image, kernel):
+        phases = _phases_prepare(kernel, image.shape, plan)
+        return _phases_apply(image, phases, kernel.shape, plan)
+
+    _, pullback = jax.vjp(convolve, image, kernel)
+    return pullback(gradient.astype(plan.operand_dtype))
+
+
+# ---- all four
 
 
 class _Form(NamedTuple):
@@ -400,4 +431,5 @@ FORMS = {
     "tiles": _Form(_tiles_prepare, _tiles_apply, _tiles_backward),
     "patches": _Form(_patches_prepare, _patches_apply, _patches_backward),
     "ordinary": _Form(_ordinary_prepare, _ordinary_apply, _ordinary_backward),
+    "phases": _Form(_phases_prepare, _phases_apply, _phases_backward),
 }

@@ -27,6 +27,8 @@ FORMS = (
     ("patches", jnp.bfloat16),
     ("ordinary", np.float32),
     ("ordinary", jnp.bfloat16),
+    ("phases", np.float32),
+    ("phases", jnp.bfloat16),
 )
 
 # image, kernel, strides, padding
@@ -153,6 +155,7 @@ CHOSEN = {
     "tiles": "primary capsules",
     "patches": "first layer, colour",
     "ordinary": "one tile, stride 1",
+    "phases": "left-over pixels",
 }
 
 
@@ -174,6 +177,23 @@ def test_the_rule_takes_every_form():
     assert form((64, 24, 24, 16), (3, 3, 16, 32), stride=1) == "ordinary"
     assert form((64, 24, 24, 16), (3, 3, 16, 32), stride=2) == "tiles"
     assert form((64, 20, 20, 16), (9, 9, 16, 128), stride=1) == "tiles"
+
+
+def test_an_accelerator_multiplies_no_zeros_of_a_stride():
+    # For a window larger than the outputs XLA would multiply the zeros between the
+    # gradient's numbers, an array of 11 x 11 where 6 x 6 are not zero.
+    def convolutions(size, window, channels):
+        shapes = (4, size, size, channels), (window, window, channels, 16)
+        operands = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+        function = plain((2, 2), "VALID", conv_general_dilated)
+        gradient = jax.grad(lambda *x: jnp.sum(function(*x) ** 2), (0, 1))
+        exported = jax.export.export(jax.jit(gradient), platforms=["cuda"])(*operands)
+        text = exported.mlir_module()
+        return text.count("stablehlo.convolution"), "dilate = [2, 2]" in text
+
+    assert convolutions(20, 9, 16) == (3, False)
+    assert convolutions(40, 9, 16) == (3, True)
+    assert convolutions(20, 9, 1) == (0, False)
 
 
 def test_a_prepared_kernel_pays_for_fewer_images():
