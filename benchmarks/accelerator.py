@@ -59,8 +59,8 @@ from typing import Any
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 # The shares in seconds, and the modules of accelerator_parts.
-SHARES = {"correctness": 85, "ceilings": 15, "step": 95}
-SHARES |= {"routing": 50, "torch": 60, "plain": 45}
+SHARES = {"correctness": 75, "ceilings": 15, "step": 140}
+SHARES |= {"routing": 40, "torch": 50, "plain": 40}
 MODULES = {name: name for name in SHARES} | {
     "routing": "routing_forms",
     "torch": "torch_peer",

@@ -163,9 +163,10 @@ class DynamicRouting:
         They are made again in every round, for a few input capsules at a time
         (:mod:`capsjax.routings.votes_free`): several times faster for a batch on a
         CPU, and in a fraction of the memory. Where the platform's row says so
-        (:mod:`capsjax.platforms`; on a CPU for fewer than 16 examples), and where the
-        size of the batch is not known, ``self(cast_votes(capsules, weight))`` is
-        faster and is what computes; ``unroll`` and ``remat`` matter to these only.
+        (:mod:`capsjax.platforms`; on a CPU for fewer than 16 examples, on accelerators
+        for votes of up to 2 GB), and where the size of the batch is not known,
+        ``self(cast_votes(capsules, weight))`` is faster and is what computes;
+        ``unroll`` and ``remat`` matter to these only.
 
         Examples that ``jax.vmap`` maps over are examples of the batch. Weights or
         biases that it maps over are taken one after the other.
