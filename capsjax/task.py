@@ -71,7 +71,7 @@ class Task(NamedTuple):
     def preparation(self) -> Preparation:
         """How a picture becomes such an image."""
         shape = self.train_set.image_shape
-        return self.train_set.preparation or Preparation("as_is", *shape, scale="own")
+        return self.train_set.preparation or Preparation("as_is", *shape)
 
     def about(self) -> dict[str, Any]:
         """What ``dataset.json`` holds."""

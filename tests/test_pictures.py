@@ -100,7 +100,7 @@ def idx_folder(height, width, image_size=0):
 
     def make(tmp_path, _):
         for prefix in ("train", "t10k"):
-            image = noise(20, height, width)
+            image = noise(20, height, width, most=200)
             for kind, array in (("images-idx3", image), ("labels-idx1", noise(20) % 3)):
                 path = tmp_path / f"{prefix}-{kind}-ubyte.gz"
                 path.write_bytes(gzip.compress(idx_bytes(array)))
@@ -238,8 +238,17 @@ def test_own_test_images_as_files_give_what_the_arrays_give(
     files = [str(tmp_path / f"{number}.png") for number in range(len(image))]
     for one, file in zip(image, files, strict=True):
         save(one, file)
+    about = json.loads((tmp_path / "run" / "dataset.json").read_text())["preparation"]
+    few = image
+    is_deep = not isinstance(about["scale"], str)
+    if about["kind"] == "as_is" and not is_deep and about["channels"] < 3:
+        # By the full range of 16 bits, and not by each picture's brightest pixel.
+        image = np.concatenate([image, few])
+        for number, one in enumerate(few):
+            files.append(str(tmp_path / f"deep{number}.png"))
+            save(one.astype(np.uint16) * 257, files[-1])
     if test_set.files is not None:  # What they were read from must give the same.
-        image = np.concatenate([image, image])
+        image = np.concatenate([image, few])
         files += [f"{tmp_path}/photos/{file}" for file in test_set.files[:NUM_FILES]]
     capsys.readouterr()
     command = ["--workdir", str(tmp_path / "run"), "--json", *files]
