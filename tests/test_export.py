@@ -50,7 +50,7 @@ def export_any_batch(function, shape, **options):
     return export.export(jax.jit(function), **options)(inputs)
 
 
-QUICK = ("capsules", "convolution", "network", "baseline")
+QUICK = ("capsules", "convolution", "baseline")
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ def assert_same(one, other):
     jax.tree.map(np.testing.assert_array_equal, one[1], other[1])
 
 
+@pytest.mark.slow
 def test_images_on_the_devices_make_the_same_run_bit_for_bit(tmp_path):
     runs = {}
     for placement in ("host", "device"):
@@ -57,7 +58,7 @@ def test_images_on_the_devices_make_the_same_run_bit_for_bit(tmp_path):
     assert_same(runs["host"], runs["device"])
 
 
-@pytest.mark.slow
+@pytest.mark.variant
 def test_outcomes_that_are_read_late_make_the_same_run(tmp_path, monkeypatch):
     config = tiny()
     at_once = run(config, tmp_path / "at once")

@@ -130,7 +130,7 @@ def start_stack(layers, num_inputs, dim, input_length):
         (400, 8, 10, 64, 0.1),
         (400, 8, 100, 4, 0.01),
         (4000, 8, 2, 4, PRIMARY_LENGTH),
-        pytest.param(100_000, 8, 10, 16, PRIMARY_LENGTH, marks=pytest.mark.slow),
+        pytest.param(100_000, 8, 10, 16, PRIMARY_LENGTH, marks=pytest.mark.variant),
     ],
 )
 def test_class_capsules_of_any_inputs_start_as_long_as_the_papers(

@@ -64,7 +64,7 @@ def test_of_a_run_of_before_it_is_what_its_results_tell(workdir, damaged):
     assert record(workdir, 31, num_epochs=9) == [(0, 9, "stop")]
 
 
-@pytest.mark.slow
+@pytest.mark.variant
 def test_an_extended_run_says_so_before_its_end_and_in_its_result(workdir, monkeypatch):
     config = tiny()
     assert [one["step"] for one in train.train(config, workdir)["history"]] == [0]

@@ -246,7 +246,7 @@ def equal_to_rounding(one, other):
         np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.variant
 def test_two_processes_train_like_one_with_as_many_devices(whole):
     workdir = whole[0].parent / "one"
     ended(start_one(workdir, 4), 0)

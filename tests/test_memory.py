@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import variants
 from tiny import made, pairs
 
 from capsjax import config as configs
@@ -67,7 +68,7 @@ def test_state_and_data_are_counted_to_the_byte():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["capsnet", "cnn"])
+@pytest.mark.parametrize("name", ["capsnet", *variants("cnn")])
 def test_a_step_of_the_papers_networks_needs_what_is_said(name):
     config = configs.Config(steps_per_dispatch=1)
     config.model.name = name

@@ -149,6 +149,7 @@ def test_of_several_classes_the_longest_are_named(capsules, two_digits):
         assert told["label"] == str(first)
 
 
+@pytest.mark.variant
 def test_the_command_tells_both_figures_of_several_classes(
     capsules, two_digits, capsys
 ):
@@ -178,6 +179,7 @@ def test_overlaps_are_right_ones_wrong_ones_and_what_is_not_there():
     ]
 
 
+@pytest.mark.variant
 def test_what_is_measured_of_the_baseline_is_written_down(baseline):
     path, result = baseline
     fields = {"loss", "cross_entropy", "accuracy", "images_per_second"}
@@ -215,6 +217,7 @@ def test_the_baseline_is_evaluated_without_capsules(baseline, corners, capsys):
     assert names == {"samples", "confusion", "training", "mistakes", "evaluation"}
 
 
+@pytest.mark.variant
 def test_an_ensemble_averages_lengths(capsules, two_digits, capsys):
     path, _ = capsules
     run = load_run(path)
