@@ -400,7 +400,9 @@ def test_too_much_memory_is_refused_before_any_is_taken(
     monkeypatch.setattr(generated.Generated, "fixed", never)
     with pytest.raises(DatasetError, match=what) as error:
         load(name, **{"max_bytes": 10**9, **options})
-    assert "are allowed: choose a smaller image_size" in str(error.value)
+    allowed = {"max_bytes": 10**9, **options}["max_bytes"] / 1e9
+    told = f"at most {allowed:.3g} GB are allowed: choose a smaller image_size"
+    assert told in str(error.value)
 
 
 def test_the_header_of_an_archive_tells_how_much_memory_it_needs(folder):

@@ -151,7 +151,7 @@ def test_all_bad_files_of_both_splits_are_named_at_once(damaged, split):
     told = str(error.value)
     assert told.count(f"{damaged}/") == 10
     assert "3 more files can't be read" in told
-    assert "these 13 files" in told
+    assert "replace these 13 files or take them away" in told
     assert "--config.data.skip_bad_files=true" in told
 
 

@@ -266,7 +266,7 @@ def require_memory(
         size = " x ".join(map(str, image_shape))
         raise DatasetError(
             f"the {num_images:,} images of {name} at {size} would take "
-            f"{num_bytes / 1e9:.1f} GB of memory, and at most {max_bytes / 1e9:.1f} GB "
+            f"{num_bytes / 1e9:.3g} GB of memory, and at most {max_bytes / 1e9:.3g} GB "
             "are allowed: choose a smaller image_size, or allow for more"
         )
 

@@ -192,10 +192,14 @@ class _Reader:
                 self._tried(preparation.apply, file)
         reasons = [*self.bad.values()]
         more = _and_more(len(reasons) - _MOST_NAMED, "files can't be read")
-        what = "the file" if len(reasons) == 1 else f"these {len(reasons)} files"
+        what, them = (
+            ("the file", "it")
+            if len(reasons) == 1
+            else (f"these {len(reasons)} files", "them")
+        )
         raise DatasetError(
-            f"{'; '.join([*reasons[:_MOST_NAMED], *more])}; replace {what} or take it "
-            "away, or set skip_bad_files (--config.data.skip_bad_files=true)"
+            f"{'; '.join([*reasons[:_MOST_NAMED], *more])}; replace {what} or take "
+            f"{them} away, or set skip_bad_files (--config.data.skip_bad_files=true)"
         )
 
     def _require_every_class(self, label: np.ndarray) -> None:
