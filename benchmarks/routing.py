@@ -2,6 +2,7 @@
 
     python benchmarks/routing.py                  the paper's size, about two minutes
     python benchmarks/routing.py --quick          a quarter of the batch, few repeats
+    python benchmarks/routing.py --plain          beside a plain loop over einsums
     python benchmarks/routing.py --grow           cost against batch, i, j, d, c, rounds
     python benchmarks/routing.py --grow --figure growth.png --json growth.jsonl
 
@@ -13,6 +14,8 @@ faster": the median over the repeats of the plain loop's time divided by the for
 
 import argparse
 import dataclasses
+import functools
+import itertools
 import json
 import operator
 import os
@@ -62,15 +65,33 @@ class Problem(NamedTuple):
         return self.batch * self.i * self.j * self.d
 
 
+def einsum_loop(capsules: jax.Array, weight: jax.Array, rounds: int = 3) -> jax.Array:
+    """Poses as one writes them first: votes, then rounds written out, by einsums."""
+    votes = jnp.einsum("bic,ijdc->bijd", capsules, weight)
+    # Without the barrier XLA spends seconds on the softmax of a constant.
+    logit = jax.lax.optimization_barrier(jnp.zeros(votes.shape[:-1]))
+    for n in range(rounds):
+        coupling = jax.nn.softmax(logit, axis=-1)
+        s = jnp.einsum("bij,bijd->bjd", coupling, votes)
+        square = jnp.sum(s * s, axis=-1, keepdims=True)
+        pose = square / (1 + square) * s / jnp.sqrt(square + 1e-9)
+        if n + 1 < rounds:
+            logit = logit + jnp.einsum("bijd,bjd->bij", votes, pose)
+    return pose
+
+
 class Form(NamedTuple):
     """A way to compute the same poses."""
 
     routing: DynamicRouting = DynamicRouting()
     votes_free: bool = False
     dtype: str = "float32"
+    is_plain: bool = False
 
     def route(self, num_iterations: int) -> Callable[..., jax.Array]:
         """A function from capsules and weight to poses."""
+        if self.is_plain:
+            return functools.partial(einsum_loop, rounds=num_iterations)
         value = dataclasses.replace(self.routing, num_iterations=num_iterations)
         if self.votes_free:
             return lambda capsules, weight: value.from_capsules(capsules, weight).pose
@@ -95,19 +116,20 @@ class Form(NamedTuple):
         return problem.votes * (products * problem.c + sums)
 
 
-PLAIN = "fori_loop"
+PLAIN, VOTES, VOTES_FREE = "plain einsum loop", "routing(votes)", "DenseCaps"
 FORMS = {
-    PLAIN: Form(),
-    "unrolled": Form(DynamicRouting(unroll=True)),
+    PLAIN: Form(is_plain=True),
+    VOTES: Form(),
+    "fori_loop": Form(DynamicRouting(unroll=1)),
     "body rematerialised": Form(DynamicRouting(remat="body")),
     "all rematerialised": Form(DynamicRouting(remat="full")),
-    "votes-free": Form(votes_free=True),
-    "fori_loop, stop-gradient": Form(DynamicRouting(stop_gradient=True)),
-    "votes-free, stop-gradient": Form(
+    VOTES_FREE: Form(votes_free=True),
+    "routing(votes), stop-gradient": Form(DynamicRouting(stop_gradient=True)),
+    "DenseCaps, stop-gradient": Form(
         DynamicRouting(stop_gradient=True), votes_free=True
     ),
-    "fori_loop, bfloat16": Form(dtype="bfloat16"),
-    "votes-free, bfloat16": Form(votes_free=True, dtype="bfloat16"),
+    "routing(votes), bfloat16": Form(dtype="bfloat16"),
+    "DenseCaps, bfloat16": Form(votes_free=True, dtype="bfloat16"),
 }
 
 
@@ -256,6 +278,56 @@ def print_forms(records: list[dict[str, Any]]) -> None:
         )
 
 
+# Inputs and batches at which neither of our forms may take more time or memory than the
+# plain loop by more than a tenth.
+LIMITED = {
+    "1152x128": Problem(),
+    "20000x1": Problem(batch=1, i=20_000),
+    "30000x1": Problem(batch=1, i=30_000),
+    "100000x16": Problem(batch=16, i=100_000),
+}
+
+
+def compare_with_plain(
+    problems: Iterable[Problem], repeats: int
+) -> Iterable[dict[str, Any]]:
+    """One record for each problem, direction and form, beside the plain loop."""
+    for problem, backward in itertools.product(problems, (False, True)):
+        programs = {
+            name: compile_program(FORMS[name], problem, backward=backward)
+            for name in (PLAIN, VOTES, VOTES_FREE)
+        }
+        times = measure(programs, repeats)
+        for name, own in times.items():
+            temporary, plain = (programs[x].temporary_bytes for x in (name, PLAIN))
+            yield {
+                "form": name,
+                "backward": backward,
+                "problem": problem._asdict(),
+                "median_ms": statistics.median(own),
+                "min_ms": min(own),
+                "ratio": statistics.median(map(operator.truediv, own, times[PLAIN])),
+                "temporary_bytes": temporary,
+                "temporary_ratio": temporary / plain,
+                "environment": environment(),
+            }
+
+
+def print_limited(records: list[dict[str, Any]]) -> None:
+    print("Environment:", ", ".join(f"{k} {v}" for k, v in environment().items()), "\n")
+    print_table(
+        "inputs x batch | direction | form | ms, median (min) | times the plain loop's "
+        "| temporary MB | times the plain loop's",
+        (
+            f"{r['problem']['i']} x {r['problem']['batch']} | "
+            f"forward{' + backward' * r['backward']} | {r['form']} | "
+            f"{r['median_ms']:.1f} ({r['min_ms']:.1f}) | {r['ratio']:.2f} | "
+            f"{r['temporary_bytes'] / 1e6:.1f} | {r['temporary_ratio']:.2f}"
+            for r in records
+        ),
+    )
+
+
 def grow(problem: Problem, repeats: int) -> Iterable[dict[str, Any]]:
     """One record for each size, axis and form, of poses and gradients together."""
     machine = measure_machine(repeats)
@@ -267,7 +339,7 @@ def grow(problem: Problem, repeats: int) -> Iterable[dict[str, Any]]:
             (name, size): compile_program(
                 FORMS[name], problem._replace(**{axis: size}), backward=True
             )
-            for name in (PLAIN, "votes-free")
+            for name in (PLAIN, VOTES_FREE)
             for size in sizes
         }
         for (name, size), times in measure(programs, repeats).items():
@@ -292,7 +364,7 @@ def grow(problem: Problem, repeats: int) -> Iterable[dict[str, Any]]:
 def curves(records: list[dict[str, Any]], value: str):
     """Axis, form, sizes and values of every curve."""
     for axis in Problem._fields:
-        for form in (PLAIN, "votes-free"):
+        for form in (PLAIN, VOTES_FREE):
             own = [r for r in records if (r["axis"], r["form"]) == (axis, form)]
             yield axis, form, [r["size"] for r in own], [r[value] for r in own]
 
@@ -347,6 +419,13 @@ def draw_growth(records: list[dict[str, Any]], path: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time and memory of dynamic routing.")
     parser.add_argument("--quick", action="store_true", help="smaller and shorter")
+    parser.add_argument(
+        "--plain",
+        nargs="*",
+        choices=LIMITED,
+        metavar="INPUTSxBATCH",
+        help=f"beside a plain loop, at some or all of {', '.join(LIMITED)}",
+    )
     parser.add_argument("--grow", action="store_true", help="cost against every size")
     parser.add_argument("--repeats", type=int, help="runs of each program")
     parser.add_argument("--json", metavar="FILE", help="append the records to FILE")
@@ -356,9 +435,14 @@ def main() -> None:
         parser.error("--figure draws what --grow measures")
     problem = Problem(batch=32) if options.quick else Problem()
     repeats = options.repeats or (3 if options.quick else 10)
-    measured = grow if options.grow else compare_forms
-    records = list(measured(problem, repeats))
-    (print_growth if options.grow else print_forms)(records)
+    if options.plain is not None:
+        problems = [LIMITED[name] for name in options.plain or LIMITED]
+        records = list(compare_with_plain(problems, repeats))
+        print_limited(records)
+    else:
+        measured = grow if options.grow else compare_forms
+        records = list(measured(problem, repeats))
+        (print_growth if options.grow else print_forms)(records)
     if options.json:
         with open(options.json, "a") as file:
             file.writelines(json.dumps(record) + "\n" for record in records)
