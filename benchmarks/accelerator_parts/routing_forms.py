@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import routing
-from accelerator_parts import reference
 from accelerator_parts.points import Part, first_line, seconds_of
 from routing import Form, Problem
 
@@ -49,7 +48,7 @@ def route_votes_free(capsules, weight, num_iterations):
 FORMS = {
     "votes-free": Written(route_votes_free, votes_free=True),
     "votes": Form(),
-    "einsum loop": Written(reference.route_capsules, votes_free=False),
+    "einsum loop": Form(is_plain=True),
 }
 
 
