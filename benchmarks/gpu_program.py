@@ -31,7 +31,7 @@ from jax.sharding import PartitionSpec as P
 
 from capsjax.data import Batch
 from capsjax.models import make_model
-from capsjax.parallel import AXIS
+from capsjax.runtime.devices import AXIS
 from capsjax.step import (
     init_state,
     make_optimizer,

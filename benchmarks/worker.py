@@ -33,7 +33,7 @@ from capsjax.feed import stack_batches
 from capsjax.layers import Convolution, Decoder
 from capsjax.losses import reconstruction_loss
 from capsjax.models import make_model, prepare
-from capsjax.parallel import parallel, replicated
+from capsjax.runtime.devices import parallel, replicated
 from capsjax.step import (
     init_state,
     make_optimizer,

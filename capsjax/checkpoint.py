@@ -26,8 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from capsjax.console import warn
-from capsjax.hosts import is_writer, require_same, wait_for_all
+from capsjax.runtime.console import warn
+from capsjax.runtime.hosts import is_writer, require_same, wait_for_all
 
 State = TypeVar("State")
 

@@ -24,8 +24,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from capsjax.convolution_forms import FORMS, LAYOUT, Plan, ceil_div, output_size
-from capsjax.parallel import leave_sharding_to_xla, spec_of, vary_alike
-from capsjax.platforms import Platform, by_platform, platform
+from capsjax.runtime.devices import leave_sharding_to_xla, spec_of, vary_alike
+from capsjax.runtime.platforms import Platform, by_platform, platform
 
 _COMPUTE_DTYPES = (np.dtype(np.float32), np.dtype(jnp.bfloat16))
 _INPUT_DTYPES = (*_COMPUTE_DTYPES, np.dtype(np.float64))

@@ -26,9 +26,7 @@ from jaxtyping import Array, Float, Int
 
 from capsjax import config as configs
 from capsjax.checkpoint import CheckpointError
-from capsjax.compilation import keep_compiled_programs
 from capsjax.confusion import commonest_confusions
-from capsjax.console import answer, command, printable, shortened, warn
 from capsjax.data import Batch, Dataset, DatasetError, NotFoundError, load
 from capsjax.data.augment import crop_middle, scale_to_unit
 from capsjax.data.layout import own_splits
@@ -43,10 +41,12 @@ from capsjax.measure import (
 )
 from capsjax.models import BaselineCNN, Network, mask_longest
 from capsjax.ops import safe_norm
-from capsjax.parallel import AXIS, my_shares, require_devices
-from capsjax.paths import expanded
 from capsjax.provenance import provenance
 from capsjax.run import Prediction, Run, load_run
+from capsjax.runtime.compile_cache import keep_compiled_programs
+from capsjax.runtime.console import answer, command, printable, shortened, warn
+from capsjax.runtime.devices import AXIS, my_shares, require_devices
+from capsjax.runtime.paths import expanded
 from capsjax.workdir import WorkdirError, write_json
 
 # A capsule is dead if it was never longer, saturated if it was never shorter.

@@ -16,8 +16,8 @@ from jaxtyping import Array, Int
 
 from capsjax import config as configs
 from capsjax.data import Batch, Dataset, Generated, batch_indices
-from capsjax.parallel import my_shares, replicated, sharded, spread
-from capsjax.platforms import platform
+from capsjax.runtime.devices import my_shares, replicated, sharded, spread
+from capsjax.runtime.platforms import platform
 
 
 class Feed:

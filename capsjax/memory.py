@@ -18,7 +18,7 @@ from capsjax.data import Batch, Dataset, Generated
 from capsjax.evaluate import make_eval_step
 from capsjax.feed import is_held, num_bytes, steps_per_dispatch
 from capsjax.models import Network
-from capsjax.parallel import AXIS
+from capsjax.runtime.devices import AXIS
 from capsjax.step import init_state, make_optimizer, make_train_step
 
 

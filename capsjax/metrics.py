@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from capsjax.console import warn
+from capsjax.runtime.console import warn
 from capsjax.workdir import write_text, writing
 
 

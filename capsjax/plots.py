@@ -19,8 +19,8 @@ from matplotlib.colors import LinearSegmentedColormap, LogNorm, to_rgb
 from matplotlib.lines import Line2D
 
 from capsjax.confusion import commonest_confusions
-from capsjax.console import shortened, warn
-from capsjax.paths import expanded
+from capsjax.runtime.console import shortened, warn
+from capsjax.runtime.paths import expanded
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLES = ("-", "--", ":", "-.")

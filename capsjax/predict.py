@@ -19,15 +19,15 @@ import numpy as np
 from jaxtyping import UInt8
 
 from capsjax.checkpoint import CheckpointError
-from capsjax.compilation import keep_compiled_programs
-from capsjax.console import answer, command, fail, json_text, printable, warn
 from capsjax.data.image_file import ImageError, is_visible
 from capsjax.data.picture import UnclearGroundError
 from capsjax.data.preparation import DRAWN, Preparation
 from capsjax.models import BaselineCNN
-from capsjax.parallel import require_devices
-from capsjax.paths import expanded
 from capsjax.run import Prediction, Run, load_run
+from capsjax.runtime.compile_cache import keep_compiled_programs
+from capsjax.runtime.console import answer, command, fail, json_text, printable, warn
+from capsjax.runtime.devices import require_devices
+from capsjax.runtime.paths import expanded
 from capsjax.workdir import WorkdirError
 
 _NAME = "capsjax.predict"

@@ -5,7 +5,7 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-from capsjax.paths import expanded
+from capsjax.runtime.paths import expanded
 
 _PACKAGED = "capsjax"
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from capsjax import config as configs
 from capsjax import history
-from capsjax.console import answer, command, shortened
+from capsjax.runtime.console import answer, command, shortened
 from capsjax.workdir import Workdir, WorkdirError, differences
 
 # What does not change what is learnt.

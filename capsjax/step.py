@@ -25,7 +25,7 @@ from capsjax.data.augment import (
 )
 from capsjax.measure import Metrics, image_metrics
 from capsjax.models import BaselineCNN, Network
-from capsjax.parallel import AXIS
+from capsjax.runtime.devices import AXIS
 
 # What a step folds into its key to draw the crops, and the dropout. The shifts take the
 # key itself, of which they use what 0 and 1 would make.

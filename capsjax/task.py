@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Float
 
 from capsjax import config as configs
-from capsjax.console import say
 from capsjax.data import (
     BY_CLASS,
     Dataset,
@@ -30,6 +29,7 @@ from capsjax.data.source import may_name_a_place
 from capsjax.measure import balanced_weights
 from capsjax.memory import estimate_memory
 from capsjax.models import BaselineCNN, Network, make_model, num_parameters
+from capsjax.runtime.console import say
 
 
 class Task(NamedTuple):

@@ -23,13 +23,18 @@ import numpy as np
 from capsjax import config as configs
 from capsjax import history
 from capsjax.checkpoint import CheckpointError, Checkpoints
-from capsjax.compilation import keep_compiled_programs
-from capsjax.console import Progress, command, fail, say, warn
 from capsjax.data import Dataset, DatasetError, batch_indices
 from capsjax.evaluate import evaluate, make_eval_step
 from capsjax.feed import Feed
 from capsjax.flags import UsageError, parse
-from capsjax.hosts import (
+from capsjax.measure import Metrics
+from capsjax.metrics import MetricWriter
+from capsjax.models import num_parameters
+from capsjax.provenance import provenance
+from capsjax.runtime.compile_cache import keep_compiled_programs
+from capsjax.runtime.console import Progress, command, fail, say, warn
+from capsjax.runtime.devices import DeviceError, parallel, replicated, require_devices
+from capsjax.runtime.hosts import (
     HostsError,
     advice,
     agree_to_stop,
@@ -39,13 +44,8 @@ from capsjax.hosts import (
     require_same,
     wait_for_all,
 )
-from capsjax.interrupt import Interrupt, Interrupted, noticed
-from capsjax.measure import Metrics
-from capsjax.metrics import MetricWriter
-from capsjax.models import num_parameters
-from capsjax.parallel import DeviceError, parallel, replicated, require_devices
-from capsjax.platforms import platform
-from capsjax.provenance import provenance
+from capsjax.runtime.interrupt import Interrupt, Interrupted, noticed
+from capsjax.runtime.platforms import platform
 from capsjax.step import (
     Outcome,
     TrainState,

@@ -27,12 +27,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
 from capsjax import config as configs
-from capsjax.console import warn
 from capsjax.data import BY_CLASS, FIRST_EDITION, Dataset, Generated
 from capsjax.data.order import SPLIT_RULES
 from capsjax.data.source import may_name_a_place
 from capsjax.initializers import SCALED
-from capsjax.paths import expanded
+from capsjax.runtime.console import warn
+from capsjax.runtime.paths import expanded
 
 _ASIDE = ".aside"  # How the names of files end that are not yet whole.
 # Of file systems that have no locks: Lustre without the option, some network mounts.

@@ -15,7 +15,7 @@ from capsjax.checkpoint import Checkpoints
 from capsjax.data import batch_indices, load, split_validation, take_share
 from capsjax.feed import stack_batches
 from capsjax.measure import Metrics, image_metrics
-from capsjax.parallel import parallel
+from capsjax.runtime.devices import parallel
 from capsjax.step import (
     make_optimizer,
     make_train_chunk,

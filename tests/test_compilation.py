@@ -9,7 +9,7 @@ from marks import variants
 
 CODE = """
 import jax
-from capsjax.compilation import keep_compiled_programs
+from capsjax.runtime.compile_cache import keep_compiled_programs
 keep_compiled_programs()
 print(jax.config.jax_compilation_cache_dir)
 """
@@ -55,7 +55,7 @@ def test_where_it_cannot_be_written_a_line_says_so(tmp_path):
 COMPILE = """
 import sys
 import jax, jax.numpy as jnp
-from capsjax.compilation import keep_compiled_programs
+from capsjax.runtime.compile_cache import keep_compiled_programs
 keep_compiled_programs()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 @jax.jit

@@ -14,8 +14,8 @@ import pytest
 
 from capsjax import config as configs
 from capsjax import flags
-from capsjax.hosts import Hosts
 from capsjax.models import make_model, num_parameters
+from capsjax.runtime.hosts import Hosts
 from capsjax.step import make_optimizer
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from capsjax import console
+from capsjax.runtime import console
 
 
 def test_text_of_every_script_stays_as_it_is():
@@ -74,7 +74,7 @@ def test_every_line_is_written_in_the_encoding_of_its_stream(monkeypatch):
 
 COMMAND = """
 import sys
-from capsjax import console
+from capsjax.runtime import console
 
 @console.command("the command", ValueError)
 def main():

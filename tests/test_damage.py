@@ -16,8 +16,8 @@ import pytest
 
 from capsjax import evaluate, train
 from capsjax.checkpoint import CheckpointError, Checkpoints, DamagedCheckpointError
-from capsjax.interrupt import Interrupted
 from capsjax.run import load_run
+from capsjax.runtime.interrupt import Interrupted
 from capsjax.workdir import Workdir, WorkdirError, write_json
 
 OLD, NEW = 10, 20  # The steps of the run's checkpoints; the newer is the better.

@@ -9,7 +9,7 @@ from PIL import Image
 
 from capsjax import evaluate, figures, load_run, squash
 from capsjax.data import load
-from capsjax.parallel import parallel
+from capsjax.runtime.devices import parallel
 
 pytestmark = pytest.mark.slow  # together a minute
 

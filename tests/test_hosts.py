@@ -19,7 +19,7 @@ from kill_and_resume import outcome
 from tiny import TINY_MODEL, digits
 
 from capsjax import train
-from capsjax.hosts import (
+from capsjax.runtime.hosts import (
     Hosts,
     HostsError,
     _is_loopback,
@@ -118,7 +118,7 @@ def test_processes_that_are_not_of_one_run_are_refused(monkeypatch):
 
 def test_without_a_scheduler_a_process_is_alone():
     # In processes of their own: this one has used JAX already.
-    code = "from capsjax.hosts import *; join(Hosts()); print(is_writer()); "
+    code = "from capsjax.runtime.hosts import *; join(Hosts()); print(is_writer()); "
     alone = python("-c", code + "join(Hosts('on'))")
     out, err = alone.communicate()
     assert out == "True\n"
@@ -147,7 +147,7 @@ def test_a_scheduler_tells_of_the_others(scheduler):
             "OMPI_COMM_WORLD_LOCAL_RANK": str(process),
         }
 
-    code = "import jax; from capsjax.hosts import *; join(Hosts()); "
+    code = "import jax; from capsjax.runtime.hosts import *; join(Hosts()); "
     code += "print(jax.process_count(), is_writer())"
     pair = [python("-c", code, **told(process)) for process in range(2)]
     printed = ended(pair, 0)
@@ -335,7 +335,7 @@ def test_an_address_that_others_can_not_reach_is_told(monkeypatch, address, name
 
 def test_a_process_that_the_others_do_not_come_to_ends_in_one_line():
     code = """
-from capsjax import hosts
+from capsjax.runtime import hosts
 hosts._SECONDS_TO_MEET = 1
 hosts.join(hosts.Hosts("on", "127.0.0.1:%d", 2, 1))
 """
@@ -350,7 +350,7 @@ hosts.join(hosts.Hosts("on", "127.0.0.1:%d", 2, 1))
 
 TWO_HOSTS = """
 import sys
-from capsjax.hosts import Hosts, join, require_same, wait_for_all
+from capsjax.runtime.hosts import Hosts, join, require_same, wait_for_all
 join(Hosts("on", "10.213.0.1:4567", 2, int(sys.argv[1])))
 wait_for_all("they have met")
 require_same({"the address": 1})

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from capsjax import interrupt as module
-from capsjax.interrupt import noticed
+from capsjax.runtime import interrupt as module
+from capsjax.runtime.interrupt import noticed
 
 # A call that holds no lock and returns to Python after minutes, as XLA's compiler may.
 BUSY = "hashlib.pbkdf2_hmac('sha256', b'', b'salt', 10**9)"
@@ -21,8 +21,8 @@ def start(work, *, may_exit=True, before=""):
     code = f"""
 import hashlib, signal, sys, time
 {before}
-from capsjax.hosts import agree_to_stop
-from capsjax.interrupt import Interrupted, noticed
+from capsjax.runtime.hosts import agree_to_stop
+from capsjax.runtime.interrupt import Interrupted, noticed
 with noticed(may_exit={may_exit}) as interrupt:
     print("ready", flush=True)
     {work}
@@ -72,7 +72,7 @@ def test_ctrl_c_after_a_signal_stops_at_once_within_a_long_call(first, code):
 def test_it_stops_also_where_nobody_reads_what_it_says(number_of_signals):
     """As after Ctrl-C in ``train | tee log``, of which tee dies too."""
     work = """
-    from capsjax.console import say, warn
+    from capsjax.runtime.console import say, warn
     while not interrupt.noted: time.sleep(0.01)
     say("saved"), warn("as it is"), say("the same command goes on")
     print("this is in the buffer as the interpreter ends")

@@ -11,8 +11,8 @@ from PIL import Image
 from tiny import idx_bytes, tiny
 
 from capsjax import evaluate, figures, load_run, train
-from capsjax.console import OutputError
 from capsjax.data import Dataset, load
+from capsjax.runtime.console import OutputError
 from capsjax.workdir import Workdir, write_json
 
 NUM_CLASSES = 120

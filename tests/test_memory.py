@@ -12,7 +12,7 @@ from capsjax.data import load
 from capsjax.feed import stack_batches
 from capsjax.memory import Memory, estimate_memory, peak_bytes
 from capsjax.models import make_model
-from capsjax.parallel import parallel
+from capsjax.runtime.devices import parallel
 from capsjax.step import make_train_chunk, make_train_step
 
 MEGABYTE = jnp.zeros(2**18)

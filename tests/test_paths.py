@@ -10,7 +10,7 @@ from capsjax import load_run
 from capsjax.data import DatasetError, load
 from capsjax.data.image_file import read_image
 from capsjax.data.tfds_source import data_folder
-from capsjax.paths import cache_folder, expanded
+from capsjax.runtime.paths import cache_folder, expanded
 from capsjax.workdir import Workdir, WorkdirError
 
 

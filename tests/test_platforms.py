@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from capsjax import platforms
-from capsjax.platforms import PLATFORMS, by_platform, platform
+from capsjax.runtime import platforms
+from capsjax.runtime.platforms import PLATFORMS, by_platform, platform
 
 
 def test_a_platform_is_found_by_each_of_jax_s_names_for_it():

@@ -15,7 +15,7 @@ import pytest
 import capsjax
 from capsjax.checkpoint import Checkpoints
 from capsjax.data import load
-from capsjax.parallel import replicated
+from capsjax.runtime.devices import replicated
 from capsjax.step import init_state, make_optimizer
 from capsjax.workdir import Workdir, WorkdirError
 

@@ -21,7 +21,7 @@ from capsjax.data import augment, load
 from capsjax.feed import stack_batches
 from capsjax.measure import image_metrics
 from capsjax.models import make_model
-from capsjax.parallel import AXIS, _devices, my_shares, parallel, replicated
+from capsjax.runtime.devices import AXIS, _devices, my_shares, parallel, replicated
 from capsjax.step import (
     _augmented,
     make_optimizer,

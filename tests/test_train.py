@@ -19,9 +19,9 @@ from capsjax import checkpoint, load_run, task, train
 from capsjax import config as configs
 from capsjax.checkpoint import CheckpointError, Checkpoints
 from capsjax.data import load
-from capsjax.interrupt import Interrupted
 from capsjax.losses import margin_loss
 from capsjax.measure import Metrics
+from capsjax.runtime.interrupt import Interrupted
 from capsjax.workdir import Workdir, WorkdirError
 
 ROOT = pathlib.Path(__file__).parents[1]

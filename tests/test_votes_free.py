@@ -25,9 +25,9 @@ from votes import (
     without_votes,
 )
 
-from capsjax import platforms
 from capsjax.routings import DynamicRouting
 from capsjax.routings.votes_free import Rounds
+from capsjax.runtime import platforms
 
 QUICK = (
     "blocks do not divide i",

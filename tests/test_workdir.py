@@ -16,11 +16,11 @@ from rights import as_nobody, public_folder
 
 from capsjax import config as configs
 from capsjax.checkpoint import Checkpoints
-from capsjax.console import Progress
 from capsjax.data import Dataset
 from capsjax.metrics import MetricWriter
 from capsjax.report import read_run
 from capsjax.run import load_run
+from capsjax.runtime.console import Progress
 from capsjax.workdir import (
     Workdir,
     WorkdirError,
@@ -420,7 +420,7 @@ for name in ("fcntl", "resource", "termios", "pwd", "grp", "pty"):
 import signal
 del signal.SIGHUP
 import capsjax.evaluate, capsjax.predict, capsjax.report, capsjax.train
-from capsjax.interrupt import noticed
+from capsjax.runtime.interrupt import noticed
 from capsjax.workdir import Workdir
 with Workdir(sys.argv[1]).locked(), noticed(may_exit=True):
     print("held")

@@ -3,7 +3,7 @@
 from accelerator_parts.points import Part
 from accelerator_parts.training import Trained, recipe, shrink
 
-from capsjax.interrupt import Interrupted
+from capsjax.runtime.interrupt import Interrupted
 
 
 def run(part: Part) -> None:

@@ -10,7 +10,7 @@ from accelerator_parts.points import Part
 from accelerator_parts.training import Trained, recipe, shrink
 
 from capsjax.feed import stack_batches
-from capsjax.parallel import parallel
+from capsjax.runtime.devices import parallel
 from capsjax.step import make_train_chunk, make_train_step
 
 # In order of worth: the best batch, the recipe's, and one between.

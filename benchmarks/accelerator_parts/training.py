@@ -15,7 +15,7 @@ from jax.extend import backend
 
 from capsjax import config as configs
 from capsjax import train
-from capsjax.interrupt import Interrupted, noticed
+from capsjax.runtime.interrupt import Interrupted, noticed
 from capsjax.workdir import Workdir, WorkdirError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from capsjax.data.preparation import Scale
-from capsjax.paths import expanded
+from capsjax.runtime.paths import expanded
 
 # Not those that Pillow hands to other programs, as it does PostScript.
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")

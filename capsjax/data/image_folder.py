@@ -25,7 +25,7 @@ from capsjax.data.image_file import (
 from capsjax.data.layout import Layout, find_layout, shortened
 from capsjax.data.order import BY_CLASS, FIRST_EDITION
 from capsjax.data.preparation import Preparation, Scale
-from capsjax.paths import expanded
+from capsjax.runtime.paths import expanded
 
 _MOST_NAMED = 10  # bad files
 _MOST_NOTES = 3

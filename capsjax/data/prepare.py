@@ -8,9 +8,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from capsjax.console import answer, command
 from capsjax.data.dataset import DatasetError
 from capsjax.data.source import import_tfds_source
+from capsjax.runtime.console import answer, command
 
 
 @command("capsjax.data.prepare", DatasetError)

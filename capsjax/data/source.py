@@ -16,7 +16,7 @@ from capsjax.data.generated import RECIPES, Generated
 from capsjax.data.idx import has_idx_files, load_idx_folder, load_mnist
 from capsjax.data.order import BY_CLASS
 from capsjax.data.preparation import LARGEST_SIDE, Preparation
-from capsjax.paths import expanded
+from capsjax.runtime.paths import expanded
 
 _SPLITS = ("train", "validation", "test")
 _IMAGE_FOLDER = "image_folder"

@@ -29,7 +29,7 @@ from capsjax.data.dataset import (
 from capsjax.data.generated import RECIPES
 from capsjax.data.image_file import fit
 from capsjax.data.preparation import Preparation
-from capsjax.paths import cache_folder, expanded
+from capsjax.runtime.paths import cache_folder, expanded
 
 # TFDS's default, TFRecord, can neither be written nor read without TensorFlow.
 _FILE_FORMAT = "array_record"

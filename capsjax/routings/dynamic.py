@@ -17,10 +17,10 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from capsjax.ops import safe_norm, squash
-from capsjax.parallel import leave_sharding_to_xla, spec_of, vary_alike
 from capsjax.routings.batching import map_one_by_one
 from capsjax.routings.routed import Parameter, Routed, cast_votes
 from capsjax.routings.votes_free import Rounds, route_votes_free
+from capsjax.runtime.devices import leave_sharding_to_xla, spec_of, vary_alike
 
 REMATS = ("none", "body", "full", "offload")
 
@@ -163,8 +163,8 @@ class DynamicRouting:
         They are made again in every round, for a few input capsules at a time
         (:mod:`capsjax.routings.votes_free`): several times faster for a batch on a
         CPU, and in a fraction of the memory. Where the platform's row says so
-        (:mod:`capsjax.platforms`; on a CPU for fewer than 16 examples, on accelerators
-        for votes of up to 2 GB), and where the size of the batch is not known,
+        (:mod:`capsjax.runtime.platforms`; on a CPU for fewer than 16 examples, on
+        accelerators for up to 2 GB of votes), and where the batch's size is not known,
         ``self(cast_votes(capsules, weight))`` is faster and is what computes;
         ``unroll`` and ``remat`` matter to these only.
 

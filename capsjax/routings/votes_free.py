@@ -39,8 +39,8 @@ from jax import export, lax
 from jaxtyping import Array, Float, Int
 
 from capsjax.ops import squash
-from capsjax.platforms import Platform, by_platform
 from capsjax.routings.batching import merge_mapped
+from capsjax.runtime.platforms import Platform, by_platform
 
 
 class Rounds(NamedTuple):
@@ -71,7 +71,7 @@ def route_votes_free(
     has derivatives of either mode.
 
     All arrays must be of one type, float32 or float64, and inside ``jax.shard_map``
-    vary over the same axes (:func:`capsjax.parallel.vary_alike`).
+    vary over the same axes (:func:`capsjax.runtime.devices.vary_alike`).
 
     Args:
         capsules: The input capsules.
@@ -80,7 +80,7 @@ def route_votes_free(
         rounds: What is computed.
         by_votes: Computes the same of ``capsules[b, i, c]``, weight and bias by votes
             that it holds. It is called where the platform is faster so
-            (:meth:`capsjax.platforms.Platform.routing_form`); None for nowhere.
+            (:meth:`capsjax.runtime.platforms.Platform.routing_form`); None for nowhere.
 
     References:
         Sabour, Frosst and Hinton 2017, Procedure 1, https://arxiv.org/abs/1710.09829.

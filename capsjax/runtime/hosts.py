@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from capsjax.interrupt import Interrupt
+from capsjax.runtime.interrupt import Interrupt
 
 # Words of the libraries that processes talk through, and of their timeouts.
 _OF_OTHERS = re.compile(

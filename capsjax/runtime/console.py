@@ -21,7 +21,7 @@ from typing import Any
 
 import tqdm
 
-from capsjax.hosts import is_writer
+from capsjax.runtime.hosts import is_writer
 
 _SECONDS_BETWEEN_LINES = 4
 _SECONDS_OF_SILENCE = 8

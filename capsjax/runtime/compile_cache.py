@@ -13,8 +13,8 @@ from typing import Any
 
 import jax
 
-from capsjax.console import warn
-from capsjax.paths import cache_folder
+from capsjax.runtime.console import warn
+from capsjax.runtime.paths import cache_folder
 
 _CACHE_WARNING = re.compile(
     r"Error (read|writ)ing persistent compilation cache entry for '(.+?)': (.*)",
