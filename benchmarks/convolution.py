@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from capsjax import convolution
+from capsjax.kernels import convolution
 
 # batch, image, channels, kernel, stride, padding, output channels
 PAPER = [(b, 20, 256, 9, 2, "VALID", 256) for b in (1, 4, 8, 16, 32, 64, 128, 256)]

@@ -16,17 +16,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from capsjax.convolution import (
-    conv_general_dilated,
-    convolve_prepared,
-    prepare_kernel,
-)
 from capsjax.initializers import (
     CLASS_LENGTH,
     PRIMARY_LENGTH,
     Initializer,
     scaled_primary,
     scaled_votes,
+)
+from capsjax.kernels.convolution import (
+    conv_general_dilated,
+    convolve_prepared,
+    prepare_kernel,
 )
 from capsjax.ops import require_unit_scale, squash
 from capsjax.routings import DynamicRouting, Routed, Routing

@@ -1,4 +1,4 @@
-"""capsjax.convolution against float64, and under every transformation of JAX."""
+"""capsjax.kernels.convolution against float64, and under every transformation of JAX."""
 
 import functools
 
@@ -11,9 +11,9 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from marks import variants
 
-from capsjax import convolution
-from capsjax.convolution import _choose_plan as choose_plan
-from capsjax.convolution import (
+from capsjax.kernels import convolution
+from capsjax.kernels.convolution import _choose_plan as choose_plan
+from capsjax.kernels.convolution import (
     conv_general_dilated,
     convolve_prepared,
     prepare_kernel,

@@ -23,10 +23,10 @@ from votes import (
     value_and_pullback,
 )
 
+from capsjax.kernels.dynamic_routing import Rounds
 from capsjax.routings import DynamicRouting
 from capsjax.routings.dynamic import routing
 from capsjax.routings.routed import cast_votes
-from capsjax.routings.votes_free import Rounds
 
 PUBLIC = Case((16,), 40, 3, 4, 2, rounds(3, nowhere=True))
 

@@ -25,8 +25,8 @@ from votes import (
     without_votes,
 )
 
+from capsjax.kernels.dynamic_routing import Rounds
 from capsjax.routings import DynamicRouting
-from capsjax.routings.votes_free import Rounds
 from capsjax.runtime import platforms
 
 QUICK = (

@@ -16,10 +16,10 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
+from capsjax.kernels.batching import map_one_by_one
+from capsjax.kernels.dynamic_routing import Rounds, route_votes_free
 from capsjax.ops import safe_norm, squash
-from capsjax.routings.batching import map_one_by_one
 from capsjax.routings.routed import Parameter, Routed, cast_votes
-from capsjax.routings.votes_free import Rounds, route_votes_free
 from capsjax.runtime.devices import leave_sharding_to_xla, spec_of, vary_alike
 
 REMATS = ("none", "body", "full", "offload")
@@ -161,7 +161,7 @@ class DynamicRouting:
         """Routes the votes ``weight_ij capsule_i`` without ever holding all of them.
 
         They are made again in every round, for a few input capsules at a time
-        (:mod:`capsjax.routings.votes_free`): several times faster for a batch on a
+        (:mod:`capsjax.kernels.dynamic_routing`): several times faster for a batch on a
         CPU, and in a fraction of the memory. Where the platform's row says so
         (:mod:`capsjax.runtime.platforms`; on a CPU for fewer than 16 examples, on
         accelerators for up to 2 GB of votes), and where the batch's size is not known,

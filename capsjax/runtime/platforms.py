@@ -31,7 +31,7 @@ class Platform(NamedTuple):
             as the batch is the vector axis of votes-free routing.
         largest_held_votes_bytes: Votes that take more are never held.
         has_fast_convolution: Whether XLA's own convolution is fast, in its gradient
-            too; otherwise :mod:`capsjax.convolution` chooses a form by shape.
+            too; otherwise :mod:`capsjax.kernels.convolution` chooses a form by shape.
         fewest_convolved_channels: Where it is fast, images of fewer channels are cut
             into patches all the same.
     """

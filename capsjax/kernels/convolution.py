@@ -6,7 +6,7 @@ as matrix products, which every processor does well, and as fewer of them. Other
 platforms get the ordinary convolution.
 
 This file chooses a form by shape and platform, and differentiates it; the forms and
-their mathematics are in :mod:`capsjax.convolution_forms`.
+their mathematics are in :mod:`capsjax.kernels.convolution_forms`.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from jax import export, lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from capsjax.convolution_forms import FORMS, LAYOUT, Plan, ceil_div, output_size
+from capsjax.kernels.convolution_forms import FORMS, LAYOUT, Plan, ceil_div, output_size
 from capsjax.runtime.devices import leave_sharding_to_xla, spec_of, vary_alike
 from capsjax.runtime.platforms import Platform, by_platform, platform
 

@@ -38,8 +38,8 @@ import jax.numpy as jnp
 from jax import export, lax
 from jaxtyping import Array, Float, Int
 
+from capsjax.kernels.batching import merge_mapped
 from capsjax.ops import squash
-from capsjax.routings.batching import merge_mapped
 from capsjax.runtime.platforms import Platform, by_platform
 
 

@@ -1,0 +1,1 @@
+"""The same numbers, sooner: all that knows the habits of XLA."""
