@@ -29,9 +29,9 @@ from capsjax.checkpoint import CheckpointError
 from capsjax.confusion import commonest_confusions
 from capsjax.data import Batch, Dataset, DatasetError, NotFoundError, load
 from capsjax.data.augment import crop_middle, scale_to_unit
-from capsjax.data.layout import own_splits
-from capsjax.data.layout import shortened as listed
-from capsjax.data.source import names_images
+from capsjax.data.loading import names_images
+from capsjax.data.readers.folder_layout import own_splits
+from capsjax.data.readers.folder_layout import shortened as listed
 from capsjax.measure import (
     Metrics,
     found,

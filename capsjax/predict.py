@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from capsjax.checkpoint import CheckpointError
-from capsjax.data.image_file import ImageError, is_visible
+from capsjax.data.images import ImageError, is_visible
 from capsjax.data.picture import UnclearGroundError
 from capsjax.data.preparation import DRAWN, Preparation
 from capsjax.models import BaselineCNN

@@ -23,9 +23,9 @@ from capsjax.data import (
     take_share,
 )
 from capsjax.data.augment import cropped_shape
-from capsjax.data.layout import shortened
+from capsjax.data.loading import may_name_a_place
 from capsjax.data.preparation import Preparation
-from capsjax.data.source import may_name_a_place
+from capsjax.data.readers.folder_layout import shortened
 from capsjax.measure import balanced_weights
 from capsjax.memory import estimate_memory
 from capsjax.models import BaselineCNN, Network, make_model, num_parameters

@@ -28,8 +28,8 @@ from typing import IO, Any
 
 from capsjax import config as configs
 from capsjax.data import BY_CLASS, FIRST_EDITION, Dataset, Generated
-from capsjax.data.order import SPLIT_RULES
-from capsjax.data.source import may_name_a_place
+from capsjax.data.loading import may_name_a_place
+from capsjax.data.sampling import SPLIT_RULES
 from capsjax.initializers import SCALED
 from capsjax.runtime.console import warn
 from capsjax.runtime.paths import expanded

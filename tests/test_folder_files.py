@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from capsjax.data import DatasetError, load
-from capsjax.data.image_file import common_scale
+from capsjax.data.images import common_scale
 from capsjax.data.preparation import Preparation
 
 NUM = 12

@@ -29,7 +29,7 @@ from capsjax import checkpoint, report, train
 from capsjax import config as configs
 from capsjax.checkpoint import CheckpointError, Checkpoints
 from capsjax.data import source
-from capsjax.data.image_file import (
+from capsjax.data.images import (
     ImageError,
     read_extremes,
     read_header,

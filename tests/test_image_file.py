@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from capsjax.data.image_file import fit, read_header, read_image
+from capsjax.data.images import fit, read_header, read_image
 
 
 def halves(mode="RGB"):

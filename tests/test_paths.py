@@ -8,8 +8,8 @@ from PIL import Image
 
 from capsjax import load_run
 from capsjax.data import DatasetError, load
-from capsjax.data.image_file import read_image
-from capsjax.data.tfds_source import data_folder
+from capsjax.data.images import read_image
+from capsjax.data.readers.tfds import data_folder
 from capsjax.runtime.paths import cache_folder, expanded
 from capsjax.workdir import Workdir, WorkdirError
 

@@ -117,7 +117,7 @@ def digits(name, image_size=0):
             return whole(split, **options).subset(np.arange(20))
 
         whole = idx.load_mnist
-        monkeypatch.setattr("capsjax.data.source.load_mnist", few)
+        monkeypatch.setattr("capsjax.data.loading.load_mnist", few)
         return configs.Data(name, image_size=image_size)
 
     return make

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from test_pictures import png_of_deep_colour
 
 from capsjax.data import load
-from capsjax.data.image_file import ImageError, read_image
+from capsjax.data.images import ImageError, read_image
 from capsjax.data.picture import UnclearGroundError
 from capsjax.data.preparation import Preparation
 

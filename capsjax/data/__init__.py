@@ -2,14 +2,14 @@
 
 from capsjax.data.dataset import Batch, Dataset, DatasetError, NotFoundError
 from capsjax.data.generated import Generated
-from capsjax.data.order import (
+from capsjax.data.loading import has_validation, load
+from capsjax.data.sampling import (
     BY_CLASS,
     FIRST_EDITION,
     batch_indices,
     split_validation,
     take_share,
 )
-from capsjax.data.source import has_validation, load
 
 __all__ = [
     "BY_CLASS",

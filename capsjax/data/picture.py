@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from capsjax.data.image_file import ImageError, count_frames, fit, read_image
+from capsjax.data.images import ImageError, count_frames, fit, read_image
 from capsjax.data.preparation import DRAWN, Drawn, Preparation
 
 # Of the brightness from black to white: less is noise, not something drawn.

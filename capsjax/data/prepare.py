@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from capsjax.data.dataset import DatasetError
-from capsjax.data.source import import_tfds_source
+from capsjax.data.loading import import_tfds_source
 from capsjax.runtime.console import answer, command
 
 

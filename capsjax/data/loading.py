@@ -13,9 +13,9 @@ from capsjax.data.dataset import (
     require_memory,
 )
 from capsjax.data.generated import RECIPES, Generated
-from capsjax.data.idx import has_idx_files, load_idx_folder, load_mnist
-from capsjax.data.order import BY_CLASS
 from capsjax.data.preparation import LARGEST_SIDE, Preparation
+from capsjax.data.readers.idx import has_idx_files, load_idx_folder, load_mnist
+from capsjax.data.sampling import BY_CLASS
 from capsjax.runtime.paths import expanded
 
 _SPLITS = ("train", "validation", "test")
@@ -99,7 +99,7 @@ def load(
         )
     # Image files and TFDS take time to import, which other sets need not wait for.
     if name == _IMAGE_FOLDER:
-        from capsjax.data.image_folder import load_image_folder
+        from capsjax.data.readers.image_folder import load_image_folder
 
         return load_image_folder(
             path,
@@ -134,7 +134,7 @@ def has_validation(
         DatasetError: The name is unknown.
     """
     if name == _IMAGE_FOLDER:
-        from capsjax.data.layout import own_splits
+        from capsjax.data.readers.folder_layout import own_splits
 
         folder = expanded(path)
         return folder.is_dir() and "validation" in own_splits(folder)
@@ -230,7 +230,7 @@ def _resized(dataset: Dataset, image_size: int, max_bytes: int) -> Dataset:
         return dataset
     from PIL import Image
 
-    from capsjax.data.image_file import fit
+    from capsjax.data.images import fit
 
     shape_of_each = (*shape, dataset.image_shape[-1])
     require_memory(dataset.name, len(dataset), shape_of_each, max_bytes)

@@ -26,7 +26,7 @@ from jaxtyping import Integer, UInt8
 from PIL import Image
 
 from capsjax.data.dataset import Dataset
-from capsjax.data.idx import load_idx_folder, load_mnist, read_idx
+from capsjax.data.readers.idx import load_idx_folder, load_mnist, read_idx
 
 # Where Debian's package dataset-fashion-mnist puts the archives.
 FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from capsjax.data.dataset import DatasetError
-from capsjax.data.order import BY_CLASS, FIRST_EDITION
+from capsjax.data.sampling import BY_CLASS, FIRST_EDITION
 
 _LAYOUT = "it must have one subfolder for each class, with that class's images"
 # What desktops leave in folders of images; names that begin with a dot are skipped too.

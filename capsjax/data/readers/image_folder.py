@@ -16,15 +16,15 @@ from capsjax.data.dataset import (
     checksum_of,
     require_memory,
 )
-from capsjax.data.image_file import (
+from capsjax.data.images import (
     ImageError,
     common_scale,
     read_extremes,
     read_header,
 )
-from capsjax.data.layout import Layout, find_layout, shortened
-from capsjax.data.order import BY_CLASS, FIRST_EDITION
 from capsjax.data.preparation import Preparation, Scale
+from capsjax.data.readers.folder_layout import Layout, find_layout, shortened
+from capsjax.data.sampling import BY_CLASS, FIRST_EDITION
 from capsjax.runtime.paths import expanded
 
 _MOST_NAMED = 10  # bad files

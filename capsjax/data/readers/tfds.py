@@ -27,7 +27,7 @@ from capsjax.data.dataset import (
     require_memory,
 )
 from capsjax.data.generated import RECIPES
-from capsjax.data.image_file import fit
+from capsjax.data.images import fit
 from capsjax.data.preparation import Preparation
 from capsjax.runtime.paths import cache_folder, expanded
 
