@@ -8,7 +8,7 @@ from capsjax.routings import ROUTINGS, DynamicRouting, Routed
 from capsjax.routings.dynamic import routing
 
 if TYPE_CHECKING:
-    from capsjax.run import load_run
+    from capsjax.storage.run import load_run
 
 __all__ = [
     "ROUTINGS",
@@ -27,7 +27,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # The functions need no Flax and no Orbax; who opens a run waits for them.
     if name == "load_run":
-        from capsjax.run import load_run
+        from capsjax.storage.run import load_run
 
         return load_run
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

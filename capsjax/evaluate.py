@@ -25,7 +25,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from capsjax import config as configs
-from capsjax.checkpoint import CheckpointError
 from capsjax.confusion import commonest_confusions
 from capsjax.data import Batch, Dataset, DatasetError, NotFoundError, load
 from capsjax.data.augment import crop_middle, scale_to_unit
@@ -41,13 +40,14 @@ from capsjax.measure import (
 )
 from capsjax.models import BaselineCNN, Network, mask_longest
 from capsjax.ops import safe_norm
-from capsjax.provenance import provenance
-from capsjax.run import Prediction, Run, load_run
 from capsjax.runtime.compile_cache import keep_compiled_programs
 from capsjax.runtime.console import answer, command, printable, shortened, warn
 from capsjax.runtime.devices import AXIS, my_shares, require_devices
 from capsjax.runtime.paths import expanded
-from capsjax.workdir import WorkdirError, write_json
+from capsjax.storage.checkpoints import CheckpointError
+from capsjax.storage.provenance import provenance
+from capsjax.storage.run import Prediction, Run, load_run
+from capsjax.storage.workdir import WorkdirError, write_json
 
 # A capsule is dead if it was never longer, saturated if it was never shorter.
 DEAD, SATURATED = 0.05, 0.95

@@ -14,7 +14,7 @@ from capsjax.data import Dataset
 from capsjax.data.augment import crop_middle
 from capsjax.ops import safe_norm, tweak_pose
 from capsjax.routings.routed import cast_votes
-from capsjax.run import Prediction, Run
+from capsjax.storage.run import Prediction, Run
 
 _NUM_STEPS = 11
 _MOST_SAMPLES = 30

@@ -18,17 +18,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from capsjax.checkpoint import CheckpointError
 from capsjax.data.images import ImageError, is_visible
 from capsjax.data.picture import UnclearGroundError
 from capsjax.data.preparation import DRAWN, Preparation
 from capsjax.models import BaselineCNN
-from capsjax.run import Prediction, Run, load_run
 from capsjax.runtime.compile_cache import keep_compiled_programs
 from capsjax.runtime.console import answer, command, fail, json_text, printable, warn
 from capsjax.runtime.devices import require_devices
 from capsjax.runtime.paths import expanded
-from capsjax.workdir import WorkdirError
+from capsjax.storage.checkpoints import CheckpointError
+from capsjax.storage.run import Prediction, Run, load_run
+from capsjax.storage.workdir import WorkdirError
 
 _NAME = "capsjax.predict"
 # Half way between the lengths that training asks of absent and present capsules.

@@ -21,9 +21,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from capsjax import config as configs
-from capsjax import history
 from capsjax.runtime.console import answer, command, shortened
-from capsjax.workdir import Workdir, WorkdirError, differences
+from capsjax.storage import history
+from capsjax.storage.workdir import Workdir, WorkdirError, differences
 
 # What does not change what is learnt.
 _INDIFFERENT = ("seed", "eval_batch_size", *configs.WITHOUT_EFFECT)

@@ -21,16 +21,12 @@ import jax
 import numpy as np
 
 from capsjax import config as configs
-from capsjax import history
-from capsjax.checkpoint import CheckpointError, Checkpoints
 from capsjax.data import Dataset, DatasetError, batch_indices
 from capsjax.evaluate import evaluate, make_eval_step
 from capsjax.feed import Feed
 from capsjax.flags import UsageError, parse
 from capsjax.measure import Metrics
-from capsjax.metrics import MetricWriter
 from capsjax.models import num_parameters
-from capsjax.provenance import provenance
 from capsjax.runtime.compile_cache import keep_compiled_programs
 from capsjax.runtime.console import Progress, command, fail, say, warn
 from capsjax.runtime.devices import DeviceError, parallel, replicated, require_devices
@@ -55,8 +51,18 @@ from capsjax.step import (
     make_train_step,
     parts,
 )
+from capsjax.storage import history
+from capsjax.storage.checkpoints import CheckpointError, Checkpoints
+from capsjax.storage.metrics import MetricWriter
+from capsjax.storage.provenance import provenance
+from capsjax.storage.workdir import (
+    Workdir,
+    WorkdirError,
+    default_path,
+    write_bytes,
+    write_json,
+)
 from capsjax.task import Task, make_task, wherever
-from capsjax.workdir import Workdir, WorkdirError, default_path, write_bytes, write_json
 
 _MOST_SKIPPED = 100  # Steps in a row, with which a run has come to its end.
 _MOST_BAD_BATCHES = 10  # Files; the first ones tell enough.

@@ -51,7 +51,7 @@ def tiny_run(tmp_path_factory) -> pathlib.Path:
 
     from capsjax import config as configs
     from capsjax import train
-    from capsjax.workdir import Workdir
+    from capsjax.storage.workdir import Workdir
 
     config = configs.Config(num_epochs=2, batch_size=32, steps_per_dispatch=5)
     config.experiment = "tiny"

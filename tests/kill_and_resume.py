@@ -27,10 +27,10 @@ import jax
 import numpy as np
 from tiny import digits
 
-from capsjax.checkpoint import Checkpoints
 from capsjax.models import make_model
 from capsjax.step import init_state, make_optimizer
-from capsjax.workdir import Workdir
+from capsjax.storage.checkpoints import Checkpoints
+from capsjax.storage.workdir import Workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECIPE = (

@@ -11,7 +11,6 @@ from tiny import digits, made, tiny
 import capsjax.step
 from capsjax import config as configs
 from capsjax import train
-from capsjax.checkpoint import Checkpoints
 from capsjax.data import batch_indices, load, split_validation, take_share
 from capsjax.feed import stack_batches
 from capsjax.measure import Metrics, image_metrics
@@ -22,7 +21,8 @@ from capsjax.step import (
     make_train_step,
     parts,
 )
-from capsjax.workdir import Workdir
+from capsjax.storage.checkpoints import Checkpoints
+from capsjax.storage.workdir import Workdir
 
 BAD_STEP = 6  # From 0: the second of the second epoch, the second of its chunk.
 

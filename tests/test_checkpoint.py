@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from rights import as_nobody, public_folder
 
-from capsjax import checkpoint
-from capsjax.checkpoint import CheckpointError, Checkpoints
+from capsjax.storage import checkpoints
+from capsjax.storage.checkpoints import CheckpointError, Checkpoints
 
 
 def state(value):
@@ -189,7 +189,7 @@ def test_the_accuracy_of_a_validation_is_kept_with_its_step(checkpoints, tmp_pat
 FULL_DISK = """
 import os, pathlib, sys
 import jax.numpy as jnp
-from capsjax.checkpoint import CheckpointError, Checkpoints
+from capsjax.storage.checkpoints import CheckpointError, Checkpoints
 
 folder, kind = pathlib.Path(sys.argv[1]), sys.argv[2]
 state = {"w": jnp.arange(100.0)}
@@ -317,7 +317,7 @@ def test_a_check_does_not_wait(checkpoints, monkeypatch):
 DELETION = """
 import os, pathlib, shutil, signal, sys
 import jax.numpy as jnp
-from capsjax.checkpoint import Checkpoints
+from capsjax.storage.checkpoints import Checkpoints
 
 checkpoints = Checkpoints(pathlib.Path(sys.argv[1]))
 for step in (1, 2, 3):

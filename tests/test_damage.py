@@ -15,10 +15,14 @@ import numpy as np
 import pytest
 
 from capsjax import evaluate, train
-from capsjax.checkpoint import CheckpointError, Checkpoints, DamagedCheckpointError
-from capsjax.run import load_run
 from capsjax.runtime.interrupt import Interrupted
-from capsjax.workdir import Workdir, WorkdirError, write_json
+from capsjax.storage.checkpoints import (
+    CheckpointError,
+    Checkpoints,
+    DamagedCheckpointError,
+)
+from capsjax.storage.run import load_run
+from capsjax.storage.workdir import Workdir, WorkdirError, write_json
 
 OLD, NEW = 10, 20  # The steps of the run's checkpoints; the newer is the better.
 
@@ -308,7 +312,7 @@ COMPILING = """
 import sys
 import jax, jax.numpy as jnp
 from capsjax import train
-from capsjax.workdir import Workdir
+from capsjax.storage.workdir import Workdir
 
 def make_train_chunk(train_step):
     def train_chunk(state, batches):

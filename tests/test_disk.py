@@ -11,8 +11,8 @@ from rights import as_nobody, public_folder
 from tiny import TINY_MODEL, digits
 
 from capsjax import train
-from capsjax.run import load_run
-from capsjax.workdir import Workdir, WorkdirError
+from capsjax.storage.run import load_run
+from capsjax.storage.workdir import Workdir, WorkdirError
 
 pytestmark = pytest.mark.slow  # they train one first
 

@@ -14,7 +14,7 @@ import jax
 from tiny import tiny
 from capsjax import load_run, train
 from capsjax.data import load
-from capsjax.workdir import Workdir
+from capsjax.storage.workdir import Workdir
 
 jax.config.update("jax_num_cpu_devices", 2)
 config = tiny()

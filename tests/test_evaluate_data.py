@@ -11,7 +11,7 @@ from tiny import idx_bytes
 
 from capsjax import evaluate, figures, train
 from capsjax.data import Dataset, load
-from capsjax.workdir import Workdir
+from capsjax.storage.workdir import Workdir
 
 FIXTURE = pathlib.Path(__file__).parent / "fixtures" / "first_edition"
 

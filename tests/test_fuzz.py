@@ -25,9 +25,8 @@ from hypothesis import strategies as st
 from kill_and_resume import like_of
 from PIL import Image, ImageDraw
 
-from capsjax import checkpoint, report, train
 from capsjax import config as configs
-from capsjax.checkpoint import CheckpointError, Checkpoints
+from capsjax import report, train
 from capsjax.data import source
 from capsjax.data.images import (
     ImageError,
@@ -36,9 +35,10 @@ from capsjax.data.images import (
     read_image,
 )
 from capsjax.data.preparation import Preparation
-from capsjax.metrics import MetricWriter
-from capsjax.run import Run, load_run
-from capsjax.workdir import Workdir, WorkdirError
+from capsjax.storage.checkpoints import CheckpointError, Checkpoints
+from capsjax.storage.metrics import MetricWriter
+from capsjax.storage.run import Run, load_run
+from capsjax.storage.workdir import Workdir, WorkdirError
 
 EXPERIMENT = pathlib.Path(__file__).parents[1] / "experiments" / "mnist.py"
 _SECONDS_UNTIL_IT_HANGS = 60

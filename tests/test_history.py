@@ -7,8 +7,9 @@ import pytest
 from tiny import tiny
 
 from capsjax import config as configs
-from capsjax import history, train
-from capsjax.workdir import Workdir, write_json
+from capsjax import train
+from capsjax.storage import history
+from capsjax.storage.workdir import Workdir, write_json
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from tiny import idx_bytes, tiny
 from capsjax import evaluate, figures, load_run, train
 from capsjax.data import Dataset, load
 from capsjax.runtime.console import OutputError
-from capsjax.workdir import Workdir, write_json
+from capsjax.storage.workdir import Workdir, write_json
 
 NUM_CLASSES = 120
 

@@ -40,7 +40,7 @@ importlib.metadata.version = version
 TRAIN_AND_USE = """
 from tiny import tiny
 from capsjax import evaluate, predict, train
-from capsjax.workdir import Workdir
+from capsjax.storage.workdir import Workdir
 
 train.train(tiny(experiment="tiny"), Workdir("run"))
 assert evaluate.main(["--workdir", "run"]) == 0

@@ -11,7 +11,7 @@ from tiny import digits, pairs, tiny
 from capsjax import evaluate, figures, load_run, models, predict, task, train
 from capsjax.data import Dataset, load
 from capsjax.measure import measure
-from capsjax.workdir import Workdir
+from capsjax.storage.workdir import Workdir
 
 pytestmark = pytest.mark.slow  # they train one first
 

@@ -21,12 +21,12 @@ from tiny import idx_bytes, tiny_model
 
 from capsjax import config as configs
 from capsjax import predict
-from capsjax.checkpoint import Checkpoints
 from capsjax.data import idx, twins
-from capsjax.run import Run
 from capsjax.step import init_state, make_optimizer
+from capsjax.storage.checkpoints import Checkpoints
+from capsjax.storage.run import Run
+from capsjax.storage.workdir import Workdir, write_json
 from capsjax.task import make_task
-from capsjax.workdir import Workdir, write_json
 
 NUM_FILES = 4
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from capsjax import config as configs
 from capsjax import load_run, predict
 from capsjax.data.preparation import Preparation
-from capsjax.run import Prediction, Run
+from capsjax.storage.run import Prediction, Run
 
 
 def drawing(size=(300, 200), box=(200, 20, 260, 160), width=4, ground="white"):

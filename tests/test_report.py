@@ -8,7 +8,7 @@ import pytest
 
 from capsjax import config as configs
 from capsjax import report
-from capsjax.workdir import WorkdirError
+from capsjax.storage.workdir import WorkdirError
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 import capsjax
-from capsjax.checkpoint import Checkpoints
 from capsjax.data import load
 from capsjax.runtime.devices import replicated
 from capsjax.step import init_state, make_optimizer
-from capsjax.workdir import Workdir, WorkdirError
+from capsjax.storage.checkpoints import Checkpoints
+from capsjax.storage.workdir import Workdir, WorkdirError
 
 pytestmark = pytest.mark.slow  # it trains one first
 

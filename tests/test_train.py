@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from tiny import made, tiny
 
-from capsjax import checkpoint, load_run, task, train
 from capsjax import config as configs
-from capsjax.checkpoint import CheckpointError, Checkpoints
+from capsjax import load_run, task, train
 from capsjax.data import load
 from capsjax.losses import margin_loss
 from capsjax.measure import Metrics
 from capsjax.runtime.interrupt import Interrupted
-from capsjax.workdir import Workdir, WorkdirError
+from capsjax.storage.checkpoints import CheckpointError, Checkpoints
+from capsjax.storage.workdir import Workdir, WorkdirError
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -15,13 +15,13 @@ import pytest
 from rights import as_nobody, public_folder
 
 from capsjax import config as configs
-from capsjax.checkpoint import Checkpoints
 from capsjax.data import Dataset
-from capsjax.metrics import MetricWriter
 from capsjax.report import read_run
-from capsjax.run import load_run
 from capsjax.runtime.console import Progress
-from capsjax.workdir import (
+from capsjax.storage.checkpoints import Checkpoints
+from capsjax.storage.metrics import MetricWriter
+from capsjax.storage.run import load_run
+from capsjax.storage.workdir import (
     Workdir,
     WorkdirError,
     default_path,
@@ -196,7 +196,7 @@ def test_a_folder_with_checkpoints_of_an_unknown_run_is_refused(tmp_path):
 
 def test_a_second_process_is_refused_with_the_first_ones_number(tmp_path):
     code = (
-        "import sys; from capsjax.workdir import Workdir\n"
+        "import sys; from capsjax.storage.workdir import Workdir\n"
         "with Workdir(sys.argv[1]).locked(): print('held', flush=True); input()"
     )
     with subprocess.Popen(
@@ -421,7 +421,7 @@ import signal
 del signal.SIGHUP
 import capsjax.evaluate, capsjax.predict, capsjax.report, capsjax.train
 from capsjax.runtime.interrupt import noticed
-from capsjax.workdir import Workdir
+from capsjax.storage.workdir import Workdir
 with Workdir(sys.argv[1]).locked(), noticed(may_exit=True):
     print("held")
 """

@@ -307,7 +307,7 @@ def _relative_error(actual: Any, expected: Any) -> float:
 TRAIN = """
 import json, sys
 from capsjax import config, train
-from capsjax.workdir import Workdir
+from capsjax.storage.workdir import Workdir
 train.train(config.from_dict(json.loads(sys.argv[1])), Workdir(sys.argv[2]))
 """
 

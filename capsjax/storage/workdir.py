@@ -2,10 +2,10 @@
 
 =====================  =================================================================
 ``config.json``        the configuration, written when the run starts
-``history.json``       which settings changed when it went on, see ``capsjax.history``
+``history.json``       which settings changed when it went on, see ``capsjax.storage.history``
 ``dataset.json``       what it is trained on: name, image shape, class names, how many
                        of these each image shows, and the images of each split
-``metrics.jsonl``      one JSON object a line, see ``capsjax.metrics``
+``metrics.jsonl``      one JSON object a line, see ``capsjax.storage.metrics``
 ``checkpoints/``       the latest state and the best by validation loss
 ``result.json``        what came out, once the run has ended
 ``figures/``           what ``capsjax.evaluate`` drew

@@ -10,7 +10,7 @@ import operator
 from typing import Any
 
 from capsjax import config as configs
-from capsjax.workdir import Workdir, WorkdirError, write_json
+from capsjax.storage.workdir import Workdir, WorkdirError, write_json
 
 Stage = dict[str, Any]
 

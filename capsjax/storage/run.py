@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from capsjax.checkpoint import Checkpoints
 from capsjax.data.augment import crop_middle, cropped_shape, scale_to_unit
 from capsjax.data.preparation import LARGEST_SIDE, Preparation, first_edition
 from capsjax.models import CapsNet, Network, make_model, prepare
-from capsjax.workdir import Workdir, WorkdirError
+from capsjax.storage.checkpoints import Checkpoints
+from capsjax.storage.workdir import Workdir, WorkdirError
 
 
 class Prediction(NamedTuple):
