@@ -32,7 +32,7 @@ from jax.sharding import PartitionSpec as P
 from capsjax.data import Batch
 from capsjax.models import make_model
 from capsjax.runtime.devices import AXIS
-from capsjax.step import (
+from capsjax.training.step import (
     init_state,
     make_optimizer,
     make_train_chunk,

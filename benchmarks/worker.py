@@ -29,12 +29,12 @@ from capsjax import DynamicRouting, squash
 from capsjax import config as configs
 from capsjax.data import Dataset
 from capsjax.data.augment import scale_to_unit, shift
-from capsjax.feed import stack_batches
 from capsjax.layers import Convolution, Decoder
 from capsjax.losses import reconstruction_loss
 from capsjax.models import make_model, prepare
 from capsjax.runtime.devices import parallel, replicated
-from capsjax.step import (
+from capsjax.training.feed import stack_batches
+from capsjax.training.step import (
     init_state,
     make_optimizer,
     make_train_chunk,

@@ -31,13 +31,6 @@ from capsjax.data.augment import crop_middle, scale_to_unit
 from capsjax.data.loading import names_images
 from capsjax.data.readers.folder_layout import own_splits
 from capsjax.data.readers.folder_layout import shortened as listed
-from capsjax.measure import (
-    Metrics,
-    found,
-    image_metrics,
-    measure,
-    measure_probability,
-)
 from capsjax.models import BaselineCNN, Network, mask_longest
 from capsjax.ops import safe_norm
 from capsjax.runtime.compile_cache import keep_compiled_programs
@@ -48,6 +41,13 @@ from capsjax.storage.checkpoints import CheckpointError
 from capsjax.storage.provenance import provenance
 from capsjax.storage.run import Prediction, Run, load_run
 from capsjax.storage.workdir import WorkdirError, write_json
+from capsjax.training.objective import (
+    Metrics,
+    found,
+    image_metrics,
+    measure,
+    measure_probability,
+)
 
 # A capsule is dead if it was never longer, saturated if it was never shorter.
 DEAD, SATURATED = 0.05, 0.95

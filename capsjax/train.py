@@ -1,6 +1,6 @@
 """Training: ``python -m capsjax.train --config experiments/mnist.py``.
 
-The order of things in a run; the step itself is in ``capsjax.step``.
+The order of things in a run; the step itself is in ``capsjax.training.step``.
 """
 
 import collections
@@ -23,9 +23,6 @@ import numpy as np
 from capsjax import config as configs
 from capsjax.data import Dataset, DatasetError, batch_indices
 from capsjax.evaluate import evaluate, make_eval_step
-from capsjax.feed import Feed
-from capsjax.flags import UsageError, parse
-from capsjax.measure import Metrics
 from capsjax.models import num_parameters
 from capsjax.runtime.compile_cache import keep_compiled_programs
 from capsjax.runtime.console import Progress, command, fail, say, warn
@@ -42,15 +39,6 @@ from capsjax.runtime.hosts import (
 )
 from capsjax.runtime.interrupt import Interrupt, Interrupted, noticed
 from capsjax.runtime.platforms import platform
-from capsjax.step import (
-    Outcome,
-    TrainState,
-    init_state,
-    make_optimizer,
-    make_train_chunk,
-    make_train_step,
-    parts,
-)
 from capsjax.storage import history
 from capsjax.storage.checkpoints import CheckpointError, Checkpoints
 from capsjax.storage.metrics import MetricWriter
@@ -62,7 +50,19 @@ from capsjax.storage.workdir import (
     write_bytes,
     write_json,
 )
-from capsjax.task import Task, make_task, wherever
+from capsjax.training.command_line import UsageError, parse
+from capsjax.training.feed import Feed
+from capsjax.training.objective import Metrics
+from capsjax.training.step import (
+    Outcome,
+    TrainState,
+    init_state,
+    make_optimizer,
+    make_train_chunk,
+    make_train_step,
+    parts,
+)
+from capsjax.training.task import Task, make_task, wherever
 
 _MOST_SKIPPED = 100  # Steps in a row, with which a run has come to its end.
 _MOST_BAD_BATCHES = 10  # Files; the first ones tell enough.

@@ -28,9 +28,9 @@ import numpy as np
 from tiny import digits
 
 from capsjax.models import make_model
-from capsjax.step import init_state, make_optimizer
 from capsjax.storage.checkpoints import Checkpoints
 from capsjax.storage.workdir import Workdir
+from capsjax.training.step import init_state, make_optimizer
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECIPE = (

@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 from tiny import digits, made, tiny
 
-import capsjax.step
+import capsjax.training.step
 from capsjax import config as configs
 from capsjax import train
 from capsjax.data import batch_indices, load, split_validation, take_share
-from capsjax.feed import stack_batches
-from capsjax.measure import Metrics, image_metrics
 from capsjax.runtime.devices import parallel
-from capsjax.step import (
+from capsjax.storage.checkpoints import Checkpoints
+from capsjax.storage.workdir import Workdir
+from capsjax.training.feed import stack_batches
+from capsjax.training.objective import Metrics, image_metrics
+from capsjax.training.step import (
     make_optimizer,
     make_train_chunk,
     make_train_step,
     parts,
 )
-from capsjax.storage.checkpoints import Checkpoints
-from capsjax.storage.workdir import Workdir
 
 BAD_STEP = 6  # From 0: the second of the second epoch, the second of its chunk.
 
@@ -63,7 +63,7 @@ def poison(monkeypatch, config, change, bad_steps=(BAD_STEP,)):
             (total == sums).any(), lambda: change(metrics, params), lambda: metrics
         )
 
-    monkeypatch.setattr(capsjax.step, "image_metrics", poisoned)
+    monkeypatch.setattr(capsjax.training.step, "image_metrics", poisoned)
     return train_set
 
 

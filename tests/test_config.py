@@ -13,10 +13,9 @@ import optax
 import pytest
 
 from capsjax import config as configs
-from capsjax import flags
 from capsjax.models import make_model, num_parameters
 from capsjax.runtime.hosts import Hosts
-from capsjax.step import make_optimizer
+from capsjax.training.step import make_optimizer
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
 EXPERIMENT = EXPERIMENTS / "mnist.py"

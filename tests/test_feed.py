@@ -10,13 +10,19 @@ from tiny import made, pairs, tiny
 from capsjax import config as configs
 from capsjax import train
 from capsjax.data import Dataset, load
-from capsjax.feed import Feed, chunk_end, is_held, stack_batches, steps_per_dispatch
-from capsjax.memory import estimate_memory
 from capsjax.runtime import platforms
 from capsjax.runtime.devices import sharded
 from capsjax.runtime.platforms import Platform
 from capsjax.storage.checkpoints import Checkpoints
 from capsjax.storage.workdir import Workdir
+from capsjax.training.feed import (
+    Feed,
+    chunk_end,
+    is_held,
+    stack_batches,
+    steps_per_dispatch,
+)
+from capsjax.training.memory import estimate_memory
 
 ACCELERATOR = Platform(
     **{

@@ -9,8 +9,8 @@ from tiny import made, tiny, tiny_cnn
 
 from capsjax import config as configs
 from capsjax.data import load
-from capsjax.measure import balanced_weights, image_metrics, measure
 from capsjax.models import CapsNet
+from capsjax.training.objective import balanced_weights, image_metrics, measure
 
 SMALL = CapsNet(
     (17, 17, 1), 5, conv_features=4, primary_types=2, class_dim=3, decoder_features=(8,)

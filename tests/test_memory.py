@@ -9,11 +9,11 @@ from tiny import made, pairs
 
 from capsjax import config as configs
 from capsjax.data import load
-from capsjax.feed import stack_batches
-from capsjax.memory import Memory, estimate_memory, peak_bytes
 from capsjax.models import make_model
 from capsjax.runtime.devices import parallel
-from capsjax.step import make_train_chunk, make_train_step
+from capsjax.training.feed import stack_batches
+from capsjax.training.memory import Memory, estimate_memory, peak_bytes
+from capsjax.training.step import make_train_chunk, make_train_step
 
 MEGABYTE = jnp.zeros(2**18)
 

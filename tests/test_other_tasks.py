@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from tiny import digits, pairs, tiny
 
-from capsjax import evaluate, figures, load_run, models, predict, task, train
+from capsjax import evaluate, figures, load_run, models, predict, train
 from capsjax.data import Dataset, load
-from capsjax.measure import measure
 from capsjax.storage.workdir import Workdir
+from capsjax.training import task
+from capsjax.training.objective import measure
 
 pytestmark = pytest.mark.slow  # they train one first
 

@@ -22,11 +22,11 @@ from tiny import idx_bytes, tiny_model
 from capsjax import config as configs
 from capsjax import predict
 from capsjax.data import idx, twins
-from capsjax.step import init_state, make_optimizer
 from capsjax.storage.checkpoints import Checkpoints
 from capsjax.storage.run import Run
 from capsjax.storage.workdir import Workdir, write_json
-from capsjax.task import make_task
+from capsjax.training.step import init_state, make_optimizer
+from capsjax.training.task import make_task
 
 NUM_FILES = 4
 
@@ -212,7 +212,7 @@ def test_whether_to_invert_is_not_asked_where_pictures_are_as_they_are(
 @pytest.fixture(autouse=True)
 def without_estimate(monkeypatch):
     """To trace a training step takes longer than all else here."""
-    monkeypatch.setattr("capsjax.task._check_memory", lambda *_: None)
+    monkeypatch.setattr("capsjax.training.task._check_memory", lambda *_: None)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from capsjax import flags, recipes
+from capsjax.training import recipes
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
 

@@ -15,9 +15,9 @@ import pytest
 import capsjax
 from capsjax.data import load
 from capsjax.runtime.devices import replicated
-from capsjax.step import init_state, make_optimizer
 from capsjax.storage.checkpoints import Checkpoints
 from capsjax.storage.workdir import Workdir, WorkdirError
+from capsjax.training.step import init_state, make_optimizer
 
 pytestmark = pytest.mark.slow  # it trains one first
 

@@ -18,11 +18,11 @@ from tiny import made, pairs, tiny, tiny_cnn
 from capsjax import config as configs
 from capsjax import evaluate
 from capsjax.data import augment, load
-from capsjax.feed import stack_batches
-from capsjax.measure import image_metrics
 from capsjax.models import make_model
 from capsjax.runtime.devices import AXIS, _devices, my_shares, parallel, replicated
-from capsjax.step import (
+from capsjax.training.feed import stack_batches
+from capsjax.training.objective import image_metrics
+from capsjax.training.step import (
     _augmented,
     make_optimizer,
     make_train_chunk,

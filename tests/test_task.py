@@ -8,9 +8,9 @@ from PIL import Image
 from tiny import pairs, tiny
 
 from capsjax import config as configs
-from capsjax import task
 from capsjax.data import Dataset, DatasetError, load
 from capsjax.models import BaselineCNN
+from capsjax.training import task
 
 
 def made_task(monkeypatch, dataset, **changes):

@@ -16,13 +16,14 @@ import pytest
 from tiny import made, tiny
 
 from capsjax import config as configs
-from capsjax import load_run, task, train
+from capsjax import load_run, train
 from capsjax.data import load
 from capsjax.losses import margin_loss
-from capsjax.measure import Metrics
 from capsjax.runtime.interrupt import Interrupted
 from capsjax.storage.checkpoints import CheckpointError, Checkpoints
 from capsjax.storage.workdir import Workdir, WorkdirError
+from capsjax.training import task
+from capsjax.training.objective import Metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -15,7 +15,7 @@ import numpy as np
 from capsjax import config as configs
 from capsjax.data import Dataset, load
 from capsjax.models import BaselineCNN, make_model
-from capsjax.step import init_state, make_optimizer
+from capsjax.training.step import init_state, make_optimizer
 
 
 def idx_bytes(array, *, shape=None, type_code=8):

@@ -26,8 +26,8 @@ from capsjax import config as configs
 from capsjax.data import load
 from capsjax.layers import Convolution, Decoder, DenseCaps, PrimaryCaps
 from capsjax.losses import reconstruction_loss
-from capsjax.measure import image_metrics
 from capsjax.models import make_model
+from capsjax.training.objective import image_metrics
 
 # Products round to 24, 11 and 8 bits. The largest relative errors that are taken for
 # rounding: some ten times what a CPU has, where there is no TF32.

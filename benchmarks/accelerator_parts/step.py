@@ -9,9 +9,9 @@ import worker
 from accelerator_parts.points import Part
 from accelerator_parts.training import Trained, recipe, shrink
 
-from capsjax.feed import stack_batches
 from capsjax.runtime.devices import parallel
-from capsjax.step import make_train_chunk, make_train_step
+from capsjax.training.feed import stack_batches
+from capsjax.training.step import make_train_chunk, make_train_step
 
 # In order of worth: the best batch, the recipe's, and one between.
 POINTS = [(2048, "bfloat16"), (2048, "float32"), (128, "bfloat16"), (128, "float32")]

@@ -20,7 +20,7 @@ class MetricWriter:
     A line has ``kind`` (train, validation or test), ``step`` (optimizer steps done),
     ``epoch`` (of that step, from 1), ``images_per_second`` and the metrics, means over
     images: ``loss``, ``accuracy`` (0 to 1) and, as far as the network and the data have
-    them, the others of :class:`capsjax.measure.Metrics`.
+    them, the others of :class:`capsjax.training.objective.Metrics`.
 
     Args:
         path: The file; None to write nothing.

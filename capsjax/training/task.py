@@ -26,10 +26,10 @@ from capsjax.data.augment import cropped_shape
 from capsjax.data.loading import may_name_a_place
 from capsjax.data.preparation import Preparation
 from capsjax.data.readers.folder_layout import shortened
-from capsjax.measure import balanced_weights
-from capsjax.memory import estimate_memory
 from capsjax.models import BaselineCNN, Network, make_model, num_parameters
 from capsjax.runtime.console import say
+from capsjax.training.memory import estimate_memory
+from capsjax.training.objective import balanced_weights
 
 
 class Task(NamedTuple):

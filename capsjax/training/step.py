@@ -1,6 +1,6 @@
 """The training step: a pure function of the state and one device's share of a batch.
 
-Several steps run in one call of the device program: ``capsjax.feed`` hands it the
+Several steps run in one call of the device program: ``capsjax.training.feed`` hands it the
 batches.
 """
 
@@ -23,9 +23,9 @@ from capsjax.data.augment import (
     draw_shifts,
     scale_to_unit,
 )
-from capsjax.measure import Metrics, image_metrics
 from capsjax.models import BaselineCNN, Network
 from capsjax.runtime.devices import AXIS
+from capsjax.training.objective import Metrics, image_metrics
 
 # What a step folds into its key to draw the crops, and the dropout. The shifts take the
 # key itself, of which they use what 0 and 1 would make.

@@ -16,10 +16,10 @@ from jax.extend.core import Jaxpr, Var, jaxprs_in_params
 from capsjax import config as configs
 from capsjax.data import Batch, Dataset, Generated
 from capsjax.evaluate import make_eval_step
-from capsjax.feed import is_held, num_bytes, steps_per_dispatch
 from capsjax.models import Network
 from capsjax.runtime.devices import AXIS
-from capsjax.step import init_state, make_optimizer, make_train_step
+from capsjax.training.feed import is_held, num_bytes, steps_per_dispatch
+from capsjax.training.step import init_state, make_optimizer, make_train_step
 
 
 class Memory(NamedTuple):
