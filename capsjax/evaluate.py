@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from capsjax import config as configs
-from capsjax.confusion import commonest_confusions
+from capsjax.analysis.confusion import commonest_confusions
 from capsjax.data import Batch, Dataset, DatasetError, NotFoundError, load
 from capsjax.data.augment import crop_middle, scale_to_unit
 from capsjax.data.loading import names_images
@@ -688,7 +688,7 @@ def _keep(
     write_json(folder / "evaluation.json", about)
     lines = [f"{folder / 'evaluation.json'} has these numbers, and what made them"]
     if len(runs) == 1:
-        from capsjax import figures
+        from capsjax.analysis import figures
 
         written = figures.draw(
             *(runs[0], dataset, evaluation.prediction, evaluation.confusion),

@@ -346,7 +346,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         answer(*table(groups, arguments.by).splitlines(), *notes(groups))
     finally:
         if arguments.figure:
-            from capsjax import plots
+            from capsjax.analysis import plots
 
             curves = {_name(row): [run.curve for run in groups[row]] for row in groups}
             plots.save(plots.validation_curves(curves), arguments.figure)

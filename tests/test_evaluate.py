@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from capsjax import evaluate, figures, load_run, squash
+from capsjax import evaluate, load_run, squash
+from capsjax.analysis import figures
 from capsjax.data import load
 from capsjax.runtime.devices import parallel
 

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from tiny import idx_bytes
 
-from capsjax import evaluate, figures, train
+from capsjax import evaluate, train
+from capsjax.analysis import figures
 from capsjax.data import Dataset, load
 from capsjax.storage.workdir import Workdir
 

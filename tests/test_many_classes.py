@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from tiny import idx_bytes, tiny
 
-from capsjax import evaluate, figures, load_run, train
+from capsjax import evaluate, load_run, train
+from capsjax.analysis import figures
 from capsjax.data import Dataset, load
 from capsjax.runtime.console import OutputError
 from capsjax.storage.workdir import Workdir, write_json

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from tiny import digits, pairs, tiny
 
-from capsjax import evaluate, figures, load_run, models, predict, train
+from capsjax import evaluate, load_run, models, predict, train
+from capsjax.analysis import figures
 from capsjax.data import Dataset, load
 from capsjax.storage.workdir import Workdir
 from capsjax.training import task

@@ -8,8 +8,8 @@ import pytest
 from matplotlib.text import Text
 from PIL import Image
 
-from capsjax import plots
-from capsjax.confusion import commonest_confusions
+from capsjax.analysis import plots
+from capsjax.analysis.confusion import commonest_confusions
 
 RANDOM = np.random.default_rng(0)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from capsjax import plots
+from capsjax.analysis import plots
 from capsjax.data import Dataset
 from capsjax.data.augment import crop_middle
 from capsjax.ops import safe_norm, tweak_pose

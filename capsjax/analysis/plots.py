@@ -18,7 +18,7 @@ from matplotlib import figure as _figure
 from matplotlib.colors import LinearSegmentedColormap, LogNorm, to_rgb
 from matplotlib.lines import Line2D
 
-from capsjax.confusion import commonest_confusions
+from capsjax.analysis.confusion import commonest_confusions
 from capsjax.runtime.console import shortened, warn
 from capsjax.runtime.paths import expanded
 
