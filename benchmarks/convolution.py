@@ -71,7 +71,7 @@ def processor_seconds() -> float:
 
 
 def forward(image, kernel, plan):
-    return convolution._form_forward(image, kernel, plan)
+    return convolution._forward(image, kernel, plan)
 
 
 def prepared(image, values, kernel_shape, plan):
@@ -79,8 +79,8 @@ def prepared(image, values, kernel_shape, plan):
 
 
 def both(image, kernel, gradient, plan):
-    value = convolution._form_forward(image, kernel, plan)
-    return value, *convolution._form_backward(image, kernel, gradient, plan)
+    value = convolution._forward(image, kernel, plan)
+    return value, *convolution._backward(image, kernel, gradient, plan)
 
 
 def small_batch(batch, row, name):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rights import as_nobody, public_folder
 
-from capsjax.storage import checkpoints
+from capsjax.storage import checkpoints as module
 from capsjax.storage.checkpoints import CheckpointError, Checkpoints
 
 
@@ -168,7 +168,7 @@ def test_a_reading_that_failed_this_once_is_told_as_such(
     checkpoints.save(1, state(1))
     checkpoints.save(2, state(2))
     checkpoints.wait()
-    monkeypatch.setattr(checkpoint.ocp, "load_checkpointables", read)
+    monkeypatch.setattr(module.ocp, "load_checkpointables", read)
     with pytest.raises(
         CheckpointError, match="can't read the checkpoint of step 2 now"
     ):
@@ -289,7 +289,7 @@ def test_a_failed_save_is_told_at_the_next_check(checkpoints, tmp_path, monkeypa
         return Failed()
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.ocp, "save_checkpointables_async", fail)
+        patch.setattr(module.ocp, "save_checkpointables_async", fail)
         checkpoints.save(2, state(2))
     told = r"can't save step 2: OSError: \[Errno 5\] Input/output error"
     with pytest.raises(CheckpointError, match=told):
@@ -306,7 +306,7 @@ def test_a_check_does_not_wait(checkpoints, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(
-            checkpoint.ocp, "save_checkpointables_async", lambda *_, **__: Running()
+            module.ocp, "save_checkpointables_async", lambda *_, **__: Running()
         )
         checkpoints.save(1, state(1))
     checkpoints.check()

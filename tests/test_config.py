@@ -29,7 +29,7 @@ def experiment(path=EXPERIMENT):
 
 
 def parse(*arguments):
-    return flags.parse(["train", *arguments], "about")
+    return command_line.parse(["train", *arguments], "about")
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ MISTAKES = [
 def test_a_mistake_on_the_command_line_is_one_clear_line(arguments, told):
     if arguments and not arguments[0].startswith("--config="):
         arguments = [f"--config={EXPERIMENT}", *arguments]
-    with pytest.raises(flags.UsageError, match=told) as error:
+    with pytest.raises(command_line.UsageError, match=told) as error:
         parse(*arguments)
     assert "\n" not in str(error.value)
 
@@ -304,13 +304,17 @@ def test_a_mistake_on_the_command_line_is_one_clear_line(arguments, told):
 def test_a_broken_config_file_is_told_with_its_line(tmp_path):
     broken = tmp_path / "broken.py"
     broken.write_text("def get_config():\n    return 1 / 0\n")
-    with pytest.raises(flags.UsageError, match=r"ZeroDivisionError.*broken.py, line 2"):
+    with pytest.raises(
+        command_line.UsageError, match=r"ZeroDivisionError.*broken.py, line 2"
+    ):
         parse(f"--config={broken}")
     broken.write_text("def get_config(:\n")
-    with pytest.raises(flags.UsageError, match="is not Python"):
+    with pytest.raises(command_line.UsageError, match="is not Python"):
         parse(f"--config={broken}")
     broken.write_text("def get_config():\n    return {}\n")
-    with pytest.raises(flags.UsageError, match=r"must return a capsjax.config.Config"):
+    with pytest.raises(
+        command_line.UsageError, match=r"must return a capsjax.config.Config"
+    ):
         parse(f"--config={broken}")
 
 

@@ -1,4 +1,4 @@
-"""capsjax.kernels.convolution against float64, and under every transformation of JAX."""
+"""The convolution against float64, and under every transformation of JAX."""
 
 import functools
 

@@ -35,6 +35,7 @@ from capsjax.data.images import (
     read_image,
 )
 from capsjax.data.preparation import Preparation
+from capsjax.storage import checkpoints as module
 from capsjax.storage.checkpoints import CheckpointError, Checkpoints
 from capsjax.storage.metrics import MetricWriter
 from capsjax.storage.run import Run, load_run
@@ -353,7 +354,7 @@ def folder(tiny_run, tmp_path_factory):
     states = {step: checkpoints.restore(step, like) for step in checkpoints.steps}
     checkpoints.close()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "_SECONDS_TO_DELETE", 0)
+        patch.setattr(module, "_SECONDS_TO_DELETE", 0)
         yield path, like, states
 
 

@@ -11,7 +11,7 @@ EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
 
 
 def parse(*arguments):
-    return flags.parse(["train", *arguments], "about").config
+    return command_line.parse(["train", *arguments], "about").config
 
 
 @pytest.mark.parametrize(
@@ -42,12 +42,12 @@ def test_in_a_wheel_they_are_within_the_package(tmp_path, monkeypatch):
 
 
 def test_an_unknown_one_is_told_with_those_that_there_are():
-    with pytest.raises(flags.UsageError) as error:
+    with pytest.raises(command_line.UsageError) as error:
         parse("--config=capsjax:mnost")
     told = str(error.value)
     assert told.startswith("capsjax:mnost is no recipe: did you mean capsjax:mnist? ")
     assert "folder, mnist, multimnist" in told
-    with pytest.raises(flags.UsageError, match="unknown variant 'nothing'"):
+    with pytest.raises(command_line.UsageError, match="unknown variant 'nothing'"):
         parse("--config=capsjax:mnist:nothing")
 
 

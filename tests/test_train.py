@@ -148,7 +148,7 @@ def test_a_save_that_fails_is_told_with_its_step_before_the_epoch_ends(
 
     monkeypatch.setattr(train._Run, "_train_chunk", train_and_note)
     save = "save_checkpointables_async"
-    monkeypatch.setattr(checkpoint.ocp, save, lambda *_, **__: Failed())
+    monkeypatch.setattr(checkpoints.ocp, save, lambda *_, **__: Failed())
     with pytest.raises(CheckpointError, match=r"can't save step 5: OSError.*No space"):
         run(tiny(), tmp_path)
     assert steps == [0, 3, 4, 5]

@@ -2,7 +2,7 @@
 
 =====================  =================================================================
 ``config.json``        the configuration, written when the run starts
-``history.json``       which settings changed when it went on, see ``capsjax.storage.history``
+``history.json``       which settings changed when it went on, see ``storage.history``
 ``dataset.json``       what it is trained on: name, image shape, class names, how many
                        of these each image shows, and the images of each split
 ``metrics.jsonl``      one JSON object a line, see ``capsjax.storage.metrics``

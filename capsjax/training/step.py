@@ -1,7 +1,7 @@
 """The training step: a pure function of the state and one device's share of a batch.
 
-Several steps run in one call of the device program: ``capsjax.training.feed`` hands it the
-batches.
+Several steps run in one call of the device program, which
+``capsjax.training.feed`` hands the batches.
 """
 
 import functools
