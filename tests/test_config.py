@@ -15,6 +15,8 @@ import pytest
 from capsjax import config as configs
 from capsjax.models import make_model, num_parameters
 from capsjax.runtime.hosts import Hosts
+from capsjax.training.command_line import UsageError
+from capsjax.training.command_line import parse as parse_flags
 from capsjax.training.step import make_optimizer
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
@@ -29,7 +31,7 @@ def experiment(path=EXPERIMENT):
 
 
 def parse(*arguments):
-    return command_line.parse(["train", *arguments], "about")
+    return parse_flags(["train", *arguments], "about")
 
 
 @pytest.mark.parametrize(
@@ -296,7 +298,7 @@ MISTAKES = [
 def test_a_mistake_on_the_command_line_is_one_clear_line(arguments, told):
     if arguments and not arguments[0].startswith("--config="):
         arguments = [f"--config={EXPERIMENT}", *arguments]
-    with pytest.raises(command_line.UsageError, match=told) as error:
+    with pytest.raises(UsageError, match=told) as error:
         parse(*arguments)
     assert "\n" not in str(error.value)
 
@@ -304,17 +306,13 @@ def test_a_mistake_on_the_command_line_is_one_clear_line(arguments, told):
 def test_a_broken_config_file_is_told_with_its_line(tmp_path):
     broken = tmp_path / "broken.py"
     broken.write_text("def get_config():\n    return 1 / 0\n")
-    with pytest.raises(
-        command_line.UsageError, match=r"ZeroDivisionError.*broken.py, line 2"
-    ):
+    with pytest.raises(UsageError, match=r"ZeroDivisionError.*broken.py, line 2"):
         parse(f"--config={broken}")
     broken.write_text("def get_config(:\n")
-    with pytest.raises(command_line.UsageError, match="is not Python"):
+    with pytest.raises(UsageError, match="is not Python"):
         parse(f"--config={broken}")
     broken.write_text("def get_config():\n    return {}\n")
-    with pytest.raises(
-        command_line.UsageError, match=r"must return a capsjax.config.Config"
-    ):
+    with pytest.raises(UsageError, match=r"must return a capsjax.config.Config"):
         parse(f"--config={broken}")
 
 

@@ -15,19 +15,18 @@ from capsjax.data import (
     Dataset,
     DatasetError,
     has_validation,
-    idx,
     load,
-    tfds_source,
-    twins,
 )
 from capsjax.data import prepare as prepare_command
+from capsjax.data.readers import idx, tfds_builders
+from capsjax.data.readers import tfds as reader
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """All of MNIST, prepared by its twin; takes several seconds."""
     folder = tmp_path_factory.mktemp("tfds")
-    path = tfds_source.prepare("mnist", data_dir=folder)
+    path = reader.prepare("mnist", data_dir=folder)
     assert path == folder / "mnist" / "3.0.1"
     return folder
 
@@ -56,8 +55,8 @@ def small_twin(monkeypatch, name="fashion_mnist", num_images=40, read=None):
     def numbered(builder, download_manager):
         return {"train": examples(num_images), "test": examples(num_images // 2)}
 
-    twin = twins.Twin(read or numbered, is_downloaded=False)
-    monkeypatch.setitem(twins.TWINS, name, twin)
+    twin = tfds_builders.Twin(read or numbered, is_downloaded=False)
+    monkeypatch.setitem(tfds_builders.TWINS, name, twin)
 
 
 def files_in(folder):
@@ -90,7 +89,7 @@ def test_the_shipped_archives_are_those_that_tfds_registers():
 )
 def test_the_twin_of_mnist_holds_what_is_read_directly(prepared, split, first_labels):
     direct = load("mnist", split)
-    twin = tfds_source.load_tfds("mnist", split, data_dir=prepared)
+    twin = reader.load_tfds("mnist", split, data_dir=prepared)
     np.testing.assert_array_equal(twin.label[:10], first_labels)
     assert twin.class_names == direct.class_names
     assert twin.image.dtype == np.uint8
@@ -108,14 +107,14 @@ def test_the_twin_of_mnist_holds_what_is_read_directly(prepared, split, first_la
 def test_a_twin_of_a_new_style_builder_finds_its_metadata(tmp_path, monkeypatch):
     small_twin(monkeypatch, "svhn_cropped")
     # The twin first: it must not live on what the stock builder has found.
-    twin = twins.make_twin("svhn_cropped")(data_dir=str(tmp_path))
+    twin = tfds_builders.make_twin("svhn_cropped")(data_dir=str(tmp_path))
     stock = tfds.builder("svhn_cropped", data_dir=tmp_path)
     assert twin.info.description == stock.info.description
     assert twin.url_infos == stock.url_infos
 
 
 def test_a_twin_leaves_the_stock_builder_registered():
-    twins.make_twin("mnist")
+    tfds_builders.make_twin("mnist")
     assert tfds.builder_cls("mnist").__module__.startswith("tensorflow_datasets.")
 
 
@@ -132,7 +131,7 @@ def test_the_stock_builder_reads_what_the_twin_prepared(prepared):
 def test_a_twin_is_prepared_once_and_then_read(tmp_path, monkeypatch):
     small_twin(monkeypatch)
     train = load("fashion_mnist", data_dir=tmp_path)
-    monkeypatch.delitem(twins.TWINS, "fashion_mnist")
+    monkeypatch.delitem(tfds_builders.TWINS, "fashion_mnist")
     test = load("fashion_mnist", "test", data_dir=tmp_path)
     for dataset, num_images in ((train, 40), (test, 20)):
         number = dataset.image[:, 0, 0, 0]
@@ -149,7 +148,7 @@ def test_more_than_one_block_is_read_in_order(tmp_path, monkeypatch):
     small_twin(monkeypatch)
     expected = load("fashion_mnist", data_dir=tmp_path)
     for block_size in (1, 7, 20, 39):
-        monkeypatch.setattr(tfds_source, "_BLOCK_SIZE", block_size)
+        monkeypatch.setattr(reader, "_BLOCK_SIZE", block_size)
         actual = load("fashion_mnist", data_dir=tmp_path)
         np.testing.assert_array_equal(actual.image, expected.image)
         np.testing.assert_array_equal(actual.label, expected.label)
@@ -187,7 +186,7 @@ def test_too_much_memory_is_refused_before_any_is_taken(monkeypatch):
     def never(*_):
         raise AssertionError("an image is read")
 
-    monkeypatch.setattr(tfds_source, "_examples_at", never)
+    monkeypatch.setattr(reader, "_examples_at", never)
     with tfds.testing.mock_data(num_examples=5):
         with pytest.raises(DatasetError, match="5 images of cifar10 at 32 x 32 x 3"):
             load("cifar10", max_bytes=15_359)
@@ -205,8 +204,8 @@ def test_too_much_memory_is_refused_before_any_is_taken(monkeypatch):
 )
 def test_a_set_without_a_test_split_is_tested_by_its_validation(splits, expected):
     builder = SimpleNamespace(info=SimpleNamespace(splits=splits))
-    assert tfds_source._own_split(builder, "test") == expected
-    assert tfds_source._own_split(builder, "train") == "train"
+    assert reader._own_split(builder, "test") == expected
+    assert reader._own_split(builder, "train") == "train"
 
 
 def three_splits(builder, download_manager):
@@ -266,7 +265,7 @@ def test_the_folder_is_the_argument_else_the_variable_else_the_cache(monkeypatch
     monkeypatch.setenv("HOME", "/home/someone")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.delenv("CAPSJAX_DATA_DIR", raising=False)
-    folder = tfds_source.data_folder
+    folder = reader.data_folder
     assert folder() == Path("/home/someone/.cache/capsjax/tfds")
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
     assert folder() == Path("/cache/capsjax/tfds")
@@ -318,7 +317,7 @@ def test_a_malformed_name_is_refused(name, tmp_path):
 def test_a_stock_set_that_is_not_prepared_tells_the_command(
     name, tmp_path, offline, monkeypatch
 ):
-    monkeypatch.setattr(tfds_source, "_has_tensorflow", lambda: False)
+    monkeypatch.setattr(reader, "_has_tensorflow", lambda: False)
     with pytest.raises(DatasetError, match="needs TensorFlow") as error:
         load(name, data_dir=tmp_path)
     assert str(error.value).endswith(
@@ -332,7 +331,7 @@ def test_a_stock_set_that_is_not_prepared_tells_the_command(
 def test_load_never_prepares_with_tensorflow_in_its_own_process(
     tmp_path, offline, monkeypatch
 ):
-    monkeypatch.setattr(tfds_source, "_has_tensorflow", lambda: True)
+    monkeypatch.setattr(reader, "_has_tensorflow", lambda: True)
     with pytest.raises(DatasetError, match="needs TensorFlow") as error:
         load("cifar100", data_dir=tmp_path)
     assert "pip install" not in str(error.value)
@@ -344,9 +343,9 @@ def test_an_unreachable_source_is_told_before_tfds_tries(
 ):
     small_twin(monkeypatch)
     monkeypatch.setitem(
-        twins.TWINS,
+        tfds_builders.TWINS,
         "fashion_mnist",
-        twins.TWINS["fashion_mnist"]._replace(is_downloaded=True),
+        tfds_builders.TWINS["fashion_mnist"]._replace(is_downloaded=True),
     )
     with pytest.raises(DatasetError, match="cannot be reached") as error:
         load("fashion_mnist", data_dir=tmp_path)
@@ -362,9 +361,9 @@ def test_an_unreachable_source_is_told_before_tfds_tries(
 def test_what_is_downloaded_already_needs_no_network(tmp_path, offline, monkeypatch):
     small_twin(monkeypatch)
     monkeypatch.setitem(
-        twins.TWINS,
+        tfds_builders.TWINS,
         "fashion_mnist",
-        twins.TWINS["fashion_mnist"]._replace(is_downloaded=True),
+        tfds_builders.TWINS["fashion_mnist"]._replace(is_downloaded=True),
     )
     downloads = tmp_path / "downloads" / "fashion_mnist"
     downloads.mkdir(parents=True)
@@ -375,9 +374,11 @@ def test_what_is_downloaded_already_needs_no_network(tmp_path, offline, monkeypa
 
 def test_mnist_needs_no_network_to_be_prepared(tmp_path, offline, monkeypatch):
     monkeypatch.setattr(
-        twins, "load_mnist", lambda split: load("mnist", split).subset(np.arange(3))
+        tfds_builders,
+        "load_mnist",
+        lambda split: load("mnist", split).subset(np.arange(3)),
     )
-    assert len(tfds_source.load_tfds("mnist", "train", data_dir=tmp_path)) == 3
+    assert len(reader.load_tfds("mnist", "train", data_dir=tmp_path)) == 3
     assert not offline
 
 
@@ -419,12 +420,14 @@ def test_an_interrupted_preparation_leaves_nothing(tmp_path, monkeypatch):
 def test_what_a_killed_process_left_is_not_taken_for_the_set(tmp_path, monkeypatch):
     killed = (
         "import os, numpy as np\n"
-        "from capsjax.data import load, twins\n"
+        "from capsjax.data import load\n"
+        "from capsjax.data.readers import tfds_builders\n"
         "def examples():\n"
         "    yield {'image': np.zeros((28, 28, 1), np.uint8), 'label': 0}\n"
         "    os._exit(9)\n"
         "read = lambda builder, _: {'train': examples(), 'test': examples()}\n"
-        "twins.TWINS['fashion_mnist'] = twins.Twin(read, is_downloaded=False)\n"
+        "twin = tfds_builders.Twin(read, is_downloaded=False)\n"
+        "tfds_builders.TWINS['fashion_mnist'] = twin\n"
         f"load('fashion_mnist', data_dir={str(tmp_path)!r})\n"
     )
     process = subprocess.run(
@@ -438,11 +441,11 @@ def test_what_a_killed_process_left_is_not_taken_for_the_set(tmp_path, monkeypat
 
 def test_what_another_process_prepared_meanwhile_is_read(tmp_path, monkeypatch):
     small_twin(monkeypatch)
-    numbered = twins.TWINS["fashion_mnist"].read
+    numbered = tfds_builders.TWINS["fashion_mnist"].read
 
     def overtaken(builder, download_manager):
         small_twin(monkeypatch)
-        tfds_source.prepare("fashion_mnist", data_dir=tmp_path)
+        reader.prepare("fashion_mnist", data_dir=tmp_path)
         return numbered(builder, download_manager)
 
     small_twin(monkeypatch, read=overtaken)

@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw
 
 from capsjax import config as configs
 from capsjax import report, train
-from capsjax.data import source
+from capsjax.data import loading
 from capsjax.data.images import (
     ImageError,
     read_extremes,
@@ -166,7 +166,7 @@ def begin(*_):
     raise Begun
 
 
-LOAD_MNIST = functools.cache(source.load_mnist)
+LOAD_MNIST = functools.cache(loading.load_mnist)
 
 
 @pytest.mark.slow
@@ -184,7 +184,7 @@ def test_a_command_line_reaches_the_training_or_ends_in_one_line(
     with pytest.MonkeyPatch.context() as patch, not_for_ever():
         patch.chdir(folder)
         patch.setattr(train, "_Run", begin)
-        patch.setattr(source, "load_mnist", LOAD_MNIST)
+        patch.setattr(loading, "load_mnist", LOAD_MNIST)
         try:
             code = exit_code(
                 train.main, "train", "--distributed=off", *known, *arguments

@@ -21,7 +21,7 @@ from tiny import idx_bytes, tiny_model
 
 from capsjax import config as configs
 from capsjax import predict
-from capsjax.data import idx, twins
+from capsjax.data.readers import idx, tfds_builders
 from capsjax.storage.checkpoints import Checkpoints
 from capsjax.storage.run import Run
 from capsjax.storage.workdir import Workdir, write_json
@@ -128,7 +128,7 @@ def downloaded(name, files, image_size=0):
 
     def make(tmp_path, monkeypatch):
         monkeypatch.setenv("CAPSJAX_DATA_DIR", str(tmp_path))
-        monkeypatch.setattr(twins, "FASHION_MNIST_FOLDER", tmp_path / "none")
+        monkeypatch.setattr(tfds_builders, "FASHION_MNIST_FOLDER", tmp_path / "none")
         put_downloads(tmp_path, name, files())
         return configs.Data(name, image_size=image_size)
 

@@ -6,12 +6,14 @@ import shutil
 import pytest
 
 from capsjax.training import recipes
+from capsjax.training.command_line import UsageError
+from capsjax.training.command_line import parse as parse_flags
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
 
 
 def parse(*arguments):
-    return command_line.parse(["train", *arguments], "about").config
+    return parse_flags(["train", *arguments], "about").config
 
 
 @pytest.mark.parametrize(
@@ -42,12 +44,12 @@ def test_in_a_wheel_they_are_within_the_package(tmp_path, monkeypatch):
 
 
 def test_an_unknown_one_is_told_with_those_that_there_are():
-    with pytest.raises(command_line.UsageError) as error:
+    with pytest.raises(UsageError) as error:
         parse("--config=capsjax:mnost")
     told = str(error.value)
     assert told.startswith("capsjax:mnost is no recipe: did you mean capsjax:mnist? ")
     assert "folder, mnist, multimnist" in told
-    with pytest.raises(command_line.UsageError, match="unknown variant 'nothing'"):
+    with pytest.raises(UsageError, match="unknown variant 'nothing'"):
         parse("--config=capsjax:mnist:nothing")
 
 

@@ -20,6 +20,7 @@ from capsjax import load_run, train
 from capsjax.data import load
 from capsjax.losses import margin_loss
 from capsjax.runtime.interrupt import Interrupted
+from capsjax.storage import checkpoints
 from capsjax.storage.checkpoints import CheckpointError, Checkpoints
 from capsjax.storage.workdir import Workdir, WorkdirError
 from capsjax.training import task

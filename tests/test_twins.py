@@ -17,7 +17,9 @@ from etils import epath
 from tensorflow_datasets.core.download import resource
 from tiny import idx_bytes
 
-from capsjax.data import DatasetError, load, tfds_source, twins
+from capsjax.data import DatasetError, load
+from capsjax.data.readers import tfds as reader
+from capsjax.data.readers import tfds_builders
 
 SIZES = {"train": 25, "test": 15}
 
@@ -68,7 +70,7 @@ def require_same(dataset, image, label):
 
 
 def require_ids(name, folder, pattern):
-    builder = twins.make_twin(name)(data_dir=str(folder))
+    builder = tfds_builders.make_twin(name)(data_dir=str(folder))
     for split in SIZES:
         for example in builder.as_data_source(split):
             number = example["image"].flat[0]
@@ -94,7 +96,7 @@ def idx_files():
     ("name", "class_name"), [("fashion_mnist", "Ankle boot"), ("kmnist", "wo")]
 )
 def test_idx_archives_are_read(tmp_path, monkeypatch, name, class_name):
-    monkeypatch.setattr(twins, "FASHION_MNIST_FOLDER", tmp_path / "none")
+    monkeypatch.setattr(tfds_builders, "FASHION_MNIST_FOLDER", tmp_path / "none")
     put_downloads(tmp_path, name, idx_files())
     for split in SIZES:
         dataset = load(name, split, data_dir=tmp_path)
@@ -107,9 +109,9 @@ def test_the_fashion_mnist_of_debian_is_read_without_a_download(tmp_path, monkey
     folder.mkdir()
     for name, content in idx_files().items():
         (folder / name).write_bytes(content)
-    monkeypatch.setattr(twins, "FASHION_MNIST_FOLDER", folder)
-    twin = twins.TWINS["fashion_mnist"]._replace(is_downloaded=False)
-    monkeypatch.setitem(twins.TWINS, "fashion_mnist", twin)
+    monkeypatch.setattr(tfds_builders, "FASHION_MNIST_FOLDER", folder)
+    twin = tfds_builders.TWINS["fashion_mnist"]._replace(is_downloaded=False)
+    monkeypatch.setitem(tfds_builders.TWINS, "fashion_mnist", twin)
     for split in SIZES:
         dataset = load("fashion_mnist", split, data_dir=tmp_path)
         require_same(dataset, numbered(split, 28, 28)[..., None], labels(split))
@@ -225,7 +227,7 @@ def test_the_two_images_of_smallnorb_become_two_channels(smallnorb):
         image = np.moveaxis(numbered(split, 2, 96, 96), 1, -1)
         require_same(dataset, image, labels(split) % 5)
         assert dataset.class_names[4] == "cars"
-    builder = twins.make_twin("smallnorb")(data_dir=str(smallnorb))
+    builder = tfds_builders.make_twin("smallnorb")(data_dir=str(smallnorb))
     for example in builder.as_data_source("train"):
         number = example["image"].flat[0]
         assert example["instance"] == number % 10
@@ -293,7 +295,7 @@ def server(monkeypatch):
         thread = threading.Thread(target=listening.serve_forever, args=(0.01,))
         thread.start()
         url = f"http://127.0.0.1:{listening.server_port}/test.mat.zip"
-        monkeypatch.setattr(twins.AffNist, "URL", url)
+        monkeypatch.setattr(tfds_builders.AffNist, "URL", url)
         yield served
         listening.shutdown()
         thread.join()
@@ -331,9 +333,9 @@ def test_affnist_without_a_network_is_refused_at_once(tmp_path):
 # All of them
 
 
-@pytest.mark.parametrize("name", sorted(set(twins.TWINS) - {"affnist"}))
+@pytest.mark.parametrize("name", sorted(set(tfds_builders.TWINS) - {"affnist"}))
 def test_a_twin_has_the_stock_builders_version_features_and_checksums(name, tmp_path):
-    twin = twins.make_twin(name)(data_dir=str(tmp_path))
+    twin = tfds_builders.make_twin(name)(data_dir=str(tmp_path))
     stock = tfds.builder(name, data_dir=tmp_path)
     assert str(twin.version) == str(stock.version)
     assert repr(twin.info.features) == repr(stock.info.features)
@@ -343,9 +345,9 @@ def test_a_twin_has_the_stock_builders_version_features_and_checksums(name, tmp_
     assert twin.data_path == stock.data_path
 
 
-@pytest.mark.parametrize("name", sorted(set(twins.TWINS) - {"mnist"}))
+@pytest.mark.parametrize("name", sorted(set(tfds_builders.TWINS) - {"mnist"}))
 def test_a_twin_that_cannot_download_says_so_at_once(name, tmp_path, monkeypatch):
-    twin = twins.TWINS[name]._replace(is_downloaded=True)
-    monkeypatch.setitem(twins.TWINS, name, twin)
+    twin = tfds_builders.TWINS[name]._replace(is_downloaded=True)
+    monkeypatch.setitem(tfds_builders.TWINS, name, twin)
     with pytest.raises(DatasetError, match="cannot be reached"):
-        tfds_source.prepare(name, data_dir=tmp_path)
+        reader.prepare(name, data_dir=tmp_path)

@@ -11,7 +11,7 @@ import routing
 from accelerator_parts.points import Part, first_line, seconds_of
 from routing import Form, Problem
 
-from capsjax.routings import votes_free
+from capsjax.kernels import dynamic_routing
 
 # In order of worth, each with the gradient and without.
 PROBLEMS = (
@@ -41,8 +41,8 @@ class Written(NamedTuple):
 
 def route_votes_free(capsules, weight, num_iterations):
     """Without votes whatever the platform's table says."""
-    rounds = votes_free.Rounds(num_iterations, False, False)  # noqa: FBT003
-    return votes_free.route_votes_free(capsules, weight, None, rounds)
+    rounds = dynamic_routing.Rounds(num_iterations, False, False)  # noqa: FBT003
+    return dynamic_routing.route_votes_free(capsules, weight, None, rounds)
 
 
 FORMS = {

@@ -142,7 +142,7 @@ def has_validation(
         return False
     if _is_folder(name):
         return has_idx_files(expanded(name), "validation")
-    return import_tfds_source(name).has_validation(name, data_dir=data_dir)
+    return import_tfds_reader(name).has_validation(name, data_dir=data_dir)
 
 
 def may_name_a_place(name: str) -> bool:
@@ -163,20 +163,20 @@ def _is_folder(name: str) -> bool:
     return os.path.isdir(expanded(name)) or _can_only_be_a_path(name)
 
 
-def import_tfds_source(name: str) -> types.ModuleType:
+def import_tfds_reader(name: str) -> types.ModuleType:
     """Imports what reads a set of TensorFlow Datasets: late, as that takes seconds.
 
     Raises:
         DatasetError: Something that it needs is not installed.
     """
     try:
-        from capsjax.data import tfds_source
+        from capsjax.data.readers import tfds
     except ModuleNotFoundError as error:
         raise DatasetError(
             f"data set {name!r} is read by TensorFlow Datasets, and {error.name} is "
             "not installed: pip install tensorflow-datasets array-record"
         ) from error
-    return tfds_source
+    return tfds
 
 
 def _load_whole(
@@ -192,7 +192,7 @@ def _load_whole(
         return dataclasses.replace(dataset, preparation=preparation)
     if _is_folder(name):
         return load_idx_folder(expanded(name), split, max_bytes=max_bytes)
-    return import_tfds_source(name).load_tfds(
+    return import_tfds_reader(name).load_tfds(
         name, split, data_dir=data_dir, image_size=image_size, max_bytes=max_bytes
     )
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from capsjax.data.dataset import DatasetError
-from capsjax.data.loading import import_tfds_source
+from capsjax.data.loading import import_tfds_reader
 from capsjax.runtime.console import answer, command
 
 
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("name", help='as TensorFlow Datasets spells it: "omniglot"')
     parser.add_argument("--data_dir", help="where to put it, if not the usual folder")
     options = parser.parse_args(arguments)
-    tfds_source = import_tfds_source(options.name)
+    tfds_source = import_tfds_reader(options.name)
     answer(str(tfds_source.prepare(options.name, data_dir=options.data_dir)))
     return 0
 

@@ -18,7 +18,6 @@ from absl import logging
 from jaxtyping import UInt8
 from PIL import Image
 
-from capsjax.data import twins
 from capsjax.data.dataset import (
     Dataset,
     DatasetError,
@@ -29,6 +28,7 @@ from capsjax.data.dataset import (
 from capsjax.data.generated import RECIPES
 from capsjax.data.images import fit
 from capsjax.data.preparation import Preparation
+from capsjax.data.readers import tfds_builders
 from capsjax.runtime.paths import cache_folder, expanded
 
 # TFDS's default, TFRecord, can neither be written nor read without TensorFlow.
@@ -111,9 +111,11 @@ def prepare(
     builder = _make_builder(name, folder)
     if _is_prepared(builder):
         return Path(builder.data_path)
-    if name not in twins.TWINS and not (may_use_tensorflow and _has_tensorflow()):
+    if name not in tfds_builders.TWINS and not (
+        may_use_tensorflow and _has_tensorflow()
+    ):
         raise DatasetError(_how_to_prepare(name, folder))
-    if name not in twins.TWINS or twins.TWINS[name].is_downloaded:
+    if not is_twin or tfds_builders.TWINS[name].is_downloaded:
         _check_reachable(builder)
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
@@ -148,8 +150,8 @@ def data_folder(data_dir: str | os.PathLike | None = None) -> Path:
 def _make_builder(name: str, folder: Path) -> tfds.core.DatasetBuilder:
     try:
         with _quiet():
-            if name in twins.TWINS:
-                return twins.make_twin(name)(data_dir=str(folder))
+            if name in tfds_builders.TWINS:
+                return tfds_builders.make_twin(name)(data_dir=str(folder))
             return tfds.builder(name, data_dir=str(folder))
     except tfds.core.DatasetNotFoundError as error:
         raise NotFoundError(_unknown_name(name)) from error
@@ -258,7 +260,7 @@ def _scaled(
     return fit(Image.fromarray(pixels), shape)
 
 
-def _examples_at(source: Any, indices: range) -> list[twins.Example]:
+def _examples_at(source: Any, indices: range) -> list[tfds_builders.Example]:
     try:
         return source.__getitems__(list(indices))
     except TypeError:
@@ -320,7 +322,7 @@ def _how_to_prepare(name: str, folder: Path) -> str:
 
 
 def _unknown_name(name: str) -> str:
-    ours = {"mnist", "image_folder", *RECIPES, *twins.TWINS}
+    ours = {"mnist", "image_folder", *RECIPES, *tfds_builders.TWINS}
     known = ours.union(tfds.list_builders(with_community_datasets=False))
     near = difflib.get_close_matches(name.split("/")[0], sorted(known))
     hint = f"Did you mean {' or '.join(near)}? " if near else ""
