@@ -14,10 +14,10 @@ from capsjax.data import (
     DatasetError,
     generated,
     has_validation,
-    idx,
-    image_file,
+    images,
     load,
 )
+from capsjax.data.readers import idx
 
 ARCHIVES = (
     "train-images-idx3-ubyte.gz",
@@ -396,7 +396,7 @@ def test_too_much_memory_is_refused_before_any_is_taken(
     def never(*_):
         raise AssertionError("an image is made")
 
-    monkeypatch.setattr(image_file, "fit", never)
+    monkeypatch.setattr(images, "fit", never)
     monkeypatch.setattr(generated.Generated, "fixed", never)
     with pytest.raises(DatasetError, match=what) as error:
         load(name, **{"max_bytes": 10**9, **options})

@@ -20,8 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("name", help='as TensorFlow Datasets spells it: "omniglot"')
     parser.add_argument("--data_dir", help="where to put it, if not the usual folder")
     options = parser.parse_args(arguments)
-    tfds_source = import_tfds_reader(options.name)
-    answer(str(tfds_source.prepare(options.name, data_dir=options.data_dir)))
+    reader = import_tfds_reader(options.name)
+    answer(str(reader.prepare(options.name, data_dir=options.data_dir)))
     return 0
 
 

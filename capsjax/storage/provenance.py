@@ -16,7 +16,7 @@ def provenance() -> dict[str, Any]:
     The version of what is not installed is None: capsjax runs from a checkout, too.
     """
     devices = jax.devices()
-    folder = pathlib.Path(__file__).parent
+    folder = pathlib.Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:
         return subprocess.run(

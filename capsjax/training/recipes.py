@@ -19,7 +19,7 @@ def packaged_recipes() -> dict[str, pathlib.Path]:
 
     They are within an installed package, and beside it in a checkout.
     """
-    package = pathlib.Path(__file__).parent
+    package = pathlib.Path(__file__).parents[1]
     for folder in (package / "experiments", package.parent / "experiments"):
         if paths := sorted(folder.glob("*.py")):
             return {path.stem: path for path in paths}

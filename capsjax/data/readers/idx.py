@@ -20,7 +20,7 @@ from capsjax.data.dataset import (
     require_memory,
 )
 
-MNIST_FOLDER = Path(__file__).parent / "archives" / "mnist"
+MNIST_FOLDER = Path(__file__).parents[1] / "archives" / "mnist"
 
 # How the files of each split begin; upstream calls its 10,000 test images "t10k".
 _PREFIXES = {

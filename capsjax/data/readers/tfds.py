@@ -111,9 +111,8 @@ def prepare(
     builder = _make_builder(name, folder)
     if _is_prepared(builder):
         return Path(builder.data_path)
-    if name not in tfds_builders.TWINS and not (
-        may_use_tensorflow and _has_tensorflow()
-    ):
+    is_twin = name in tfds_builders.TWINS
+    if not is_twin and not (may_use_tensorflow and _has_tensorflow()):
         raise DatasetError(_how_to_prepare(name, folder))
     if not is_twin or tfds_builders.TWINS[name].is_downloaded:
         _check_reachable(builder)
