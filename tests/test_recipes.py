@@ -38,7 +38,7 @@ def test_in_a_wheel_they_are_within_the_package(tmp_path, monkeypatch):
     package = tmp_path / "capsjax"
     package.mkdir()
     shutil.copytree(EXPERIMENTS, package / "experiments")
-    monkeypatch.setattr(recipes, "__file__", str(package / "recipes.py"))
+    monkeypatch.setattr(recipes, "__file__", str(package / "training" / "recipes.py"))
     path = str(package / "experiments" / "svhn.py")
     assert recipes.with_paths(["train", "--config", "capsjax:svhn"])[2] == path
 

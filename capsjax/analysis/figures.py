@@ -1,111 +1,23 @@
 """The figures of one run, in its folder ``figures/``: of which images, and what."""
 
-import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from capsjax.analysis import plots
+from capsjax.analysis.inspection import couplings, most_routed, tweaked
 from capsjax.data import Dataset
 from capsjax.data.augment import crop_middle
-from capsjax.ops import safe_norm, tweak_pose
-from capsjax.routings.routed import cast_votes
 from capsjax.storage.run import Prediction, Run
 
-_NUM_STEPS = 11
 _MOST_SAMPLES = 30
 _MOST_REDRAWN = 10
 _MOST_MISTAKES = 20
 _MOST_EXAMPLES = 10
 _NUM_OVERLAPS = 4
-_MOST_ROUTED = 64
-_VOTES_BYTES = 2**27  # Of the votes that a figure holds at once.
-
-
-class Coupling(NamedTuple):
-    """How an image is routed, round by round.
-
-    Attributes:
-        coupling: The couplings of every round.
-        share: What each primary capsule gives to the longest class capsule of the last
-            round: coupling times the vote's component along that round's pose.
-        logit_change: The mean size of what the round adds to a logit.
-    """
-
-    coupling: Float[Array, "round n i j"]
-    share: Float[Array, "round n i"]
-    logit_change: Float[Array, " round"]
-
-    @property
-    def entropy(self) -> Float[np.ndarray, "round n i"]:
-        """Entropy of each primary capsule's couplings, in bits.
-
-        What the routing gives to none of the classes is one coupling more.
-        """
-        c = np.asarray(self.coupling, np.float64)
-        none = np.clip(1 - c.sum(-1, keepdims=True), 0, 1)
-        c = np.concatenate([c, none], axis=-1)
-        return -np.sum(c * np.log2(np.where(c > 0, c, 1)), axis=-1)
-
-
-def couplings(
-    run: Run, image: Float[Any, "n h w c"], num_iterations: int | None = None
-) -> Coupling:
-    """Routes images and keeps every round's couplings; holds all votes.
-
-    Args:
-        run: Whose network.
-        image: Some images, with pixels from 0 to 1.
-        num_iterations: Rounds of routing; by default those of the network.
-    """
-    weights = dict(run.params["params"]["class_caps"])
-    model: Any = run.model
-    primary = model.apply(run.params, jnp.asarray(image), method=model.primary)
-    capsules = primary.reshape(len(image), -1, primary.shape[-1])
-    votes = cast_votes(capsules, weights.pop("weight"))
-    routing = model.routing
-    rounds = [
-        dataclasses.replace(routing, num_iterations=r + 1)(votes, parameters=weights)
-        for r in range(num_iterations or routing.num_iterations)
-    ]
-    winner = jnp.argmax(rounds[-1].activation, axis=-1)
-    shares, changes = [], []
-    for routed in rounds:
-        direction = routed.pose / safe_norm(routed.pose, keepdims=True)
-        along = jnp.einsum("nijd,njd->nij", votes, direction) * routed.coupling
-        shares.append(jnp.take_along_axis(along, winner[:, None, None], -1)[..., 0])
-        agreement = jnp.einsum("nijd,njd->nij", votes, routed.pose)
-        changes.append(jnp.abs(agreement).mean())
-    coupling = jnp.stack([routed.coupling for routed in rounds])
-    return Coupling(coupling, jnp.stack(shares), jnp.stack(changes))
-
-
-def _most_routed(run: Run) -> int:
-    """Of how many images the votes may be held at once."""
-    weight = run.params["params"]["class_caps"]["weight"]
-    num_inputs, num_outputs, dim, _ = weight.shape
-    return _VOTES_BYTES // (4 * num_inputs * num_outputs * dim)
-
-
-def tweaked(
-    run: Run,
-    pose: Float[Any, " d"],
-    label: int | np.integer,
-    *,
-    low: float,
-    high: float,
-) -> Float[np.ndarray, "d step h w c"]:
-    """What is drawn of a class capsule while its pose is moved."""
-    moved = np.asarray(tweak_pose(pose, low=low, high=high, num_steps=_NUM_STEPS))
-    dim = moved.shape[-1]
-    poses = np.zeros((dim * _NUM_STEPS, len(run.class_names), dim), np.float32)
-    poses[:, label] = moved.reshape(-1, dim)
-    drawn = run.draw(poses, np.full(len(poses), label))
-    return drawn.reshape(dim, _NUM_STEPS, *run.model.image_shape)
 
 
 def draw(
@@ -155,7 +67,7 @@ def draw(
     save("samples", plots.samples(seen(samples), titles))
     save("confusion", plots.confusion(confusion, names))
     save("training", plots.training_curves(*_curves(run.workdir.read_metrics())))
-    num_routed = 0 if by_rounds is None else min(_MOST_ROUTED, _most_routed(run))
+    num_routed = 0 if by_rounds is None else most_routed(run)
     if by_rounds is not None and num_routed:
         usual = run.config.model.num_iterations
         routed = couplings(run, seen(_some(dataset, num_routed)), max(by_rounds))

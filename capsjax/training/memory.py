@@ -15,9 +15,9 @@ from jax.extend.core import Jaxpr, Var, jaxprs_in_params
 
 from capsjax import config as configs
 from capsjax.data import Batch, Dataset, Generated
-from capsjax.evaluate import make_eval_step
 from capsjax.models import Network
 from capsjax.runtime.devices import AXIS
+from capsjax.training.evaluation import make_eval_step
 from capsjax.training.feed import is_held, num_bytes, steps_per_dispatch
 from capsjax.training.step import init_state, make_optimizer, make_train_step
 

@@ -1,0 +1,313 @@
+"""RunSummary runs side by side: gathered over their seeds, as a table."""
+
+import itertools
+import math
+import pathlib
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from capsjax import config as configs
+from capsjax.runtime.console import shortened
+from capsjax.storage import history
+from capsjax.storage.workdir import Workdir, WorkdirError, differences
+
+# What does not change what is learnt.
+_INDIFFERENT = ("seed", "eval_batch_size", *configs.WITHOUT_EFFECT)
+
+
+class RunSummary(NamedTuple):
+    """What is on disk of a run that has ended.
+
+    Attributes:
+        path: Its folder.
+        recipe: Experiment and variant.
+        config: Of ``config.json``.
+        checksums: Of its images, by split; empty if that is not known.
+        changes: Steps after which settings that matter changed, and to what; empty if
+            none did.
+        best: Test accuracy of the best network by validation loss; None if it was not
+            tested.
+        last: Test accuracy of the last, likewise.
+        validated: Validation accuracy of the best, if it was validated.
+        found: Share of the classes that the best found, where an image shows several.
+        epochs: Done.
+        seconds: Spent in steps and evaluations.
+        num_parameters: How many numbers the weights are.
+        curve: Epoch and accuracy of every validation.
+    """
+
+    path: pathlib.Path
+    recipe: str
+    config: dict[str, Any]
+    checksums: dict[str, str]
+    changes: tuple[str, ...]
+    best: float | None
+    last: float | None
+    validated: float | None
+    found: float | None
+    epochs: int
+    seconds: float
+    num_parameters: int
+    curve: list[tuple[int, float]]
+
+
+def read_run(path: str | pathlib.Path) -> RunSummary:
+    """Reads a run that has ended.
+
+    Raises:
+        WorkdirError: If there is none in the folder, or it has not ended.
+    """
+    workdir = Workdir(path)
+    # With the defaults of the fields that were invented after it was written.
+    config = configs.to_dict(workdir.read_config())
+    if not workdir.result.exists():
+        raise WorkdirError(f"{path} has not ended: there is no result.json in it.")
+    result, lines = workdir.read_json(workdir.result), workdir.read_metrics()
+    try:
+        is_tested = result["test"] is not None
+        best, last = (
+            (result[name] if is_tested else {}).get("accuracy")
+            for name in ("test", "test_of_last")
+        )
+        curve = [
+            (line["epoch"], line["accuracy"])
+            for line in lines
+            if line["kind"] == "validation"
+        ]
+        validation = result.get("validation") or {}
+        run = RunSummary(
+            path=workdir.path,
+            recipe="-".join(filter(None, (config["experiment"], config["variant"]))),
+            config=config,
+            checksums=_checksums(workdir),
+            changes=_changes(history.read(workdir), config),
+            best=best,
+            last=last,
+            validated=validation.get("accuracy"),
+            found=result["test"].get("label_accuracy") if is_tested else None,
+            epochs=result.get("epochs_done", result["num_epochs"]),
+            seconds=result["seconds"],
+            num_parameters=result["num_parameters"],
+            curve=curve,
+        )
+        is_extended = result["num_epochs"] < config["num_epochs"]
+        # That they are numbers: of a damaged file anything may come.
+        numbers: list[Any] = [run.seconds, run.num_parameters]
+        numbers += [run.best, run.last] if is_tested else []
+        numbers += [] if run.validated is None else [run.validated]
+        math.fsum(numbers)
+        math.fsum(number for point in run.curve for number in point)
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise WorkdirError(f"{path} is damaged: {error!r}.") from error
+    if is_extended:
+        raise WorkdirError(f"{path} has not ended: it goes on for more epochs.")
+    return run
+
+
+def _checksums(workdir: Workdir) -> dict[str, str]:
+    try:
+        splits = workdir.read_json(workdir.dataset)["splits"]
+        return {
+            name: str(split.get("checksum") or split["fingerprint"])
+            for name, split in splits.items()
+        }
+    except (WorkdirError, KeyError, TypeError, AttributeError):
+        return {}  # There is none, it is damaged, or older than this.
+
+
+def _changes(
+    stages: Sequence[history.Stage], config: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """What changed on the way, of what matters."""
+    matters = [name for name in configs.RECORDED if name not in _INDIFFERENT]
+    if config["optimizer"]["schedule"] != "cosine":
+        matters.remove("num_epochs")  # Each step is the same, however many follow.
+    changes = []
+    for before, after in itertools.pairwise(stages):
+        told = [
+            f"{name} {before[name]} until step {after['step']}"
+            for name in matters
+            if before.get(name) != after.get(name) and name in before
+        ]
+        changes += [", ".join(told)] * bool(told)
+    return tuple(changes)
+
+
+def value_of(config: Mapping[str, Any], field: str) -> Any:
+    """The value of a field that is named as on the command line, ``data.path`` say.
+
+    Raises:
+        WorkdirError: If there is no such field, naming those that there are.
+    """
+    value: Any = config
+    path = "config"
+    for name in field.removeprefix("config.").split("."):
+        if not isinstance(value, dict) or name not in value:
+            there = f" It has {', '.join(value)}." if isinstance(value, dict) else ""
+            raise WorkdirError(f"{path} has no field {name}.{there}")
+        value, path = value[name], f"{path}.{name}"
+    if isinstance(value, dict):
+        raise WorkdirError(f"{path} is a section: name one of {', '.join(value)}.")
+    return tuple(value) if isinstance(value, list) else value
+
+
+class Row(NamedTuple):
+    """What the runs of a row of the table have in common.
+
+    Attributes:
+        recipe: Their recipe.
+        by: Their values of the fields that ``--by`` names.
+        changes: What changed on the way.
+    """
+
+    recipe: str
+    by: tuple[Any, ...] = ()
+    changes: tuple[str, ...] = ()
+
+
+def gather(
+    runs: Sequence[RunSummary],
+    *,
+    average: Sequence[str] = (),
+    by: Sequence[str] = (),
+) -> dict[Row, list[RunSummary]]:
+    """Groups runs into rows.
+
+    Args:
+        runs: In any order.
+        average: Fields beside the seed in which the runs of a row may differ.
+        by: Fields in which they may not, but the rows of a recipe.
+
+    Raises:
+        WorkdirError: If runs of one row differ in another field, or in nothing.
+    """
+    ignored = {*_INDIFFERENT, *(field.removeprefix("config.") for field in average)}
+    groups: dict[Row, list[RunSummary]] = {}
+    for run in runs:
+        values = tuple(value_of(run.config, field) for field in by)
+        group = groups.setdefault(Row(run.recipe, values, run.changes), [])
+        if group:
+            first = group[0]
+            is_same_data = first.checksums and first.checksums == run.checksums
+            different = [
+                line
+                for name, line in differences(first.config, run.config)
+                if name not in ignored and not (is_same_data and name in configs.PLACES)
+            ]
+            if different:
+                raise WorkdirError(
+                    f"{first.path} and {run.path} are both {run.recipe}, but can't "
+                    f"be averaged: {'; '.join(different)}. Report on them apart, or "
+                    "name the field after --by (a row for each value) or --average."
+                )
+        for other in group:
+            if all(
+                value_of(other.config, field) == value_of(run.config, field)
+                for field in ("seed", *average)
+            ):
+                also = "".join(
+                    f", {field} {value_of(run.config, field)}" for field in average
+                )
+                raise WorkdirError(
+                    f"{other.path} and {run.path} have the same seed, "
+                    f"{run.config['seed']}{also}: they are no two samples."
+                )
+        group.append(run)
+    return dict(sorted(groups.items(), key=lambda item: _order(item[0], groups)))
+
+
+def _order(row: Row, rows: Mapping[Row, Any]) -> tuple[Any, ...]:
+    """As recipes come first; within one by value, numbers as numbers."""
+    first = [other.recipe for other in rows].index(row.recipe)
+    values = [
+        (0, value, "") if isinstance(value, int | float) else (1, 0, str(value))
+        for value in row.by
+    ]
+    return first, values, len(row.changes), row.changes
+
+
+def _mean_and_deviation(values: Sequence[float]) -> str:
+    mean = f"{100 * statistics.mean(values):.2f}"
+    if len(values) < 2:
+        return mean
+    return f"{mean} ± {100 * statistics.stdev(values):.2f}"
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    """Nothing where a value is not known."""
+    known = [value for value in values if value is not None]
+    return _mean_and_deviation(known) if len(known) == len(values) else ""
+
+
+def _cell(value: Any) -> str:
+    return shortened(str(value), 60).replace("|", "\\|")
+
+
+def table(groups: Mapping[Row, Sequence[RunSummary]], by: Sequence[str] = ()) -> str:
+    """A Markdown table.
+
+    Args:
+        groups: The runs of each row.
+        by: The fields whose values the rows have, for the head.
+    """
+    heads = [
+        "recipe",
+        *by,
+        "data",
+        "seeds",
+        "epochs",
+        "test accuracy, best by validation, %",
+    ]
+    heads += ["test accuracy, last, %", "minutes", "parameters"]
+    runs = itertools.chain.from_iterable(groups.values())
+    all_runs = list(runs)
+    if has_several := any(run.found is not None for run in all_runs):
+        heads += ["classes found, best by validation, %"]
+    if is_untested := any(run.best is None for run in all_runs):
+        heads += ["validation accuracy, best, %"]
+    is_text = 4 + len(by)
+    rule = "| --- " * is_text + "| --: " * (len(heads) - is_text) + "|"
+    lines = [f"| {' | '.join(map(_cell, heads))} |", rule]
+    for row, group in groups.items():
+        seeds = sorted(run.config["seed"] for run in group)
+        seconds = statistics.mean(run.seconds for run in group)
+        cells = [
+            f"{row.recipe} ({'; '.join(row.changes)})" if row.changes else row.recipe,
+            *row.by,
+            group[0].config["data"]["name"],
+            ", ".join(map(str, dict.fromkeys(seeds))),
+            ", ".join(map(str, sorted({run.epochs for run in group}))),
+            _mean([run.best for run in group]),
+            _mean([run.last for run in group]),
+            f"{seconds / 60:.1f}",
+            f"{group[0].num_parameters:,}",
+        ]
+        if has_several:
+            found = [run.found for run in group if run.found is not None]
+            cells.append(_mean_and_deviation(found) if found else "")
+        if is_untested:
+            cells.append(_mean([run.validated for run in group]))
+        lines.append(f"| {' | '.join(map(_cell, cells))} |")
+    return "\n".join(lines)
+
+
+def notes(groups: Mapping[Row, Sequence[RunSummary]]) -> list[str]:
+    """Lines that belong under the table."""
+    lines = []
+    if any(len(group) > 1 for group in groups.values()):
+        lines.append("± is the sample standard deviation over the runs of a row.")
+    changed = [row for row in groups if row.changes]
+    for row in changed:
+        paths = ", ".join(str(run.path) for run in groups[row])
+        lines.append(
+            f"Not averaged with runs in which nothing changed: {paths} "
+            f"({'; '.join(row.changes)})."
+        )
+    if any(run.best is None for group in groups.values() for run in group):
+        lines.append("Runs without a test accuracy were not tested (config.test).")
+    return ["", *lines] if lines else []
+
+
+def name_of(row: Row) -> str:
+    return ", ".join(map(str, (row.recipe, *row.by, *row.changes)))

@@ -1,0 +1,188 @@
+"""Looks inside a trained network: capsules' lengths, couplings, rounds, tweaks."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from capsjax.data import Batch, Dataset
+from capsjax.ops import safe_norm, tweak_pose
+from capsjax.routings.routed import cast_votes
+from capsjax.storage.run import Run
+from capsjax.training.evaluation import middle
+from capsjax.training.objective import (
+    found,
+)
+
+# A capsule is dead if it was never longer, saturated if it was never shorter.
+DEAD, SATURATED = 0.05, 0.95
+ROUNDS = (1, 2, 3, 5, 8)
+_NUM_STEPS = 11
+_VOTES_BYTES = 2**27  # Of the votes that a figure holds at once.
+_MOST_ROUTED = 64
+
+
+class Lengths(NamedTuple):
+    """The extremes of every capsule's length over a set of images.
+
+    Attributes:
+        longest: The longest that each capsule was.
+        shortest: The shortest.
+    """
+
+    longest: Float[np.ndarray, " capsules"]
+    shortest: Float[np.ndarray, " capsules"]
+
+    @property
+    def num_dead(self) -> int:
+        """Capsules that stand for nothing: never longer than ``DEAD``."""
+        return int((self.longest <= DEAD).sum())
+
+    @property
+    def num_saturated(self) -> int:
+        """Capsules that tell nothing apart: never shorter than ``SATURATED``."""
+        return int((self.shortest >= SATURATED).sum())
+
+
+def primary_lengths(run: Run, dataset: Dataset) -> Lengths:
+    """The extremes of the primary capsules' lengths over a data set."""
+    model: Any = run.model
+
+    @jax.jit
+    def extremes(params: Any, batch: Batch) -> tuple[Array, Array]:
+        image, _ = middle(batch, model)
+        capsules = model.apply(params, image, method=model.primary)
+        length = safe_norm(capsules)
+        return length.max(0), length.min(0)
+
+    longest, shortest = [], []
+    for _, batch in batches(run, dataset):
+        high, low = extremes(run.params, batch)
+        longest.append(np.ravel(high))
+        shortest.append(np.ravel(low))
+    return Lengths(np.max(longest, axis=0), np.min(shortest, axis=0))
+
+
+def accuracy_by_rounds(
+    run: Run, dataset: Dataset, rounds: Sequence[int]
+) -> dict[int, float]:
+    """Accuracy if the same weights route in so many rounds each."""
+    model: Any = run.model
+
+    @jax.jit
+    def primary(params: Any, batch: Batch) -> Array:
+        image, _ = middle(batch, model)
+        return model.apply(params, image, method=model.primary)
+
+    def counted(number: int) -> Callable[..., Array]:
+        routing = dataclasses.replace(model.routing, num_iterations=number)
+        one = model.clone(routing=routing)
+
+        # Each on its own: together they would hold so many forms of the weights.
+        @jax.jit
+        def num_right(params: Any, primary: Array, label: Array) -> Array:
+            routed = one.apply(params, primary, method=one.route)
+            return found(routed.activation, label)[0].sum()
+
+        return num_right
+
+    num_right = [counted(number) for number in rounds]
+    right = np.zeros(len(rounds))
+    for _, batch in batches(run, dataset):
+        capsules = primary(run.params, batch)
+        right += [float(each(run.params, capsules, batch.label)) for each in num_right]
+    return dict(zip(rounds, (right / len(dataset)).tolist(), strict=True))
+
+
+def batches(run: Run, dataset: Dataset) -> Iterator[tuple[slice, Batch]]:
+    """A data set's images, as many at a time as the run evaluates at once."""
+    step = run.config.eval_batch_size
+    for start in range(0, len(dataset), step):
+        part = slice(start, min(start + step, len(dataset)))
+        yield part, dataset.batch(np.arange(part.start, part.stop))
+
+
+class Coupling(NamedTuple):
+    """How an image is routed, round by round.
+
+    Attributes:
+        coupling: The couplings of every round.
+        share: What each primary capsule gives to the longest class capsule of the last
+            round: coupling times the vote's component along that round's pose.
+        logit_change: The mean size of what the round adds to a logit.
+    """
+
+    coupling: Float[Array, "round n i j"]
+    share: Float[Array, "round n i"]
+    logit_change: Float[Array, " round"]
+
+    @property
+    def entropy(self) -> Float[np.ndarray, "round n i"]:
+        """Entropy of each primary capsule's couplings, in bits.
+
+        What the routing gives to none of the classes is one coupling more.
+        """
+        c = np.asarray(self.coupling, np.float64)
+        none = np.clip(1 - c.sum(-1, keepdims=True), 0, 1)
+        c = np.concatenate([c, none], axis=-1)
+        return -np.sum(c * np.log2(np.where(c > 0, c, 1)), axis=-1)
+
+
+def couplings(
+    run: Run, image: Float[Any, "n h w c"], num_iterations: int | None = None
+) -> Coupling:
+    """Routes images and keeps every round's couplings; holds all votes.
+
+    Args:
+        run: Whose network.
+        image: Some images, with pixels from 0 to 1.
+        num_iterations: Rounds of routing; by default those of the network.
+    """
+    weights = dict(run.params["params"]["class_caps"])
+    model: Any = run.model
+    primary = model.apply(run.params, jnp.asarray(image), method=model.primary)
+    capsules = primary.reshape(len(image), -1, primary.shape[-1])
+    votes = cast_votes(capsules, weights.pop("weight"))
+    routing = model.routing
+    rounds = [
+        dataclasses.replace(routing, num_iterations=r + 1)(votes, parameters=weights)
+        for r in range(num_iterations or routing.num_iterations)
+    ]
+    winner = jnp.argmax(rounds[-1].activation, axis=-1)
+    shares, changes = [], []
+    for routed in rounds:
+        direction = routed.pose / safe_norm(routed.pose, keepdims=True)
+        along = jnp.einsum("nijd,njd->nij", votes, direction) * routed.coupling
+        shares.append(jnp.take_along_axis(along, winner[:, None, None], -1)[..., 0])
+        agreement = jnp.einsum("nijd,njd->nij", votes, routed.pose)
+        changes.append(jnp.abs(agreement).mean())
+    coupling = jnp.stack([routed.coupling for routed in rounds])
+    return Coupling(coupling, jnp.stack(shares), jnp.stack(changes))
+
+
+def most_routed(run: Run) -> int:
+    """The number of images whose votes a figure holds at once."""
+    weight = run.params["params"]["class_caps"]["weight"]
+    num_inputs, num_outputs, dim, _ = weight.shape
+    return min(_MOST_ROUTED, _VOTES_BYTES // (4 * num_inputs * num_outputs * dim))
+
+
+def tweaked(
+    run: Run,
+    pose: Float[Any, " d"],
+    label: int | np.integer,
+    *,
+    low: float,
+    high: float,
+) -> Float[np.ndarray, "d step h w c"]:
+    """What is drawn of a class capsule while its pose is moved."""
+    moved = np.asarray(tweak_pose(pose, low=low, high=high, num_steps=_NUM_STEPS))
+    dim = moved.shape[-1]
+    poses = np.zeros((dim * _NUM_STEPS, len(run.class_names), dim), np.float32)
+    poses[:, label] = moved.reshape(-1, dim)
+    drawn = run.draw(poses, np.full(len(poses), label))
+    return drawn.reshape(dim, _NUM_STEPS, *run.model.image_shape)

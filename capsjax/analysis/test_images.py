@@ -1,0 +1,121 @@
+"""Loads the images that runs are evaluated on."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from capsjax.data import Dataset, DatasetError, NotFoundError, load
+from capsjax.data.loading import names_images
+from capsjax.data.readers.folder_layout import own_splits
+from capsjax.data.readers.folder_layout import shortened as listed
+from capsjax.models import BaselineCNN
+from capsjax.runtime.console import printable
+from capsjax.runtime.paths import expanded
+from capsjax.storage.run import Run
+from capsjax.storage.workdir import WorkdirError
+
+
+def load_test_set(runs: Sequence[Run], name: str | None) -> Dataset:
+    """The first run's test images, or those of another data set, if they fit all.
+
+    Raises:
+        DatasetError: If they can't be had or don't fit.
+        WorkdirError: If the runs don't go together.
+    """
+    first = runs[0]
+    data = first.config.data
+    load_split = functools.partial(
+        load,
+        image_size=data.image_size,
+        max_bytes=int(first.config.max_gigabytes * 1e9),
+        preparation=first.preparation,
+        skip_bad_files=data.skip_bad_files,
+    )
+    if name is not None and names_images(name):
+        load_split = functools.partial(load_split, image_size=0)
+        dataset = _load_pictures(first, name, load_split)
+    else:
+        folder = data.path if name in (None, data.name) else ""
+        try:
+            rule = first.workdir.split_rule()
+            named = name or data.name
+            dataset = load_split(named, "test", path=folder, split_rule=rule).fixed()
+        except NotFoundError as error:
+            raise NotFoundError(
+                f"{error}. If the images are elsewhere: --data FOLDER"
+            ) from error
+    dataset = _with_classes_of(first, dataset)
+    for run in runs:
+        path = run.workdir.path
+        if run.config.model.name != first.config.model.name:
+            raise WorkdirError(
+                f"{first.workdir.path} and {path} are no ensemble: the former is of a "
+                f"{first.config.model.name}, the latter of a {run.config.model.name}."
+            )
+        if run.image_shape != dataset.image_shape:
+            raise DatasetError(
+                f"{dataset.name} does not fit {path}: its images are "
+                f"{dataset.image_shape}, and {run.image_shape} there."
+            )
+        scales = {one.preparation.scale for one in (first, run)} - {"own", "type"}
+        if len(scales) > 1:
+            raise WorkdirError(
+                f"{first.workdir.path} and {path} are no ensemble: what is black and "
+                f"white in grey of more than 8 bits differs, {scales}."
+            )
+        if run.class_names != dataset.class_names:
+            raise WorkdirError(
+                f"{first.workdir.path} and {path} are no ensemble: the classes that "
+                "were learnt differ."
+            )
+        if isinstance(run.model, BaselineCNN) and dataset.is_multi_label:
+            raise DatasetError(
+                f"{dataset.name} does not fit {path}: it shows several classes in an "
+                "image, of which the baseline names one."
+            )
+    return dataset
+
+
+def _load_pictures(run: Run, folder: str, load_split: Callable[..., Any]) -> Dataset:
+    """The test images of a folder of pictures; all of them where it has no such split.
+
+    If they are the run's own images, which may have moved, they are divided as before.
+    """
+    load_split = functools.partial(load_split, "image_folder", path=folder)
+    with contextlib.suppress(DatasetError):
+        test_set = load_split("test", split_rule=run.workdir.split_rule())
+        if run.workdir.is_of(test_set, "test"):
+            return test_set
+    if "test" in own_splits(expanded(folder)):
+        return load_split("test")
+    note = (
+        f"{folder} has no folder for the test: all of its images are evaluated, and if "
+        "the network was trained on some of them, those too"
+    )
+    dataset = load_split("all")
+    return dataclasses.replace(dataset, notes=(note, *dataset.notes))
+
+
+def _with_classes_of(run: Run, dataset: Dataset) -> Dataset:
+    """The data set with labels that count as the run's classes do, by their names.
+
+    Raises:
+        DatasetError: If the run has not learnt one of its classes.
+    """
+    learnt = {printable(name): index for index, name in enumerate(run.class_names)}
+    names = [printable(name) for name in dataset.class_names]
+    if unknown := [name for name in names if name not in learnt]:
+        raise DatasetError(
+            f"{dataset.name} does not fit {run.workdir.path}: its classes are not "
+            f"those that were learnt there, which have no {listed(unknown)}."
+        )
+    index = np.array([learnt[name] for name in names], np.int32)
+    label = index[dataset.label] if not dataset.is_multi_label else None
+    if label is None:
+        label = np.zeros((len(dataset), len(run.class_names)), np.bool_)
+        label[:, index] = dataset.label
+    return dataclasses.replace(dataset, label=label, class_names=run.class_names)

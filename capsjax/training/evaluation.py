@@ -1,0 +1,102 @@
+"""Losses and accuracy over a whole data set, every image counted exactly once."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from capsjax import config as configs
+from capsjax.data import Batch, Dataset
+from capsjax.data.augment import crop_middle, scale_to_unit
+from capsjax.models import Network
+from capsjax.runtime.devices import AXIS, my_shares
+from capsjax.training.objective import (
+    Metrics,
+    image_metrics,
+)
+
+
+def make_eval_step(
+    model: Network,
+    loss: configs.Loss,
+    class_weight: Float[np.ndarray, " n"] | None = None,
+) -> Callable[..., Metrics]:
+    """The sums of the metrics of a batch over all devices, as a per-device function.
+
+    The returned function takes the weights, one device's share of the batch and, for
+    each of its images, 1 if it counts and 0 if it only fills the batch up. The loss is
+    weighted by class as ``image_metrics`` does it.
+    """
+
+    def eval_step(params: Any, share: tuple[Batch, Float[Array, " batch"]]) -> Metrics:
+        batch, counts = share
+        image, source = middle(batch, model)
+        each = image_metrics(
+            *(model, params, image, batch.label),
+            loss=loss,
+            source=source,
+            class_weight=class_weight,
+        )
+        return jax.lax.psum(
+            jax.tree.map(lambda values: jnp.sum(values * counts), each), AXIS
+        )
+
+    return eval_step
+
+
+def evaluate(
+    eval_step: Callable[..., Metrics],
+    params: Any,
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    advance: Callable[[int], None] = lambda images: None,
+) -> Metrics:
+    """Means of the metrics over all images of a data set.
+
+    Args:
+        eval_step: What ``make_eval_step`` made, mapped over the devices.
+        params: The network's weights.
+        dataset: The images.
+        batch_size: Images at once over all devices; rounded up to a whole share each.
+            The last batch is filled up with images that do not count.
+        advance: Told how many images are done, after each batch.
+    """
+    devices = jax.device_count()
+    batch_size = -(-min(batch_size, len(dataset)) // devices) * devices
+    sums: list[Metrics] = []
+
+    def read_last() -> None:
+        sums[-1] = jax.tree.map(np.asarray, sums[-1])
+        advance(min(len(sums) * batch_size, len(dataset)))
+
+    for start in range(0, len(dataset), batch_size):
+        indices = np.arange(start, start + batch_size)
+        counts = (indices < len(dataset)).astype(np.float32)
+        mine = my_shares(np.minimum(indices, len(dataset) - 1))
+        # Gathered while the devices are at the batch before.
+        share = (dataset.batch(mine), my_shares(counts))
+        if sums:
+            read_last()
+        sums.append(eval_step(params, share))
+    read_last()
+    return means(sums, len(dataset))
+
+
+def middle(batch: Batch, model: Network) -> tuple[Array, Array | None]:
+    """What the network sees of images, and what is in them, with pixels from 0 to 1."""
+    source = batch.source
+    if source is not None:
+        source = scale_to_unit(crop_middle(source, model.image_shape))
+    return scale_to_unit(crop_middle(batch.image, model.image_shape)), source
+
+
+def means(sums: Sequence[Metrics], num_images: int) -> Metrics:
+    """The means over all images, given the sums over each batch."""
+    # Summed in float64: each image weighs the same, however many there are.
+    return jax.tree.map(
+        lambda *parts: float(np.sum(parts, dtype=np.float64) / num_images), *sums
+    )

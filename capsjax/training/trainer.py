@@ -1,0 +1,554 @@
+"""One training run from its start, or its last checkpoint, to its result.
+
+The order of things; the step itself is in ``capsjax.training.step``.
+"""
+
+import collections
+import contextlib
+import functools
+import io
+import math
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from capsjax import config as configs
+from capsjax.data import Dataset, batch_indices
+from capsjax.models import num_parameters
+from capsjax.runtime.console import Progress, say, warn
+from capsjax.runtime.devices import parallel, replicated
+from capsjax.runtime.hosts import (
+    agree_to_stop,
+    is_writer,
+    require_same,
+    wait_for_all,
+)
+from capsjax.runtime.interrupt import Interrupt, Interrupted, noticed
+from capsjax.runtime.platforms import platform
+from capsjax.storage import history
+from capsjax.storage.checkpoints import Checkpoints
+from capsjax.storage.metrics import MetricWriter
+from capsjax.storage.provenance import provenance
+from capsjax.storage.workdir import (
+    Workdir,
+    WorkdirError,
+    write_bytes,
+    write_json,
+)
+from capsjax.training.evaluation import evaluate, make_eval_step
+from capsjax.training.feed import Feed
+from capsjax.training.objective import Metrics
+from capsjax.training.step import (
+    Outcome,
+    TrainState,
+    init_state,
+    make_optimizer,
+    make_train_chunk,
+    make_train_step,
+    parts,
+)
+from capsjax.training.task import Task, make_task, wherever
+
+_MOST_SKIPPED = 100  # Steps in a row, with which a run has come to its end.
+_MOST_BAD_BATCHES = 10  # Files; the first ones tell enough.
+
+
+def train(
+    config: configs.Config,
+    workdir: Workdir | str | os.PathLike[str],
+    *,
+    command: str = "",
+    may_exit: bool = False,
+) -> dict[str, Any]:
+    """Trains, or goes on training; at the end evaluates on the test images.
+
+    Args:
+        config: The run.
+        workdir: Its folder; nothing is written there before everything is checked.
+        command: How it was started, for ``result.json``.
+        may_exit: Whether a second Ctrl-C may end the process: for a command only.
+
+    Returns:
+        What ``result.json`` holds.
+
+    Raises:
+        Interrupted: If it was asked to stop, after it has saved. It is a
+            ``KeyboardInterrupt``.
+        ConfigError: If a field is wrong, or does not fit the data or the devices, or
+            ``JAX_DISABLE_JIT`` is set.
+        DatasetError: If the data can't be had.
+        WorkdirError: If the folder is in use, holds another run or can't be written.
+        CheckpointError: If a checkpoint can't be read or written.
+        FloatingPointError: If a loss or gradient is not finite.
+        HostsError: If the processes are not of one run.
+    """
+    configs.validate(config)
+    if jax.config.values["jax_disable_jit"]:
+        raise configs.ConfigError(
+            "JAX_DISABLE_JIT is set, and training needs compiled steps: one takes "
+            "minutes otherwise. Unset it."
+        )
+    workdir = workdir if isinstance(workdir, Workdir) else Workdir(workdir)
+    config = workdir.keep_start(config)
+    task = make_task(config, workdir.split_rule())
+    _require_countable(config, len(task.train_set))
+    about = task.about()
+    workdir.check(config, task.sets)
+    result = _finished(config, workdir)
+    # All have looked before the first of them writes.
+    same_config, same_images = wherever(config, task)
+    require_same(
+        {
+            "their configuration": same_config,
+            "their images": same_images,
+            "whether it has ended": result is None,
+        }
+    )
+    if result is not None:
+        say(f"{workdir.path} is finished; its result stays.")
+        return result
+    # Of several processes JAX itself notices SIGTERM, and tells the others.
+    signals = (signal.SIGINT,) if jax.distributed.is_initialized() else None
+    with (
+        noticed(signals, may_exit=may_exit) as interrupt,
+        contextlib.ExitStack() as stack,
+    ):
+        if is_writer():
+            stack.enter_context(workdir.locked())
+            # Again: what came first may be another run.
+            workdir.check(config, task.sets)
+        wait_for_all("the folder is this run's")
+        run = Trainer(config, task, about, workdir, stack, interrupt)
+        agree_to_stop(interrupt, run.num_chunks)
+        while not run.has_ended and interrupt.signal is None:
+            before = run.step
+            run.train_epoch()
+            if run.step > before and run.step % run.steps_per_epoch == 0:
+                run.validate_and_save()
+        if run.has_ended:
+            with contextlib.suppress(_InterruptedError):
+                return run.finish(command)
+        run.save_interrupted()
+    assert interrupt.signal is not None
+    raise Interrupted(interrupt.signal)
+
+
+class _InterruptedError(Exception):
+    """The run was asked to stop while it was tested."""
+
+
+class _Call(NamedTuple):
+    """A call of the device program whose outcome has not been read."""
+
+    steps: range
+    outcome: Outcome
+    started: float
+
+
+class Trainer:
+    """One run in this process: task, state, and where it writes."""
+
+    def __init__(
+        self,
+        config: configs.Config,
+        task: Task,
+        about: dict[str, Any],
+        workdir: Workdir,
+        stack: contextlib.ExitStack,
+        interrupt: Interrupt,
+    ):
+        self.config, self.workdir, self.interrupt = config, workdir, interrupt
+        self.skipped_in_a_row = self.num_chunks = 0
+        self.unread: collections.deque[_Call] = collections.deque()
+        self.read_at = 0.0  # When the outcome of a call was last at hand.
+        self.train_set, self.validation_set, self.test_set, self.model, *_ = task
+        self.class_weight = task.class_weight
+        self.steps_per_epoch = len(self.train_set) // config.batch_size
+        self.num_steps = config.num_epochs * self.steps_per_epoch
+        self.optimizer = make_optimizer(config.optimizer, self.num_steps)
+        self.feed = Feed(config, self.train_set)
+        self.test_step = self.validation_step = parallel(
+            make_eval_step(self.model, config.loss)
+        )
+        if self.class_weight is not None:
+            self.validation_step = parallel(
+                make_eval_step(self.model, config.loss, self.class_weight)
+            )
+        self.chunks: dict[int, Callable] = {}  # by number of steps
+        self.checkpoints: Checkpoints[TrainState] = Checkpoints(workdir.checkpoints)
+        stack.callback(self.checkpoints.close)
+        self.state = self._restored()
+        self.step = int(self.state.step)
+        if self.step > self.num_steps:
+            raise configs.ConfigError(
+                f"config.num_epochs={config.num_epochs} is less than the "
+                f"{self.step / self.steps_per_epoch:g} epochs that are done in "
+                f"{workdir.path}."
+            )
+        self.history: list[history.Stage] = []
+        if is_writer():
+            self.history = history.record(workdir, config, self.step)
+            write_json(workdir.config, configs.to_dict(config))
+            write_json(workdir.dataset, about)
+        self.writer = MetricWriter(
+            workdir.metrics if is_writer() else None,
+            step=self.step,
+            tensorboard=workdir.tensorboard if config.tensorboard else None,
+        )
+        stack.callback(self.writer.close)
+        # Of now: by the end the sources may have changed.
+        self.provenance = provenance()
+        self._introduce()
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the last step done, from 1."""
+        return self._epoch_of(self.step)
+
+    def _epoch_of(self, step: int) -> int:
+        return max(0, step - 1) // self.steps_per_epoch + 1
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether all epochs are done, or a validation was as good as asked for."""
+        accuracy = self.checkpoints.accuracy(self.step)
+        is_good = accuracy is not None and 0 < self.config.stop_at <= accuracy
+        return is_good or self.step == self.num_steps
+
+    def _restored(self) -> TrainState:
+        init = functools.partial(init_state, self.model, self.optimizer, self.config)
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=replicated()
+            ),
+            jax.eval_shape(init),
+        )
+        if (restored := self.checkpoints.restore_latest(like)) is not None:
+            return restored[1]
+        return jax.jit(init, out_shardings=replicated())()
+
+    def _introduce(self) -> None:
+        devices = jax.devices()
+        validation = 0 if self.validation_set is None else len(self.validation_set)
+        say(
+            f"{self.train_set.name}: {len(self.train_set)} images to train on, "
+            f"{validation} to validate; "
+            f"{len(devices)} x {devices[0].device_kind}; {self.workdir.path}"
+        )
+        if (num_processes := jax.process_count()) > 1:
+            say(
+                f"{num_processes} processes: when one of them dies, the others end "
+                "soon after (--heartbeat_seconds); start all again to go on from the "
+                "last checkpoint"
+            )
+        if self.step:
+            say(
+                f"going on after step {self.step} of {self.num_steps} "
+                f"(epoch {self.epoch} of {self.config.num_epochs})"
+            )
+        optimizer = self.config.optimizer
+        if optimizer.warmup_steps >= self.num_steps:
+            warn(
+                f"config.optimizer.warmup_steps={optimizer.warmup_steps} is not below "
+                f"the {self.num_steps} steps of the run: the rate never reaches "
+                f"config.optimizer.learning_rate={optimizer.learning_rate}"
+            )
+
+    def train_epoch(self) -> None:
+        """Trains to the end of the epoch, or of the chunk that is interrupted."""
+        epoch = self.step // self.steps_per_epoch + 1
+        end = epoch * self.steps_per_epoch
+        # Before the progress bar, so that its rate is that of the training.
+        self._compiled(self.feed.next_steps(self.step))
+        with Progress(
+            f"epoch {epoch}/{self.config.num_epochs}",
+            total=self.steps_per_epoch,
+            initial=self.steps_per_epoch - (end - self.step),
+        ) as progress:
+            while self.step < end and self.interrupt.signal is None:
+                metrics = self._train_chunk()
+                self.checkpoints.check()
+                self.num_chunks += 1
+                agree_to_stop(self.interrupt, self.num_chunks)
+                if not metrics:
+                    continue
+                rate = metrics["images_per_second"]
+                text = f"loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.2%}"
+                progress.advance_to(
+                    self.step - end + self.steps_per_epoch,
+                    f"{text}, {rate:.0f} images/s",
+                )
+            self._read_outcomes()
+
+    def _compiled(self, steps: range) -> Callable:
+        """The program for so many steps: a whole chunk, or a single step."""
+        if len(steps) not in self.chunks:
+            say(f"compiling the training step ({len(steps)} in one call) ...")
+            train_step = make_train_step(
+                self.model, self.optimizer, self.config, self.class_weight
+            )
+            program = parallel(make_train_chunk(train_step), donate=True)
+            self.chunks[len(steps)] = program.lower(
+                self.state, self.feed.batches(steps)
+            ).compile()
+        return self.chunks[len(steps)]
+
+    def _train_chunk(self) -> dict[str, float]:
+        """Starts the next steps; returns the mean metrics of those last read, if any.
+
+        On an accelerator the next call is on its way before the outcome of this one is
+        read, so that no step waits for the host.
+        """
+        steps = self.feed.next_steps(self.step)
+        program, started = self._compiled(steps), time.monotonic()
+        self.state, outcome = program(self.state, self.feed.batches(steps))
+        self.step = steps.stop
+        self.unread.append(_Call(steps, outcome, started))
+        return self._read_outcomes(platform(jax.default_backend()).calls_ahead)
+
+    def _read_outcomes(self, num_left: int = 0) -> dict[str, float]:
+        """Reads what calls came to, from the oldest on, until so many are left."""
+        means: dict[str, float] = {}
+        while len(self.unread) > num_left:
+            means = self._read(self.unread.popleft())
+        return means
+
+    def _read(self, call: "_Call") -> dict[str, float]:
+        """Waits for a call and writes down the mean metrics of its good steps."""
+        steps, outcome, started = call
+        is_finite = np.asarray(outcome.is_finite)
+        seconds = -max(started, self.read_at)
+        self.read_at = time.monotonic()
+        seconds += self.read_at
+        is_good = np.all(is_finite, axis=-1)
+        for n in np.flatnonzero(~is_good).tolist():
+            self._bad_numbers(steps[n], is_finite[n], outcome.metrics)
+        if not is_good.any():
+            return {}
+        self.skipped_in_a_row = int(is_good[::-1].argmax())
+        means = {
+            name: float(np.mean(np.asarray(values)[is_good], dtype=np.float64))
+            for name, values in outcome.metrics.known().items()
+        }
+        means["images_per_second"] = len(steps) * self.config.batch_size / seconds
+        self.writer.write(
+            "train", step=steps.stop, epoch=self._epoch_of(steps.stop), **means
+        )
+        return means
+
+    def _bad_numbers(self, step: int, is_finite: np.ndarray, metrics: Metrics) -> None:
+        """Tells of a step whose update was left out; stops if that is to be."""
+        names = parts(self.state.params, metrics)
+        bad = [name for name, good in zip(names, is_finite, strict=True) if not good]
+        told = (
+            f"step {step + 1} of {self.num_steps}: not finite: {', '.join(bad[:3])}"
+            + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+            + f". Its update was not applied; {self._keep_batch(step)}."
+        )
+        self.skipped_in_a_row += 1
+        if self.config.bad_numbers == "skip" and self.skipped_in_a_row < _MOST_SKIPPED:
+            warn(told)
+            return
+        remedy = (
+            "Try a lower learning rate, or --config.bad_numbers=skip to go on without "
+            "such steps."
+            if self.config.bad_numbers == "stop"
+            else f"These were {_MOST_SKIPPED} in a row: try a lower learning rate."
+        )
+        raise FloatingPointError(
+            f"{told} The checkpoints in {self.workdir.path} are of before. {remedy}"
+        )
+
+    def _keep_batch(self, step: int) -> str:
+        """Writes down the batch of a bad step; says where it is, or why not."""
+        folder = self.workdir.bad_batches
+        path = folder / f"step-{step + 1}.npz"
+        if not is_writer():
+            return f"for its batch see {folder}"
+        try:
+            folder.mkdir(exist_ok=True)
+            others = set(folder.glob("*.npz")) - {path}
+            if len(others) >= _MOST_BAD_BATCHES:
+                return f"its batch is not kept: there are {len(others)} in {folder}"
+            seed, epoch = self.config.seed, step // self.steps_per_epoch
+            index = batch_indices(
+                len(self.train_set), self.config.batch_size, seed, step
+            )
+            batch = self.train_set.in_epoch(seed, epoch).batch(index)._asdict()
+            arrays = {name: a for name, a in batch.items() if a is not None}
+            file = io.BytesIO()
+            np.savez_compressed(file, index=index, **arrays)
+            write_bytes(path, file.getvalue())
+        except (OSError, WorkdirError) as error:
+            return f"its batch could not be kept ({error})"
+        return f"its batch is in {path}"
+
+    def _require_finite(self, kind: str, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the {kind} loss is {loss} after step {self.step}; nothing of that "
+                f"was saved in {self.workdir.path}. Try a lower learning rate."
+            )
+
+    def validate_and_save(self) -> None:
+        """Ends an epoch."""
+        if self.validation_set is None:
+            self._save()
+            return
+        metrics = self._evaluate(
+            "validation", self.validation_set, self.state.evaluated, self.step
+        )
+        best = self.checkpoints.best
+        is_better = best is None or metrics.loss <= best[1]
+        say(
+            f"epoch {self.epoch}/{self.config.num_epochs}: validation loss "
+            f"{metrics.loss:.6f}, accuracy {metrics.accuracy:.2%}"
+            + (" (improved)" if is_better else "")
+        )
+        self._save(loss=float(metrics.loss), accuracy=float(metrics.accuracy))
+        if self.has_ended and self.step < self.num_steps:
+            say(f"that is at least config.stop_at={self.config.stop_at}: the run ends")
+
+    def _save(self, **validated: float) -> None:
+        self.workdir.require_held()
+        self.checkpoints.save(self.step, self.state, **validated)
+
+    def save_interrupted(self) -> None:
+        """Saves in the middle of an epoch and says how to go on."""
+        if self.checkpoints.latest != self.step:
+            self._save()
+        self.checkpoints.wait()
+        say(
+            f"stopped after step {self.step} of {self.num_steps}, saved in "
+            f"{self.workdir.path}. The same command goes on from there."
+        )
+
+    def finish(self, command: str) -> dict[str, Any]:
+        """Evaluates the best and the last state on the test images, if asked to."""
+        self.checkpoints.wait()
+        accuracy = self.checkpoints.accuracy(self.step) or 0.0
+        if accuracy < self.config.stop_at:
+            say(
+                f"config.stop_at={self.config.stop_at} was not reached: after the last "
+                f"epoch validation accuracy is {accuracy:.2%}"
+            )
+        last = best = None
+        best_step = (self.checkpoints.best or [self.step])[0]
+        if self.config.test:
+            last = best = self._tested(self.state.evaluated, self.step)
+            weights = {self.state.evaluated_name: self.state.evaluated}
+            restored = self.checkpoints.restore_best(weights, partly=True)
+            if restored is not None and restored[0] != self.step:
+                best_step, weights = restored
+                best = self._tested(weights[self.state.evaluated_name], best_step)
+        result = {
+            "test": best,
+            "test_of_last": last,
+            "tested_before": _tests_before(self.workdir),
+            "validation": self._validated(best_step),
+            "validation_of_last": self._validated(self.step),
+            "history": self.history,
+            "num_parameters": num_parameters(self.state.params),
+            "num_epochs": self.config.num_epochs,
+            "epochs_done": self.epoch,
+            "seconds": round(self._seconds(), 1) if is_writer() else None,
+            "command": command,
+            **self.provenance,
+        }
+        if is_writer():
+            write_json(self.workdir.result, result)
+        return result
+
+    def _validated(self, step: int) -> dict[str, Any] | None:
+        """The validation metrics of a step, if this process has written them."""
+        if not is_writer():
+            return None
+        for line in self.workdir.read_metrics():
+            if line["kind"] == "validation" and line["step"] == step:
+                without = ("kind", "epoch", "images_per_second")
+                return {k: value for k, value in line.items() if k not in without}
+        return None
+
+    def _tested(self, params: Any, step: int) -> dict[str, Any]:
+        metrics = self._evaluate("test", self.test_set, params, step)
+        return {"step": step, **metrics.known()}
+
+    def _evaluate(self, kind: str, dataset: Dataset, params: Any, step: int) -> Metrics:
+        started = time.monotonic()
+
+        def advance(done: int) -> None:
+            progress.advance_to(done)
+            # A test can be made again; a validation belongs to the checkpoint.
+            if kind == "test" and not jax.distributed.is_initialized():
+                self.interrupt.signal = self.interrupt.noted
+                if self.interrupt.signal is not None:
+                    raise _InterruptedError
+
+        with Progress(kind, total=len(dataset)) as progress:
+            metrics = evaluate(
+                self.test_step if kind == "test" else self.validation_step,
+                params,
+                dataset,
+                batch_size=self.config.eval_batch_size,
+                advance=advance,
+            )
+        self._require_finite(kind, float(metrics.loss))
+        rate = len(dataset) / (time.monotonic() - started)
+        epoch = self._epoch_of(step)
+        self.writer.write(
+            kind, step=step, epoch=epoch, **metrics.known(), images_per_second=rate
+        )
+        return metrics
+
+    def _seconds(self) -> float:
+        """Spent in steps and evaluations, over all starts of the run."""
+        total, step = 0.0, 0
+        sizes = {
+            "validation": len(self.validation_set or ()),
+            "test": len(self.test_set),
+        }
+        for line in self.workdir.read_metrics():
+            if line["kind"] == "train":
+                images = (line["step"] - step) * self.config.batch_size
+                step = line["step"]
+            else:
+                images = sizes[line["kind"]]
+            total += images / line["images_per_second"]
+        return total
+
+
+def _require_countable(config: configs.Config, num_images: int) -> None:
+    """The steps are counted on the device, in 32 bits."""
+    num_steps = config.num_epochs * (num_images // config.batch_size)
+    if num_steps >= 2**31:
+        raise configs.ConfigError(
+            f"config.num_epochs={config.num_epochs} are {num_steps:,} steps; at most "
+            "2^31 - 1 are allowed."
+        )
+
+
+def _finished(config: configs.Config, workdir: Workdir) -> dict[str, Any] | None:
+    """What the run came to, if it has ended and that can still be read."""
+    try:
+        result = workdir.read_json(workdir.result)
+        is_long_enough = result["num_epochs"] >= config.num_epochs
+        is_whole = result["test"]["loss"] if result["test"] or config.test else True
+    except (WorkdirError, KeyError, TypeError):
+        return None
+    return result if is_long_enough and is_whole else None
+
+
+def _tests_before(workdir: Workdir) -> list[dict[str, Any]]:
+    """What the tests of a shorter run that this one goes on from came to."""
+    try:
+        before = workdir.read_json(workdir.result)
+        names = ("num_epochs", "test", "test_of_last")
+        tested = [{name: before[name] for name in names}] if before["test"] else []
+        return [*before["tested_before"], *tested]
+    except (WorkdirError, KeyError, TypeError):
+        return []
