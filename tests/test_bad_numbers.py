@@ -15,6 +15,7 @@ from capsjax.data import batch_indices, load, split_validation, take_share
 from capsjax.runtime.devices import parallel
 from capsjax.storage.checkpoints import Checkpoints
 from capsjax.storage.workdir import Workdir
+from capsjax.training import trainer
 from capsjax.training.feed import stack_batches
 from capsjax.training.objective import Metrics, image_metrics
 from capsjax.training.step import (
@@ -147,8 +148,8 @@ def test_a_skipped_step_is_told_and_not_in_the_metrics(tmp_path, monkeypatch, ca
 
 @pytest.mark.slow
 def test_a_run_that_skips_everything_stops(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train, "_MOST_SKIPPED", 4)
-    monkeypatch.setattr(train, "_MOST_BAD_BATCHES", 2)
+    monkeypatch.setattr(trainer, "_MOST_SKIPPED", 4)
+    monkeypatch.setattr(trainer, "_MOST_BAD_BATCHES", 2)
     config = recipe(bad_numbers="skip")
     poison(monkeypatch, config, POISONS["margin loss"], bad_steps=(5, 6, 7, 8))
     with pytest.raises(FloatingPointError, match=r"step 9 .* These were 4 in a row"):
@@ -184,7 +185,7 @@ def test_no_update_overflows_within_the_bounds_of_a_config():
 def test_a_validation_loss_that_is_not_a_number_is_never_the_best(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(train, "evaluate", lambda *_, **__: Metrics(np.nan, 0.0))
+    monkeypatch.setattr(trainer, "evaluate", lambda *_, **__: Metrics(np.nan, 0.0))
     with pytest.raises(FloatingPointError, match="the validation loss is nan"):
         train.train(recipe(), Workdir(tmp_path))
     assert list((tmp_path / "checkpoints").iterdir()) == []

@@ -23,6 +23,7 @@ from capsjax.storage.checkpoints import (
 )
 from capsjax.storage.run import load_run
 from capsjax.storage.workdir import Workdir, WorkdirError, write_json
+from capsjax.training import trainer
 
 OLD, NEW = 10, 20  # The steps of the run's checkpoints; the newer is the better.
 
@@ -114,7 +115,7 @@ def resumed(workdir, monkeypatch):
     config = workdir.read_config()
     config.num_epochs = 3
     with monkeypatch.context() as patch:
-        patch.setattr(train._Run, "_introduce", introduce)
+        patch.setattr(trainer.Trainer, "_introduce", introduce)
         with pytest.raises(Interrupted):
             train.train(config, workdir)
     return states[0]
@@ -323,7 +324,7 @@ def make_train_chunk(train_step):
         return new._replace(step=new.step + x.sum().astype(int)), outcome
     return train_chunk
 
-train.make_train_chunk = make_train_chunk
+trainer.make_train_chunk = make_train_chunk
 lowered = jax.stages.Lowered.compile
 def compile(self, *options):
     print("XLA begins", flush=True)

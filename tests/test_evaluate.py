@@ -8,9 +8,11 @@ import pytest
 from PIL import Image
 
 from capsjax import evaluate, load_run, squash
-from capsjax.analysis import figures
+from capsjax.analysis import inspection
+from capsjax.analysis.evaluation import evaluate_run
 from capsjax.data import load
 from capsjax.runtime.devices import parallel
+from capsjax.training import evaluation as whole_set
 
 pytestmark = pytest.mark.slow  # together a minute
 
@@ -26,9 +28,9 @@ def few():
 
 
 def test_it_measures_what_training_measures(run, few):
-    step = parallel(evaluate.make_eval_step(run.model, run.config.loss))
-    expected = evaluate.evaluate(step, run.params, few, batch_size=64)
-    actual = evaluate.evaluate_run(run, few)
+    step = parallel(whole_set.make_eval_step(run.model, run.config.loss))
+    expected = whole_set.evaluate(step, run.params, few, batch_size=64)
+    actual = evaluate_run(run, few)
     assert actual.metrics.known() == pytest.approx(expected.known(), rel=1e-4)
     assert actual.confusion.sum() == 200
     assert np.trace(actual.confusion) == round(200 * expected.accuracy)
@@ -36,7 +38,7 @@ def test_it_measures_what_training_measures(run, few):
 
 
 def test_a_row_of_the_confusion_is_the_label(run, few):
-    evaluation = evaluate.evaluate_run(run, few)
+    evaluation = evaluate_run(run, few)
     label, predicted = few.label, evaluation.prediction.label
     row, column = label[0], predicted[0]
     count = ((label == row) & (predicted == column)).sum()
@@ -44,7 +46,7 @@ def test_a_row_of_the_confusion_is_the_label(run, few):
 
 
 def test_primary_capsules_are_watched_over_all_images(run, few):
-    lengths = evaluate.primary_lengths(run, few)
+    lengths = inspection.primary_lengths(run, few)
     capsules = run.model.apply(
         run.params, jnp.asarray(few.image) / 255, method=run.model.primary
     )
@@ -56,13 +58,13 @@ def test_primary_capsules_are_watched_over_all_images(run, few):
 def test_dead_and_saturated_are_counted():
     longest = np.array([0.01, 0.5, 0.99])
     shortest = np.array([0.0, 0.1, 0.98])
-    lengths = evaluate.Lengths(longest, shortest)
+    lengths = inspection.Lengths(longest, shortest)
     assert (lengths.num_dead, lengths.num_saturated) == (1, 1)
 
 
 def test_couplings_are_those_of_the_network(run, few):
     image = few.image[:5] / np.float32(255)
-    told = figures.couplings(run, image)
+    told = inspection.couplings(run, image)
     rounds = run.config.model.num_iterations
     assert told.coupling.shape[0] == rounds
     np.testing.assert_allclose(told.coupling[0], 0.1, rtol=1e-6)
@@ -78,7 +80,7 @@ def test_couplings_are_those_of_the_network(run, few):
 
 def test_rounds_are_those_of_another_routing(run, few):
     trained = run.config.model.num_iterations
-    accuracy = evaluate.accuracy_by_rounds(run, few, (1, trained))
+    accuracy = inspection.accuracy_by_rounds(run, few, (1, trained))
     assert accuracy[trained] == (run.predict(few.image).label == few.label).mean()
     # One round is the average of the votes; the next adds what agrees with its pose.
     image = jnp.asarray(few.image[:5]) / 255
@@ -88,10 +90,10 @@ def test_rounds_are_those_of_another_routing(run, few):
     votes = np.einsum("nic,ijdc->nijd", capsules, weight)
     pose = squash(votes.mean(1) * votes.shape[1] / 10)
     right = (np.linalg.norm(pose, axis=-1).argmax(-1) == few.label[:5]).mean()
-    assert evaluate.accuracy_by_rounds(run, few.subset(np.arange(5)), (1,)) == {
+    assert inspection.accuracy_by_rounds(run, few.subset(np.arange(5)), (1,)) == {
         1: pytest.approx(right)
     }
-    change = figures.couplings(run, image, 2).logit_change
+    change = inspection.couplings(run, image, 2).logit_change
     expected = np.abs(np.einsum("nijd,njd->nij", votes, pose)).mean()
     assert change.shape == (2,)
     np.testing.assert_allclose(change[0], expected, rtol=1e-4)
@@ -99,7 +101,7 @@ def test_rounds_are_those_of_another_routing(run, few):
 
 def test_the_middle_of_a_tweak_is_the_reconstruction(run, few):
     label, _, pose = run.predict(few.image[:1])
-    rows = figures.tweaked(run, pose[0, label[0]], label[0], low=-0.5, high=0.5)
+    rows = inspection.tweaked(run, pose[0, label[0]], label[0], low=-0.5, high=0.5)
     assert rows.shape == (run.model.class_dim, 11, 28, 28, 1)
     expected = run.draw(pose, label)[0]
     for row in rows:

@@ -10,7 +10,7 @@ from PIL import Image
 from tiny import idx_bytes
 
 from capsjax import evaluate, train
-from capsjax.analysis import figures
+from capsjax.analysis import evaluation, figures, test_images
 from capsjax.data import Dataset, load
 from capsjax.storage.workdir import Workdir
 
@@ -125,14 +125,14 @@ def test_labels_are_those_of_the_run_by_name(tiny_run):
     digits = load("mnist", "test").subset(np.arange(30))
     turned = tuple(reversed(digits.class_names))
     other = Dataset("other", digits.image, 9 - digits.label, turned)
-    same = evaluate._with_classes_of(run, other)
+    same = test_images._with_classes_of(run, other)
     assert same.class_names == digits.class_names
     np.testing.assert_array_equal(same.label, digits.label)
     several = Dataset(
         "other", digits.image, np.eye(10, dtype=bool)[other.label], turned
     )
     np.testing.assert_array_equal(
-        evaluate._with_classes_of(run, several).label,
+        test_images._with_classes_of(run, several).label,
         np.eye(10, dtype=bool)[digits.label],
     )
 
@@ -159,7 +159,7 @@ def test_pictures_are_evaluated_by_a_run_on_mnist(tiny_run, tmp_path, capsys):
 
 def test_precision_recall_and_f1_are_those_of_their_definitions():
     confusion = np.array([[6, 2, 0, 0], [1, 3, 0, 0], [2, 0, 0, 0], [0, 0, 0, 0]])
-    scores = evaluate.class_scores(confusion)
+    scores = evaluation.class_scores(confusion)
     assert scores.num_images.tolist() == [8, 4, 2, 0]
     np.testing.assert_allclose(scores.precision, [6 / 9, 3 / 5, np.nan, np.nan])
     np.testing.assert_allclose(scores.recall, [6 / 8, 3 / 4, 0, np.nan])
@@ -173,7 +173,7 @@ def test_precision_recall_and_f1_are_those_of_their_definitions():
     ("counts", "is_uneven"), [((10, 10), False), ((11, 10), False), ((12, 10), True)]
 )
 def test_classes_are_uneven_if_they_differ_by_more_than_a_tenth(counts, is_uneven):
-    assert evaluate.class_scores(np.diag(counts)).is_uneven == is_uneven
+    assert evaluation.class_scores(np.diag(counts)).is_uneven == is_uneven
 
 
 def test_the_scores_of_each_class_are_printed_and_kept(run_path, capsys, monkeypatch):

@@ -15,6 +15,7 @@ from capsjax.runtime.devices import sharded
 from capsjax.runtime.platforms import Platform
 from capsjax.storage.checkpoints import Checkpoints
 from capsjax.storage.workdir import Workdir
+from capsjax.training import trainer
 from capsjax.training.feed import (
     Feed,
     chunk_end,
@@ -72,7 +73,7 @@ def test_outcomes_that_are_read_late_make_the_same_run(tmp_path, monkeypatch):
     events = []
 
     def noted(name):
-        method = getattr(train._Run, name)
+        method = getattr(trainer.Trainer, name)
 
         def note(self, *arguments):
             if name == "_read":
@@ -81,7 +82,7 @@ def test_outcomes_that_are_read_late_make_the_same_run(tmp_path, monkeypatch):
                 events.append(("start", self.step))
             return method(self, *arguments)
 
-        monkeypatch.setattr(train._Run, name, note)
+        monkeypatch.setattr(trainer.Trainer, name, note)
 
     noted("_read")
     noted("_train_chunk")

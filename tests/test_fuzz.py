@@ -40,6 +40,7 @@ from capsjax.storage.checkpoints import CheckpointError, Checkpoints
 from capsjax.storage.metrics import MetricWriter
 from capsjax.storage.run import Run, load_run
 from capsjax.storage.workdir import Workdir, WorkdirError
+from capsjax.training import trainer
 
 EXPERIMENT = pathlib.Path(__file__).parents[1] / "experiments" / "mnist.py"
 _SECONDS_UNTIL_IT_HANGS = 60
@@ -183,7 +184,7 @@ def test_a_command_line_reaches_the_training_or_ends_in_one_line(
     )
     with pytest.MonkeyPatch.context() as patch, not_for_ever():
         patch.chdir(folder)
-        patch.setattr(train, "_Run", begin)
+        patch.setattr(trainer, "Trainer", begin)
         patch.setattr(loading, "load_mnist", LOAD_MNIST)
         try:
             code = exit_code(
@@ -415,8 +416,8 @@ def read_files(path):
     with pytest.MonkeyPatch.context() as patch, told_at_most(WorkdirError):
         patch.setattr(Run, "_restored", lambda *_: (0, None))
         load_run(path)
-    train._finished(config, workdir)
-    train._tests_before(workdir)
+    trainer._finished(config, workdir)
+    trainer._tests_before(workdir)
     exit_code(report.main, str(path))
     MetricWriter(workdir.metrics, step=20, tensorboard=None).close()
     with told_at_most(WorkdirError):

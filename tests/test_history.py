@@ -10,6 +10,7 @@ from capsjax import config as configs
 from capsjax import train
 from capsjax.storage import history
 from capsjax.storage.workdir import Workdir, write_json
+from capsjax.training import trainer
 
 
 @pytest.fixture
@@ -71,7 +72,9 @@ def test_an_extended_run_says_so_before_its_end_and_in_its_result(workdir, monke
     assert [one["step"] for one in train.train(config, workdir)["history"]] == [0]
     config.num_epochs = 3
     with monkeypatch.context() as patch:
-        patch.setattr(train._Run, "train_epoch", lambda self: 1 / 0)  # As if killed.
+        patch.setattr(
+            trainer.Trainer, "train_epoch", lambda self: 1 / 0
+        )  # As if killed.
         with pytest.raises(ZeroDivisionError):
             train.train(config, workdir)
     assert stages(workdir) == [(0, 2, "stop"), (10, 3, "stop")]
@@ -82,14 +85,14 @@ def test_an_extended_run_says_so_before_its_end_and_in_its_result(workdir, monke
 
 def test_the_test_images_can_be_left_alone_and_looked_at_later(workdir, monkeypatch):
     looked_at = []
-    real_evaluate = train.evaluate
+    real_evaluate = trainer.evaluate
 
     def evaluate(step, params, dataset, **options):
         looked_at.append(len(dataset))
         few = dataset.subset(np.arange(32))
         return real_evaluate(step, params, few, **options)
 
-    monkeypatch.setattr(train, "evaluate", evaluate)
+    monkeypatch.setattr(trainer, "evaluate", evaluate)
     config = tiny(test=False)
     result = train.train(config, workdir)
     assert looked_at == [50, 50]

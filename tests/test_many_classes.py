@@ -12,6 +12,7 @@ from tiny import idx_bytes, tiny
 
 from capsjax import evaluate, load_run, train
 from capsjax.analysis import figures
+from capsjax.analysis.evaluation import count_confusions
 from capsjax.data import Dataset, load
 from capsjax.runtime.console import OutputError
 from capsjax.storage.workdir import Workdir, write_json
@@ -123,6 +124,6 @@ def test_confusion_counts_what_was_taken_for_what():
     label = np.array([0, 2, 2, 1], np.int32)
     length = np.array([[9, 1, 1], [1, 9, 1], [1, 9, 1], [1, 9, 1]], np.float32)
     expected = [[1, 0, 0], [0, 1, 0], [0, 2, 0]]
-    np.testing.assert_array_equal(evaluate._confusion(label, length), expected)
+    np.testing.assert_array_equal(count_confusions(label, length), expected)
     several = np.eye(3, dtype=bool)[label]
-    np.testing.assert_array_equal(evaluate._confusion(several, length), expected)
+    np.testing.assert_array_equal(count_confusions(several, length), expected)

@@ -10,6 +10,11 @@ from tiny import digits, pairs, tiny
 
 from capsjax import evaluate, load_run, models, predict, train
 from capsjax.analysis import figures
+from capsjax.analysis.evaluation import (
+    count_confusions,
+    evaluate_ensemble,
+    evaluate_run,
+)
 from capsjax.data import Dataset, load
 from capsjax.storage.workdir import Workdir
 from capsjax.training import task
@@ -95,7 +100,7 @@ def test_what_is_measured_of_several_classes_is_written_down(capsules):
 def test_evaluation_of_several_classes_is_that_of_training(capsules, two_digits):
     path, result = capsules
     run = load_run(path)
-    actual = evaluate.evaluate_run(run, two_digits)
+    actual = evaluate_run(run, two_digits)
     assert actual.metrics.known() == pytest.approx(
         {k: v for k, v in result["test"].items() if k != "step"}, rel=1e-4
     )
@@ -109,7 +114,7 @@ def test_evaluation_of_several_classes_is_that_of_training(capsules, two_digits)
 def test_missed_classes_are_set_against_those_taken_for_them():
     label = np.array([[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]], bool)
     length = np.array([[0.9, 0.8, 0, 0], [0.9, 0.8, 0, 0], [0.9, 0.8, 0, 0.1]])
-    confusion = evaluate._confusion(label, length.astype(np.float32))
+    confusion = count_confusions(label, length.astype(np.float32))
     expected = np.zeros((4, 4), int)
     expected[0, 0] += 1
     expected[1, 1] += 2
@@ -209,7 +214,7 @@ def test_the_baseline_predicts_probabilities_and_draws_nothing(baseline, corners
 
 def test_the_baseline_is_evaluated_without_capsules(baseline, corners, capsys):
     path, result = baseline
-    evaluation = evaluate.evaluate_run(load_run(path), corners)
+    evaluation = evaluate_run(load_run(path), corners)
     assert evaluation.metrics.known() == pytest.approx(
         {k: v for k, v in result["test"].items() if k != "step"}, rel=1e-4
     )
@@ -223,11 +228,11 @@ def test_the_baseline_is_evaluated_without_capsules(baseline, corners, capsys):
 def test_an_ensemble_averages_lengths(capsules, two_digits, capsys):
     path, _ = capsules
     run = load_run(path)
-    member = evaluate.evaluate_run(run, two_digits)
+    member = evaluate_run(run, two_digits)
     prediction = member.prediction
     # Another network: the lengths of this one in another order.
     turned = prediction._replace(length=np.roll(prediction.length, 1, axis=1))
-    both = evaluate.evaluate_ensemble(
+    both = evaluate_ensemble(
         [run, run], two_digits, [member, member._replace(prediction=turned)]
     )
     mean = (prediction.length + turned.length) / 2
@@ -251,8 +256,8 @@ def test_an_ensemble_averages_lengths(capsules, two_digits, capsys):
 def test_an_ensemble_of_baselines_averages_probabilities(baseline, corners):
     path, result = baseline
     run = load_run(path)
-    member = evaluate.evaluate_run(run, corners)
-    both = evaluate.evaluate_ensemble([run, run], corners, [member, member])
+    member = evaluate_run(run, corners)
+    both = evaluate_ensemble([run, run], corners, [member, member])
     assert both.metrics.known() == pytest.approx(
         {k: v for k, v in result["test"].items() if k != "step"}, rel=1e-4
     )

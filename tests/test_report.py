@@ -8,6 +8,7 @@ import pytest
 
 from capsjax import config as configs
 from capsjax import report
+from capsjax.analysis import comparison
 from capsjax.storage.workdir import WorkdirError
 
 
@@ -93,16 +94,16 @@ def test_runs_of_another_configuration_are_not_averaged(made, capsys):
 
 def test_what_does_not_change_what_is_learnt_does_not_matter(made):
     runs = [
-        report.read_run(made("a")),
-        report.read_run(made("b", seed=1, eval_batch_size=7, max_gigabytes=3.0)),
+        comparison.read_run(made("a")),
+        comparison.read_run(made("b", seed=1, eval_batch_size=7, max_gigabytes=3.0)),
     ]
-    assert [len(group) for group in report.gather(runs).values()] == [2]
+    assert [len(group) for group in comparison.gather(runs).values()] == [2]
 
 
 def test_one_run_is_not_counted_twice(made):
-    runs = [report.read_run(made("a")), report.read_run(made("b"))]
+    runs = [comparison.read_run(made("a")), comparison.read_run(made("b"))]
     with pytest.raises(WorkdirError, match="same seed, 0"):
-        report.gather(runs)
+        comparison.gather(runs)
 
 
 def test_what_has_not_ended_is_refused(made, tmp_path, capsys):
@@ -218,8 +219,8 @@ def test_where_no_step_depends_on_the_epochs_to_come_an_extension_is_the_same(ma
     for k, stages in enumerate([[(0, 10)], [(0, 2), (40, 10)]]):
         path = made(f"a{k}", seed=k, sections={"optimizer.schedule": "constant"})
         (path / "history.json").write_text(json.dumps(history(*stages)))
-        runs.append(report.read_run(path))
-    assert [len(group) for group in report.gather(runs).values()] == [2]
+        runs.append(comparison.read_run(path))
+    assert [len(group) for group in comparison.gather(runs).values()] == [2]
 
 
 def test_an_extension_before_there_was_a_history_is_seen_in_the_result(made):
@@ -228,7 +229,7 @@ def test_an_extension_before_there_was_a_history_is_seen_in_the_result(made):
         "tested_before": [before],
         "test_of_last": {"step": 200, "accuracy": 0.99},
     }
-    run = report.read_run(made("a", told=told))
+    run = comparison.read_run(made("a", told=told))
     assert run.changes == ("num_epochs 2 until step 40",)
 
 
@@ -253,8 +254,8 @@ def test_the_same_images_elsewhere_are_the_same(made):
         path = made(f"a{k}", seed=k, sections={"data.path": place})
         splits = {"train": {"checksum": "1"}, "test": {"fingerprint": "2"}}
         (path / "dataset.json").write_text(json.dumps({"splits": splits}))
-        runs.append(report.read_run(path))
-    assert [len(group) for group in report.gather(runs).values()] == [2]
+        runs.append(comparison.read_run(path))
+    assert [len(group) for group in comparison.gather(runs).values()] == [2]
 
 
 def test_an_ascii_terminal_gets_the_table_and_a_hostile_name_is_harmless(

@@ -16,10 +16,10 @@ from marks import first_of, variants
 from tiny import made, pairs, tiny, tiny_cnn
 
 from capsjax import config as configs
-from capsjax import evaluate
 from capsjax.data import augment, load
 from capsjax.models import make_model
 from capsjax.runtime.devices import AXIS, _devices, my_shares, parallel, replicated
+from capsjax.training.evaluation import evaluate, make_eval_step
 from capsjax.training.feed import stack_batches
 from capsjax.training.objective import image_metrics
 from capsjax.training.step import (
@@ -284,14 +284,14 @@ def test_evaluation_counts_every_image_exactly_once():
     config = tiny()
     model, _, state = made(config)
     dataset = load("mnist", "test").subset(np.arange(103))
-    step = parallel(evaluate.make_eval_step(model, config.loss))
+    step = parallel(make_eval_step(model, config.loss))
     image = jnp.asarray(dataset.image, jnp.float32) / 255
     each = image_metrics(
         model, state.params, image, jnp.asarray(dataset.label), loss=config.loss
     )
     expected = {k: np.asarray(v).mean() for k, v in each.known().items()}
     for batch_size in (7, 32, 103, 500):
-        actual = evaluate.evaluate(step, state.params, dataset, batch_size=batch_size)
+        actual = evaluate(step, state.params, dataset, batch_size=batch_size)
         assert actual.known() == pytest.approx(expected, rel=1e-5)
 
 
@@ -299,8 +299,8 @@ def test_evaluation_looks_at_the_middle_and_draws_from_the_longest():
     config = tiny()
     model, _, state = made(config, cropped_model(config))
     dataset = pairs(10)
-    step = parallel(evaluate.make_eval_step(model, config.loss))
-    actual = evaluate.evaluate(step, state.params, dataset, batch_size=7)
+    step = parallel(make_eval_step(model, config.loss))
+    actual = evaluate(step, state.params, dataset, batch_size=7)
     each = image_metrics(
         model,
         state.params,
@@ -410,8 +410,8 @@ def test_evaluation_takes_each_image_alone_unshifted_and_without_its_label():
     config.model.initializers = LONG
     model, _, state = made(config)
     dataset = load("mnist", "test").subset(np.arange(23))
-    step = parallel(evaluate.make_eval_step(model, config.loss))
-    actual = evaluate.evaluate(step, state.params, dataset, batch_size=8)
+    step = parallel(make_eval_step(model, config.loss))
+    actual = evaluate(step, state.params, dataset, batch_size=8)
     encode, decode = (
         jax.jit(functools.partial(model.apply, method=method))
         for method in (model.encode, model.decode)

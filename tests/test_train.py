@@ -23,7 +23,7 @@ from capsjax.runtime.interrupt import Interrupted
 from capsjax.storage import checkpoints
 from capsjax.storage.checkpoints import CheckpointError, Checkpoints
 from capsjax.storage.workdir import Workdir, WorkdirError
-from capsjax.training import task
+from capsjax.training import task, trainer
 from capsjax.training.objective import Metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -51,7 +51,7 @@ def last_state(path, config):
 
 def interrupted_run(config, path, stop_at, monkeypatch):
     """Starts a run that gets a SIGINT once it has taken so many steps."""
-    train_chunk = train._Run._train_chunk
+    train_chunk = trainer.Trainer._train_chunk
 
     def train_and_interrupt(self):
         metrics = train_chunk(self)
@@ -62,8 +62,8 @@ def interrupted_run(config, path, stop_at, monkeypatch):
     with monkeypatch.context() as patch:
         if stop_at == 0:
             introduce = lambda self: signal.raise_signal(signal.SIGINT)  # noqa: E731
-            patch.setattr(train._Run, "_introduce", introduce)
-        patch.setattr(train._Run, "_train_chunk", train_and_interrupt)
+            patch.setattr(trainer.Trainer, "_introduce", introduce)
+        patch.setattr(trainer.Trainer, "_train_chunk", train_and_interrupt)
         with pytest.raises(KeyboardInterrupt) as caught:
             run(config, path)
     assert isinstance(caught.value, Interrupted)
@@ -104,7 +104,7 @@ def test_a_folder_that_goes_away_stops_the_run_at_the_next_save(
     tmp_path, monkeypatch, how
 ):
     workdir, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
-    train_chunk = train._Run._train_chunk
+    train_chunk = trainer.Trainer._train_chunk
 
     def train_and_take_away(self):
         metrics = train_chunk(self)
@@ -115,7 +115,7 @@ def test_a_folder_that_goes_away_stops_the_run_at_the_next_save(
                 shutil.rmtree(elsewhere)
         return metrics
 
-    monkeypatch.setattr(train._Run, "_train_chunk", train_and_take_away)
+    monkeypatch.setattr(trainer.Trainer, "_train_chunk", train_and_take_away)
     told = "run was deleted, moved or replaced while the run was in it"
     with pytest.raises(WorkdirError, match=told):
         run(dataclasses.replace(tiny(), steps_per_dispatch=1), workdir)
@@ -141,13 +141,13 @@ def test_a_save_that_fails_is_told_with_its_step_before_the_epoch_ends(
             raise OSError(28, "No space left on device")
 
     steps = []
-    train_chunk = train._Run._train_chunk
+    train_chunk = trainer.Trainer._train_chunk
 
     def train_and_note(self):
         steps.append(self.step)
         return train_chunk(self)
 
-    monkeypatch.setattr(train._Run, "_train_chunk", train_and_note)
+    monkeypatch.setattr(trainer.Trainer, "_train_chunk", train_and_note)
     save = "save_checkpointables_async"
     monkeypatch.setattr(checkpoints.ocp, save, lambda *_, **__: Failed())
     with pytest.raises(CheckpointError, match=r"can't save step 5: OSError.*No space"):
@@ -161,7 +161,7 @@ def test_a_rate_that_rises_to_the_end_of_the_run_is_a_warning(
     def stop(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train._Run, "train_epoch", stop)
+    monkeypatch.setattr(trainer.Trainer, "train_epoch", stop)
     for warmup_steps, told in (
         (9, ""),
         (
@@ -265,7 +265,7 @@ def test_the_result_is_the_best_by_validation_and_tests_come_last(
     config = tiny()
     config.num_epochs, config.steps_per_dispatch = 3, 5
     read, evaluated = [], []
-    real_batch, real_evaluate = train.Dataset.batch, train.evaluate
+    real_batch, real_evaluate = trainer.Dataset.batch, trainer.evaluate
 
     def batch(self, indices):
         read.append(len(self))
@@ -281,8 +281,8 @@ def test_the_result_is_the_best_by_validation_and_tests_come_last(
             metrics = metrics._replace(loss=(0.3, 0.2, 0.4)[len(evaluated) - 1])
         return metrics
 
-    monkeypatch.setattr(train, "evaluate", evaluate)
-    monkeypatch.setattr(train.Dataset, "batch", batch)
+    monkeypatch.setattr(trainer, "evaluate", evaluate)
+    monkeypatch.setattr(trainer.Dataset, "batch", batch)
     result = run(config, tmp_path)
 
     sizes, weights = zip(*evaluated, strict=True)
@@ -369,7 +369,7 @@ def test_a_run_ends_with_the_first_epoch_that_is_good_enough(
 
 
 def test_a_run_that_was_never_good_enough_says_so(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train, "evaluate", lambda *_, **__: Metrics(1.0, 0.4))
+    monkeypatch.setattr(trainer, "evaluate", lambda *_, **__: Metrics(1.0, 0.4))
     run(tiny(stop_at=0.5), tmp_path)
     told = "stop_at=0.5 was not reached: after the last epoch validation accuracy is 40"
     assert told in capsys.readouterr().out
@@ -386,7 +386,7 @@ def test_a_run_that_was_good_enough_and_then_killed_ends_the_same(
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(train._Run, "finish", killed)
+        patch.setattr(trainer.Trainer, "finish", killed)
         with pytest.raises(RuntimeError, match="killed"):
             ending(tmp_path / "parts")
     assert ending(tmp_path / "parts") == whole
@@ -409,7 +409,7 @@ def test_fewer_epochs_than_are_done_are_refused(tmp_path, monkeypatch):
 def test_a_damaged_result_is_made_again(tmp_path, damaged):
     workdir = Workdir(tmp_path)
     workdir.result.write_text(damaged)
-    assert train._finished(tiny(), workdir) is None
+    assert trainer._finished(tiny(), workdir) is None
 
 
 def command(*arguments, **options):

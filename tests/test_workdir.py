@@ -15,8 +15,8 @@ import pytest
 from rights import as_nobody, public_folder
 
 from capsjax import config as configs
+from capsjax.analysis.comparison import read_run
 from capsjax.data import Dataset
-from capsjax.report import read_run
 from capsjax.runtime.console import Progress
 from capsjax.storage.checkpoints import Checkpoints
 from capsjax.storage.metrics import MetricWriter
