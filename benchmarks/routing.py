@@ -31,7 +31,7 @@ import jaxlib
 import numpy as np
 
 from capsjax.routings import DynamicRouting
-from capsjax.routings.routed import cast_votes
+from capsjax.votes import cast_votes
 
 
 class Problem(NamedTuple):

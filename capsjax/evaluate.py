@@ -23,8 +23,8 @@ from capsjax.runtime.compile_cache import keep_compiled_programs
 from capsjax.runtime.console import answer, command, warn
 from capsjax.runtime.devices import require_devices
 from capsjax.storage.checkpoints import CheckpointError
+from capsjax.storage.files import WorkdirError, write_json
 from capsjax.storage.run import Run, load_run
-from capsjax.storage.workdir import WorkdirError, write_json
 
 
 @command("capsjax.evaluate", WorkdirError, CheckpointError, ValueError)

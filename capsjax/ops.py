@@ -9,7 +9,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Shaped
+from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 
 
 @jax.custom_jvp
@@ -184,3 +184,25 @@ def tweak_pose(
     moves = directions[:, None, :] * steps[None, :, None]
     moves = jnp.broadcast_to(moves, (*pose.shape[:-1], *moves.shape))
     return (pose[..., None, None, :] + moves).astype(dtype)
+
+
+def mask_longest(
+    activation: Float[Array, "*batch n"], count: int | Int[Array, "*batch"] = 1
+) -> Float[Array, "*batch n"]:
+    """One at the ``count`` most active capsules, zero elsewhere: the mask of inference.
+
+    Of equally active ones it is the first.
+    """
+    # The mask has no gradient, and JAX's of a sort fails under explicit sharding.
+    activation = jax.lax.stop_gradient(activation)
+    rank = jnp.argsort(jnp.argsort(-activation, axis=-1), axis=-1)
+    count = jnp.broadcast_to(jnp.asarray(count), activation.shape[:-1])
+    return (rank < count[..., None]).astype(jnp.float32)
+
+
+def split_mask(
+    mask: Float[Array, "*batch n"], count: int
+) -> Float[Array, "*batch s n"]:
+    """A mask for each of the ``count`` capsules that a mask lets through, in order."""
+    _, index = jax.lax.top_k(mask, count)  # Of equal values the first.
+    return jax.nn.one_hot(index, mask.shape[-1], dtype=jnp.float32)

@@ -27,8 +27,8 @@ from capsjax.runtime.console import answer, command, fail, json_text, printable,
 from capsjax.runtime.devices import require_devices
 from capsjax.runtime.paths import expanded
 from capsjax.storage.checkpoints import CheckpointError
+from capsjax.storage.files import WorkdirError
 from capsjax.storage.run import Prediction, Run, load_run
-from capsjax.storage.workdir import WorkdirError
 
 _NAME = "capsjax.predict"
 # Half way between the lengths that training asks of absent and present capsules.

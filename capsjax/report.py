@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from capsjax.analysis.comparison import gather, name_of, notes, read_run, table
 from capsjax.runtime.console import answer, command
-from capsjax.storage.workdir import WorkdirError
+from capsjax.storage.files import WorkdirError
 
 
 @command("capsjax.report", WorkdirError, ValueError)

@@ -24,11 +24,8 @@ from capsjax.runtime.hosts import (
 )
 from capsjax.runtime.interrupt import Interrupted
 from capsjax.storage.checkpoints import CheckpointError
-from capsjax.storage.workdir import (
-    Workdir,
-    WorkdirError,
-    default_path,
-)
+from capsjax.storage.files import WorkdirError
+from capsjax.storage.workdir import Workdir, default_path
 from capsjax.training.command_line import UsageError, parse
 from capsjax.training.trainer import train
 

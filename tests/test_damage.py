@@ -21,8 +21,9 @@ from capsjax.storage.checkpoints import (
     Checkpoints,
     DamagedCheckpointError,
 )
+from capsjax.storage.files import WorkdirError, write_json
 from capsjax.storage.run import load_run
-from capsjax.storage.workdir import Workdir, WorkdirError, write_json
+from capsjax.storage.workdir import Workdir
 from capsjax.training import trainer
 
 OLD, NEW = 10, 20  # The steps of the run's checkpoints; the newer is the better.

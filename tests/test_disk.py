@@ -11,8 +11,9 @@ from rights import as_nobody, public_folder
 from tiny import TINY_MODEL, digits
 
 from capsjax import train
+from capsjax.storage.files import WorkdirError
 from capsjax.storage.run import load_run
-from capsjax.storage.workdir import Workdir, WorkdirError
+from capsjax.storage.workdir import Workdir
 
 pytestmark = pytest.mark.slow  # they train one first
 

@@ -61,7 +61,8 @@ import jax, jax.numpy as jnp, numpy as np
 from capsjax import DynamicRouting, routing, squash, margin_loss, reconstruction_loss
 from capsjax.data import augment
 from capsjax.layers import Convolution, DenseCaps, PrimaryCaps
-from capsjax.models import BaselineCNN, CapsNet, prepare, split_mask
+from capsjax.models import BaselineCNN, CapsNet, prepare
+from capsjax.ops import split_mask
 
 image = np.random.default_rng(0).uniform(size=(2, 12, 12, 4)).astype("float32")
 network = CapsNet(

@@ -10,7 +10,8 @@ import pytest
 from capsjax import config as configs
 from capsjax import evaluate, load_run, train
 from capsjax.data import load
-from capsjax.storage.workdir import Workdir, write_json
+from capsjax.storage.files import write_json
+from capsjax.storage.workdir import Workdir
 
 FIXTURE = pathlib.Path(__file__).parent / "fixtures" / "first_edition"
 LENGTHS = np.load(FIXTURE / "lengths.npz")

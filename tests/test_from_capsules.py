@@ -26,7 +26,7 @@ from votes import (
 from capsjax.kernels.dynamic_routing import Rounds
 from capsjax.routings import DynamicRouting
 from capsjax.routings.dynamic import routing
-from capsjax.routings.routed import cast_votes
+from capsjax.votes import cast_votes
 
 PUBLIC = Case((16,), 40, 3, 4, 2, rounds(3, nowhere=True))
 

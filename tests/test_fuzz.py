@@ -37,9 +37,10 @@ from capsjax.data.images import (
 from capsjax.data.preparation import Preparation
 from capsjax.storage import checkpoints as module
 from capsjax.storage.checkpoints import CheckpointError, Checkpoints
+from capsjax.storage.files import WorkdirError
 from capsjax.storage.metrics import MetricWriter
 from capsjax.storage.run import Run, load_run
-from capsjax.storage.workdir import Workdir, WorkdirError
+from capsjax.storage.workdir import Workdir
 from capsjax.training import trainer
 
 EXPERIMENT = pathlib.Path(__file__).parents[1] / "experiments" / "mnist.py"

@@ -9,7 +9,8 @@ from tiny import tiny
 from capsjax import config as configs
 from capsjax import train
 from capsjax.storage import history
-from capsjax.storage.workdir import Workdir, write_json
+from capsjax.storage.files import write_json
+from capsjax.storage.workdir import Workdir
 from capsjax.training import trainer
 
 

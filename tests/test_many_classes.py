@@ -15,7 +15,8 @@ from capsjax.analysis import figures
 from capsjax.analysis.evaluation import count_confusions
 from capsjax.data import Dataset, load
 from capsjax.runtime.console import OutputError
-from capsjax.storage.workdir import Workdir, write_json
+from capsjax.storage.files import write_json
+from capsjax.storage.workdir import Workdir
 
 NUM_CLASSES = 120
 

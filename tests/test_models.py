@@ -13,15 +13,8 @@ from flax import nnx
 from tiny import tiny_cnn
 
 from capsjax import config as configs
-from capsjax.models import (
-    BaselineCNN,
-    CapsNet,
-    make_model,
-    mask_longest,
-    num_parameters,
-    prepare,
-    split_mask,
-)
+from capsjax.models import BaselineCNN, CapsNet, make_model, num_parameters, prepare
+from capsjax.ops import mask_longest, split_mask
 
 SMALL = {"conv_features": 8, "primary_types": 2, "decoder_features": (16,)}
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from capsjax.runtime.devices import vary_alike
+from capsjax.kernels.varying import vary_alike
 
 ROOT = pathlib.Path(__file__).parents[1]
 FIRST_EDITION = ROOT / "tests" / "fixtures" / "first_edition" / "mnist"

@@ -11,7 +11,8 @@ from capsjax.data import DatasetError, load
 from capsjax.data.images import read_image
 from capsjax.data.readers.tfds import data_folder
 from capsjax.runtime.paths import cache_folder, expanded
-from capsjax.storage.workdir import Workdir, WorkdirError
+from capsjax.storage.files import WorkdirError
+from capsjax.storage.workdir import Workdir
 
 
 @pytest.fixture(autouse=True)

@@ -23,8 +23,9 @@ from capsjax import config as configs
 from capsjax import predict
 from capsjax.data.readers import idx, tfds_builders
 from capsjax.storage.checkpoints import Checkpoints
+from capsjax.storage.files import write_json
 from capsjax.storage.run import Run
-from capsjax.storage.workdir import Workdir, write_json
+from capsjax.storage.workdir import Workdir
 from capsjax.training.step import init_state, make_optimizer
 from capsjax.training.task import make_task
 

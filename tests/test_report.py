@@ -9,7 +9,7 @@ import pytest
 from capsjax import config as configs
 from capsjax import report
 from capsjax.analysis import comparison
-from capsjax.storage.workdir import WorkdirError
+from capsjax.storage.files import WorkdirError
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ import capsjax
 from capsjax.data import load
 from capsjax.runtime.devices import replicated
 from capsjax.storage.checkpoints import Checkpoints
-from capsjax.storage.workdir import Workdir, WorkdirError
+from capsjax.storage.files import WorkdirError
+from capsjax.storage.workdir import Workdir
 from capsjax.training.step import init_state, make_optimizer
 
 pytestmark = pytest.mark.slow  # it trains one first

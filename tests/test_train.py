@@ -22,7 +22,8 @@ from capsjax.losses import margin_loss
 from capsjax.runtime.interrupt import Interrupted
 from capsjax.storage import checkpoints
 from capsjax.storage.checkpoints import CheckpointError, Checkpoints
-from capsjax.storage.workdir import Workdir, WorkdirError
+from capsjax.storage.files import WorkdirError
+from capsjax.storage.workdir import Workdir
 from capsjax.training import task, trainer
 from capsjax.training.objective import Metrics
 

@@ -19,15 +19,10 @@ from capsjax.analysis.comparison import read_run
 from capsjax.data import Dataset
 from capsjax.runtime.console import Progress
 from capsjax.storage.checkpoints import Checkpoints
+from capsjax.storage.files import WorkdirError, write_bytes, write_json
 from capsjax.storage.metrics import MetricWriter
 from capsjax.storage.run import load_run
-from capsjax.storage.workdir import (
-    Workdir,
-    WorkdirError,
-    default_path,
-    write_bytes,
-    write_json,
-)
+from capsjax.storage.workdir import Workdir, default_path
 
 
 def test_the_default_folder_names_experiment_variant_and_seed():

@@ -9,7 +9,7 @@ import numpy as np
 
 from capsjax.kernels.dynamic_routing import Rounds, route_votes_free
 from capsjax.routings.dynamic import routing
-from capsjax.routings.routed import cast_votes
+from capsjax.votes import cast_votes
 
 # Compiling takes most of these tests' time, and LLVM's optimiser most of that.
 UNOPTIMISED = {"xla_backend_optimization_level": 0}

@@ -16,7 +16,8 @@ from jax.extend import backend
 from capsjax import config as configs
 from capsjax import train
 from capsjax.runtime.interrupt import Interrupted, noticed
-from capsjax.storage.workdir import Workdir, WorkdirError
+from capsjax.storage.files import WorkdirError
+from capsjax.storage.workdir import Workdir
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"

@@ -10,7 +10,7 @@ import optax
 
 from capsjax import margin_loss, routing, squash
 from capsjax.losses import reconstruction_loss
-from capsjax.routings.routed import cast_votes
+from capsjax.votes import cast_votes
 
 
 def convolve(image, kernel, stride):

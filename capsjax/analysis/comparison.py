@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from capsjax import config as configs
 from capsjax.runtime.console import shortened
 from capsjax.storage import history
-from capsjax.storage.workdir import Workdir, WorkdirError, differences
+from capsjax.storage.files import WorkdirError
+from capsjax.storage.workdir import Workdir, differences
 
 # What does not change what is learnt.
 _INDIFFERENT = ("seed", "eval_batch_size", *configs.WITHOUT_EFFECT)
@@ -310,4 +311,5 @@ def notes(groups: Mapping[Row, Sequence[RunSummary]]) -> list[str]:
 
 
 def name_of(row: Row) -> str:
+    """Names a row by its recipe and what sets it apart."""
     return ", ".join(map(str, (row.recipe, *row.by, *row.changes)))

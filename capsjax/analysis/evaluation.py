@@ -16,7 +16,8 @@ from capsjax.analysis.inspection import (
     primary_lengths,
 )
 from capsjax.data import Batch, Dataset
-from capsjax.models import BaselineCNN, mask_longest
+from capsjax.models import BaselineCNN
+from capsjax.ops import mask_longest
 from capsjax.storage.run import Prediction, Run
 from capsjax.training.evaluation import means, middle
 from capsjax.training.objective import (

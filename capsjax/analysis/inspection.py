@@ -11,12 +11,12 @@ from jaxtyping import Array, Float
 
 from capsjax.data import Batch, Dataset
 from capsjax.ops import safe_norm, tweak_pose
-from capsjax.routings.routed import cast_votes
 from capsjax.storage.run import Run
 from capsjax.training.evaluation import middle
 from capsjax.training.objective import (
     found,
 )
+from capsjax.votes import cast_votes
 
 # A capsule is dead if it was never longer, saturated if it was never shorter.
 DEAD, SATURATED = 0.05, 0.95

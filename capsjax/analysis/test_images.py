@@ -15,8 +15,8 @@ from capsjax.data.readers.folder_layout import shortened as listed
 from capsjax.models import BaselineCNN
 from capsjax.runtime.console import printable
 from capsjax.runtime.paths import expanded
+from capsjax.storage.files import WorkdirError
 from capsjax.storage.run import Run
-from capsjax.storage.workdir import WorkdirError
 
 
 def load_test_set(runs: Sequence[Run], name: str | None) -> Dataset:

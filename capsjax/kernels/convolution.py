@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from capsjax.kernels.convolution_forms import FORMS, LAYOUT, Plan, ceil_div, output_size
-from capsjax.runtime.devices import leave_sharding_to_xla, spec_of, vary_alike
+from capsjax.kernels.varying import leave_sharding_to_xla, spec_of, vary_alike
 from capsjax.runtime.platforms import Platform, by_platform, platform
 
 _COMPUTE_DTYPES = (np.dtype(np.float32), np.dtype(jnp.bfloat16))

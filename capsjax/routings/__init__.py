@@ -6,8 +6,8 @@ config to its class; a new algorithm is a new file and a new line there.
 
 from collections.abc import Callable, Mapping
 
+from capsjax.routings.algorithm import Parameter, Routed, Routing
 from capsjax.routings.dynamic import DynamicRouting
-from capsjax.routings.routed import Parameter, Routed, Routing
 
 __all__ = ["ROUTINGS", "DynamicRouting", "Parameter", "Routed", "Routing"]
 

@@ -18,9 +18,10 @@ from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from capsjax.kernels.batching import map_one_by_one
 from capsjax.kernels.dynamic_routing import Rounds, route_votes_free
+from capsjax.kernels.varying import leave_sharding_to_xla, spec_of, vary_alike
 from capsjax.ops import safe_norm, squash
-from capsjax.routings.routed import Parameter, Routed, cast_votes
-from capsjax.runtime.devices import leave_sharding_to_xla, spec_of, vary_alike
+from capsjax.routings.algorithm import Parameter, Routed
+from capsjax.votes import cast_votes
 
 REMATS = ("none", "body", "full", "offload")
 

@@ -10,7 +10,8 @@ import operator
 from typing import Any
 
 from capsjax import config as configs
-from capsjax.storage.workdir import Workdir, WorkdirError, write_json
+from capsjax.storage.files import WorkdirError, write_json
+from capsjax.storage.workdir import Workdir
 
 Stage = dict[str, Any]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from capsjax.runtime.console import warn
-from capsjax.storage.workdir import write_text, writing
+from capsjax.storage.files import write_text, writing
 
 
 class MetricWriter:

@@ -17,7 +17,8 @@ from capsjax.data.augment import crop_middle, cropped_shape, scale_to_unit
 from capsjax.data.preparation import LARGEST_SIDE, Preparation, first_edition
 from capsjax.models import CapsNet, Network, make_model, prepare
 from capsjax.storage.checkpoints import Checkpoints
-from capsjax.storage.workdir import Workdir, WorkdirError
+from capsjax.storage.files import WorkdirError
+from capsjax.storage.workdir import Workdir
 
 
 class Prediction(NamedTuple):

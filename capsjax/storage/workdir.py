@@ -20,7 +20,6 @@ import errno
 import json
 import os
 import pathlib
-import secrets
 import socket
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -33,14 +32,10 @@ from capsjax.data.sampling import SPLIT_RULES
 from capsjax.initializers import SCALED
 from capsjax.runtime.console import warn
 from capsjax.runtime.paths import expanded
+from capsjax.storage.files import ASIDE, WorkdirError, writing
 
-_ASIDE = ".aside"  # How the names of files end that are not yet whole.
 # Of file systems that have no locks: Lustre without the option, some network mounts.
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
-
-
-class WorkdirError(Exception):
-    """A work directory can't be used for this run; the message says what to do."""
 
 
 class Workdir:
@@ -127,7 +122,7 @@ class Workdir:
     def _clear_away(self) -> None:
         """Deletes what processes that were killed had begun to write."""
         for folder in (self.path, self.bad_batches):
-            for left in folder.glob(f".*{_ASIDE}"):
+            for left in folder.glob(f".*{ASIDE}"):
                 left.unlink()
 
     def require_plain_files(self) -> None:
@@ -356,39 +351,6 @@ def default_path(config: configs.Config) -> pathlib.Path:
     return pathlib.Path("runs", "-".join(part for part in parts if part))
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file whole or not at all: aside first, then renamed."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """As ``write_bytes``."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: pathlib.Path, data: bytes) -> None:
-    """Writes a file whole or not at all: aside first, then renamed.
-
-    Raises:
-        WorkdirError: If it can't be written.
-    """
-    aside = None
-    with writing(path):
-        try:
-            # Not tempfile's, whose files are for the user alone whatever the umask.
-            aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_ASIDE}")
-            with open(aside, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
-        except OSError:
-            if aside is not None:
-                with contextlib.suppress(OSError):
-                    aside.unlink()
-            raise
-
-
 def _lock(file: IO[bytes]) -> bool:
     """Locks a file for this process alone; False where the system has no locks.
 
@@ -408,15 +370,6 @@ def _lock(file: IO[bytes]) -> bool:
             return False
         raise
     return True
-
-
-@contextlib.contextmanager
-def writing(path: pathlib.Path) -> Iterator[None]:
-    """Tells what can't be written, and why, in the words of a ``WorkdirError``."""
-    try:
-        yield
-    except OSError as error:
-        raise WorkdirError(f"can't write {path}: {error.strerror}.") from error
 
 
 def differences(there: Any, here: Any, path: str = "") -> list[tuple[str, str]]:

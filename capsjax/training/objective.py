@@ -8,7 +8,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from capsjax import config as configs
 from capsjax.losses import margin_loss, reconstruction_loss
-from capsjax.models import BaselineCNN, CapsNet, Network, mask_longest, split_mask
+from capsjax.models import BaselineCNN, CapsNet, Network
+from capsjax.ops import mask_longest, split_mask
 
 _PARTS = ("margin_loss", "reconstruction_loss", "cross_entropy")
 

@@ -32,14 +32,10 @@ from capsjax.runtime.interrupt import Interrupt, Interrupted, noticed
 from capsjax.runtime.platforms import platform
 from capsjax.storage import history
 from capsjax.storage.checkpoints import Checkpoints
+from capsjax.storage.files import WorkdirError, write_bytes, write_json
 from capsjax.storage.metrics import MetricWriter
 from capsjax.storage.provenance import provenance
-from capsjax.storage.workdir import (
-    Workdir,
-    WorkdirError,
-    write_bytes,
-    write_json,
-)
+from capsjax.storage.workdir import Workdir
 from capsjax.training.evaluation import evaluate, make_eval_step
 from capsjax.training.feed import Feed
 from capsjax.training.objective import Metrics

@@ -1,0 +1,19 @@
+"""How a capsule predicts: votes for the capsules above it."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def cast_votes(
+    capsules: Float[Array, "*batch i c"], weight: Float[Array, "i j d c"]
+) -> Float[Array, "*batch i j d"]:
+    """Every lower capsule's prediction of every upper one: ``u_hat_j|i = W_ij u_i``.
+
+    References:
+        Sabour, Frosst and Hinton 2017, Eq. 2.
+    """
+    wide = jnp.promote_types(capsules.dtype, jnp.float32)
+    # The other order of operands takes three times as long on a CPU for one example.
+    return jnp.einsum(
+        "...ic,ijdc->...ijd", capsules, weight, preferred_element_type=wide
+    )
