@@ -1,5 +1,6 @@
 """Capsule networks with dynamic routing for JAX."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from capsjax.losses import margin_loss, reconstruction_loss
@@ -8,11 +9,17 @@ from capsjax.routings import ROUTINGS, DynamicRouting, Routed
 from capsjax.routings.dynamic import routing
 
 if TYPE_CHECKING:
+    from capsjax.layers import Decoder, DenseCaps, PrimaryCaps
+    from capsjax.models import CapsNet
     from capsjax.storage.run import load_run
 
 __all__ = [
     "ROUTINGS",
+    "CapsNet",
+    "Decoder",
+    "DenseCaps",
     "DynamicRouting",
+    "PrimaryCaps",
     "Routed",
     "load_run",
     "margin_loss",
@@ -24,10 +31,17 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # The functions need no Flax and no Orbax; who opens a run waits for them.
-    if name == "load_run":
-        from capsjax.storage.run import load_run
+# Imported on first use: the functions need no Flax and no Orbax.
+_HOMES = {
+    "CapsNet": "capsjax.models",
+    "Decoder": "capsjax.layers",
+    "DenseCaps": "capsjax.layers",
+    "PrimaryCaps": "capsjax.layers",
+    "load_run": "capsjax.storage.run",
+}
 
-        return load_run
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
