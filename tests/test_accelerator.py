@@ -3,14 +3,14 @@
 import concurrent.futures
 import json
 import os
-import pathlib
 import signal
 import sys
 
 import numpy as np
 import pytest
+from places import ROOT
 
-BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from places import TESTS
 
 import capsjax
 
@@ -108,10 +109,11 @@ def test_every_public_name_is_there_and_documented():
 
 @pytest.mark.parametrize("name", ["other-implementations", "reliability"])
 def test_the_tests_that_the_documents_name_are_there(name):
-    tests = pathlib.Path(__file__).parent
+    tests = TESTS
     text = (tests.parent / "docs" / f"{name}.md").read_text()
     for file, test in re.findall(r"`(?:test_)?(\w+)(?:\.py)?::(?:test_)?(\w+)`", text):
         if (file, test) != ("file", "test"):
-            assert f"def test_{test}(" in (tests / f"test_{file}.py").read_text()
+            (path,) = tests.rglob(f"test_{file}.py")
+            assert f"def test_{test}(" in path.read_text()
     for file in re.findall(r"`(test_\w+\.py)`", text):
-        assert (tests / file).exists(), file
+        assert [*tests.rglob(file)], file

@@ -3,7 +3,6 @@ import dataclasses
 import importlib.util
 import itertools
 import json
-import pathlib
 import re
 
 import jax
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from places import ROOT
 
 from capsjax import config as configs
 from capsjax.models import make_model, num_parameters
@@ -19,7 +19,7 @@ from capsjax.training.command_line import UsageError
 from capsjax.training.command_line import parse as parse_flags
 from capsjax.training.step import make_optimizer
 
-EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
+EXPERIMENTS = ROOT / "experiments"
 EXPERIMENT = EXPERIMENTS / "mnist.py"
 
 

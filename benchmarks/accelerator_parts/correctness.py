@@ -441,7 +441,7 @@ class Runs:
 
 
 def _same_bits(first, second, killed) -> dict[str, bool]:
-    sys.path.append(str(ROOT / "tests"))
+    sys.path += [str(ROOT / "tests" / name) for name in ("helpers", "reliability")]
     from kill_and_resume import different, outcome
 
     whole = outcome(first.result())

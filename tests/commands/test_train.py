@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import pathlib
 import shutil
 import signal
 import subprocess
@@ -13,6 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from places import ROOT
 from tiny import made, tiny
 
 from capsjax import config as configs
@@ -26,8 +26,6 @@ from capsjax.storage.files import WorkdirError
 from capsjax.storage.workdir import Workdir
 from capsjax.training import task, trainer
 from capsjax.training.objective import Metrics
-
-ROOT = pathlib.Path(__file__).parents[1]
 
 
 def run(config, path):

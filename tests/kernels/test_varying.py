@@ -1,18 +1,15 @@
 """What a function mapped over devices must know of its arrays."""
 
 import os
-import pathlib
 import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
+from places import FIRST_EDITION, ROOT
 
 from capsjax.kernels.varying import vary_alike
-
-ROOT = pathlib.Path(__file__).parents[1]
-FIRST_EDITION = ROOT / "tests" / "fixtures" / "first_edition" / "mnist"
 
 
 def test_what_is_shared_under_vmap_stays_shared_when_it_varies_alike():
@@ -30,8 +27,8 @@ def test_what_is_shared_under_vmap_stays_shared_when_it_varies_alike():
 def test_a_platform_that_is_not_there_is_told_in_one_line(command, platform):
     arguments = {
         "train": ["--config", f"{ROOT}/experiments/mnist.py:smoke"],
-        "evaluate": ["--workdir", str(FIRST_EDITION)],
-        "predict": ["--workdir", str(FIRST_EDITION), "nothing.png"],
+        "evaluate": ["--workdir", str(FIRST_EDITION / "mnist")],
+        "predict": ["--workdir", str(FIRST_EDITION / "mnist"), "nothing.png"],
     }[command]
     done = subprocess.run(
         [sys.executable, "-m", f"capsjax.{command}", *arguments],
@@ -51,7 +48,7 @@ def test_a_platform_that_is_not_there_is_told_in_one_line(command, platform):
 
 def test_report_needs_no_device():
     done = subprocess.run(
-        [sys.executable, "-m", "capsjax.report", str(FIRST_EDITION)],
+        [sys.executable, "-m", "capsjax.report", str(FIRST_EDITION / "mnist")],
         env={**os.environ, "JAX_PLATFORMS": "nonsense", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

@@ -1,12 +1,12 @@
 """A disk that is full, or that may not be written."""
 
 import json
-import pathlib
 import resource
 import shutil
 
 import pytest
 from kill_and_resume import different, outcome
+from places import ROOT
 from rights import as_nobody, public_folder
 from tiny import TINY_MODEL, digits
 
@@ -17,7 +17,6 @@ from capsjax.storage.workdir import Workdir
 
 pytestmark = pytest.mark.slow  # they train one first
 
-ROOT = pathlib.Path(__file__).parents[1]
 ARGUMENTS = (
     "train",
     "--distributed=off",

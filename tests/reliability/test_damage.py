@@ -13,6 +13,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from places import ROOT
 
 from capsjax import evaluate, train
 from capsjax.runtime.interrupt import Interrupted
@@ -352,7 +353,7 @@ def test_ctrl_c_twice_while_xla_compiles_leaves_all_whole(
         text=True,
         env={
             **os.environ,
-            "PYTHONPATH": str(pathlib.Path(__file__).parents[1]),
+            "PYTHONPATH": str(ROOT),
             "JAX_PLATFORMS": "cpu",
             "JAX_NUM_CPU_DEVICES": "4",
             "JAX_ENABLE_COMPILATION_CACHE": "false",

@@ -1,15 +1,15 @@
 """Recipes by name, in a checkout and in an installed package."""
 
-import pathlib
 import shutil
 
 import pytest
+from places import ROOT
 
 from capsjax.training import recipes
 from capsjax.training.command_line import UsageError
 from capsjax.training.command_line import parse as parse_flags
 
-EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
+EXPERIMENTS = ROOT / "experiments"
 
 
 def parse(*arguments):

@@ -1,11 +1,11 @@
 """Runs of the first edition load, predict, are evaluated and go on: see the fixture."""
 
 import json
-import pathlib
 import shutil
 
 import numpy as np
 import pytest
+from places import FIRST_EDITION
 
 from capsjax import config as configs
 from capsjax import evaluate, load_run, train
@@ -13,16 +13,15 @@ from capsjax.data import load
 from capsjax.storage.files import write_json
 from capsjax.storage.workdir import Workdir
 
-FIXTURE = pathlib.Path(__file__).parent / "fixtures" / "first_edition"
-LENGTHS = np.load(FIXTURE / "lengths.npz")
+LENGTHS = np.load(FIRST_EDITION / "lengths.npz")
 
 
 @pytest.fixture(params=["mnist", "folder"])
 def run_path(request, tmp_path, monkeypatch):
     """A copy of the run, in a folder with the photos that it names."""
-    shutil.copytree(FIXTURE / "photos", tmp_path / "photos")
+    shutil.copytree(FIRST_EDITION / "photos", tmp_path / "photos")
     monkeypatch.chdir(tmp_path)
-    return shutil.copytree(FIXTURE / request.param, tmp_path / request.param)
+    return shutil.copytree(FIRST_EDITION / request.param, tmp_path / request.param)
 
 
 def lengths(path):

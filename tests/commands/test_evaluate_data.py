@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from places import FIRST_EDITION
 from tiny import idx_bytes
 
 from capsjax import evaluate, train
@@ -14,15 +15,13 @@ from capsjax.analysis import evaluation, figures, test_images
 from capsjax.data import Dataset, load
 from capsjax.storage.workdir import Workdir
 
-FIXTURE = pathlib.Path(__file__).parent / "fixtures" / "first_edition"
-
 
 @pytest.fixture
 def run_path(tmp_path, monkeypatch):
     """A run on photos that are beside it, and its folder."""
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(FIXTURE / "photos", "photos")
-    return shutil.copytree(FIXTURE / "folder", tmp_path / "run")
+    shutil.copytree(FIRST_EDITION / "photos", "photos")
+    return shutil.copytree(FIRST_EDITION / "folder", tmp_path / "run")
 
 
 def evaluated(run_path, capsys, *arguments):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -10,10 +9,10 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from places import TESTS
 
 from capsjax.data import load
 
-TESTS = pathlib.Path(__file__).parent
 CACHE = jax.config.jax_compilation_cache_dir  # pyright: ignore
 # Imports of the packages fail, and nothing is known of an installed capsjax.
 HIDE = """
@@ -64,7 +63,11 @@ except SystemExit as end:
 
 def run(code, folder):
     return subprocess.run(
-        [sys.executable, "-c", HIDE + f"sys.path.append({str(TESTS)!r})\n" + code],
+        [
+            sys.executable,
+            "-c",
+            HIDE + f"sys.path.append({str(TESTS / 'helpers')!r})\n" + code,
+        ],
         cwd=folder,
         env={**os.environ, "JAX_COMPILATION_CACHE_DIR": CACHE},
         check=True,

@@ -2,7 +2,6 @@
 
 import functools
 import os
-import pathlib
 import subprocess
 import sys
 from typing import NamedTuple
@@ -13,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 from marks import first_of, variants
+from places import ROOT, TESTS
 from tiny import made, pairs, tiny, tiny_cnn
 
 from capsjax import config as configs
@@ -28,8 +28,6 @@ from capsjax.training.step import (
     make_train_chunk,
     make_train_step,
 )
-
-TESTS = pathlib.Path(__file__).parent
 
 
 def mapped(step, devices):
@@ -93,10 +91,10 @@ def on_eight_devices(path):
     subprocess.run(
         [sys.executable, "-c", code, path],
         check=True,
-        cwd=TESTS,
+        cwd=TESTS / "training",
         env={
             **os.environ,
-            "PYTHONPATH": str(TESTS.parent),
+            "PYTHONPATH": os.pathsep.join(map(str, (ROOT, TESTS / "helpers"))),
             "JAX_PLATFORMS": "cpu",
             "JAX_NUM_CPU_DEVICES": "8",
             "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,

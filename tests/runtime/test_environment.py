@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from places import ROOT, TESTS
 
 TRAIN = """
 import json, sys
@@ -27,8 +28,7 @@ print(json.dumps([sorted(types), predicted.length.tolist()]))
 
 
 def python(code, *arguments, **environment):
-    tests = os.path.dirname(__file__)
-    path = os.pathsep.join([tests, os.path.dirname(tests)])
+    path = os.pathsep.join(map(str, (ROOT, TESTS / "helpers")))
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         capture_output=True,

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import shutil
 import signal
 import socket
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 from kill_and_resume import outcome
+from places import ROOT
 from tiny import TINY_MODEL, digits
 
 from capsjax import train
@@ -28,7 +28,6 @@ from capsjax.runtime.hosts import (
     require_same,
 )
 
-ROOT = pathlib.Path(__file__).parents[1]
 RECIPE = (
     "--config=experiments/mnist.py:smoke",
     "--config.num_epochs=2",

@@ -1,6 +1,6 @@
 """Kills a small real run at random moments and compares what it comes to.
 
-    python tests/kill_and_resume.py --kills 20
+    python tests/reliability/kill_and_resume.py --kills 20
 
 Runs are started, killed with SIGKILL and resumed until they end, again and again until
 there were so many kills. Each must end with the weights, the optimizer's state, the
@@ -25,6 +25,10 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+
+# As a script, too, which finds only what is beside it.
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1] / "helpers"))
+from places import ROOT
 from tiny import digits
 
 from capsjax.models import make_model
@@ -32,7 +36,6 @@ from capsjax.storage.checkpoints import Checkpoints
 from capsjax.storage.workdir import Workdir
 from capsjax.training.step import init_state, make_optimizer
 
-ROOT = pathlib.Path(__file__).parents[1]
 RECIPE = (
     "--config=experiments/mnist.py:smoke",
     "--config.num_epochs=4",

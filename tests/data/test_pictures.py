@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from marks import first_of
 from PIL import Image
-from test_twins import (
+from test_tfds_builders import (
     cifar10_files,
     idx_files,
     put_downloads,

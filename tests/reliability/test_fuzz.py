@@ -1,6 +1,6 @@
 """What a user is handed may be damaged or hostile: an error, never a traceback.
 
-    FUZZ_EXAMPLES=3000 python -m pytest tests/test_fuzz.py
+    FUZZ_EXAMPLES=3000 python -m pytest tests/reliability/test_fuzz.py
 
 tries more than the tests do.
 """
@@ -13,7 +13,6 @@ import functools
 import io
 import json
 import os
-import pathlib
 import shutil
 import sys
 
@@ -24,6 +23,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from kill_and_resume import like_of
 from PIL import Image, ImageDraw
+from places import ROOT
 
 from capsjax import config as configs
 from capsjax import report, train
@@ -43,7 +43,7 @@ from capsjax.storage.run import Run, load_run
 from capsjax.storage.workdir import Workdir
 from capsjax.training import trainer
 
-EXPERIMENT = pathlib.Path(__file__).parents[1] / "experiments" / "mnist.py"
+EXPERIMENT = ROOT / "experiments" / "mnist.py"
 _SECONDS_UNTIL_IT_HANGS = 60
 
 
