@@ -355,7 +355,7 @@ def test_a_run_ends_with_the_first_epoch_that_is_good_enough(
 ):
     accuracies = iter([0.4, 0.5, 0.6])
     monkeypatch.setattr(
-        train, "evaluate", lambda *_, **__: Metrics(1.0, next(accuracies))
+        trainer, "evaluate", lambda *_, **__: Metrics(1.0, next(accuracies))
     )
     config = tiny(stop_at=0.5)
     config.num_epochs = 3
