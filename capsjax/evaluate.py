@@ -16,8 +16,8 @@ import sys
 from collections.abc import Sequence
 
 from capsjax.analysis.evaluation import Evaluation, evaluate_ensemble, evaluate_run
+from capsjax.analysis.images import load_test_set
 from capsjax.analysis.summary import record, summary, summary_lines
-from capsjax.analysis.test_images import load_test_set
 from capsjax.data import Dataset
 from capsjax.runtime.compile_cache import keep_compiled_programs
 from capsjax.runtime.console import answer, command, warn

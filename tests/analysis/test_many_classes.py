@@ -11,7 +11,7 @@ from PIL import Image
 from tiny import idx_bytes, tiny
 
 from capsjax import evaluate, load_run, train
-from capsjax.analysis import figures
+from capsjax.analysis import figures, images
 from capsjax.analysis.evaluation import count_confusions
 from capsjax.data import Dataset, load
 from capsjax.runtime.console import OutputError
@@ -53,7 +53,7 @@ def test_set(run_path):
 
 @pytest.mark.slow
 def test_all_is_bounded_and_harmless(run_path, test_set, monkeypatch, capsys):
-    monkeypatch.setattr(evaluate, "load", lambda *_, **__: test_set)
+    monkeypatch.setattr(images, "load", lambda *_, **__: test_set)
     assert evaluate.main(["--workdir", str(run_path)]) == 0
     out = capsys.readouterr().out
     assert len(out.splitlines()) < 40
@@ -83,7 +83,7 @@ def test_an_ascii_terminal_gets_it_too(run_path, test_set, monkeypatch):
     class Ascii(io.StringIO):
         encoding = property(lambda self: "ascii")
 
-    monkeypatch.setattr(evaluate, "load", lambda *_, **__: test_set)
+    monkeypatch.setattr(images, "load", lambda *_, **__: test_set)
     monkeypatch.setattr("sys.stdout", Ascii())
     assert evaluate.main(["--workdir", str(run_path), "--no-figures"]) == 0
     assert r"$x\x1b[31m\n\xe9" in sys.stdout.getvalue()
@@ -93,7 +93,7 @@ def test_an_ascii_terminal_gets_it_too(run_path, test_set, monkeypatch):
 def test_what_was_computed_is_kept_where_nobody_reads_it(
     run_path, test_set, monkeypatch, capsys
 ):
-    monkeypatch.setattr(evaluate, "load", lambda *_, **__: test_set)
+    monkeypatch.setattr(images, "load", lambda *_, **__: test_set)
     kept = run_path / "figures" / "evaluation.json"
     kept.unlink(missing_ok=True)
     told = []

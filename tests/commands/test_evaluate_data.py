@@ -11,7 +11,7 @@ from places import FIRST_EDITION
 from tiny import idx_bytes
 
 from capsjax import evaluate, train
-from capsjax.analysis import evaluation, figures, test_images
+from capsjax.analysis import evaluation, figures, images
 from capsjax.data import Dataset, load
 from capsjax.storage.workdir import Workdir
 
@@ -124,14 +124,14 @@ def test_labels_are_those_of_the_run_by_name(tiny_run):
     digits = load("mnist", "test").subset(np.arange(30))
     turned = tuple(reversed(digits.class_names))
     other = Dataset("other", digits.image, 9 - digits.label, turned)
-    same = test_images._with_classes_of(run, other)
+    same = images._with_classes_of(run, other)
     assert same.class_names == digits.class_names
     np.testing.assert_array_equal(same.label, digits.label)
     several = Dataset(
         "other", digits.image, np.eye(10, dtype=bool)[other.label], turned
     )
     np.testing.assert_array_equal(
-        test_images._with_classes_of(run, several).label,
+        images._with_classes_of(run, several).label,
         np.eye(10, dtype=bool)[digits.label],
     )
 

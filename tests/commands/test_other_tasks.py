@@ -9,7 +9,7 @@ import pytest
 from tiny import digits, pairs, tiny
 
 from capsjax import evaluate, load_run, models, predict, train
-from capsjax.analysis import figures
+from capsjax.analysis import figures, images
 from capsjax.analysis.evaluation import (
     count_confusions,
     evaluate_ensemble,
@@ -34,7 +34,7 @@ def trained(path, dataset, config):
 def evaluated(path, dataset, *arguments):
     """The exit code of the command that evaluates, with a data set of this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "load", lambda *_, **__: dataset)
+        patch.setattr(images, "load", lambda *_, **__: dataset)
         return evaluate.main(["--workdir", *map(str, path), *arguments])
 
 
@@ -293,7 +293,7 @@ def test_another_data_set_is_evaluated_and_named(capsules, two_digits, capsys):
         )
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "load", load_set)
+        patch.setattr(images, "load", load_set)
         code = evaluate.main(["--workdir", str(path), "--data", "some/other"])
     assert code == 0
     assert asked == [("some/other", "test")]

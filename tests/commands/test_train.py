@@ -454,7 +454,7 @@ def test_sigterm_saves_and_ends_with_143(tmp_path):
     assert (tmp_path / "checkpoints" / str(step) / "commit_success.txt").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.variant
 def test_the_command_learns_real_digits_and_goes_on_after_ctrl_c(tmp_path):
     arguments = (*SMALL, f"--workdir={tmp_path}")
     first = command(*arguments)

@@ -314,8 +314,8 @@ def test_an_unfinished_result_is_never_left(workdir, monkeypatch):
 COMPILING = """
 import sys
 import jax, jax.numpy as jnp
-from capsjax import train
 from capsjax.storage.workdir import Workdir
+from capsjax.training import trainer
 
 def make_train_chunk(train_step):
     def train_chunk(state, batches):
@@ -337,7 +337,7 @@ jax.stages.Lowered.compile = compile
 workdir = Workdir(sys.argv[1])
 config = workdir.read_config()
 config.num_epochs = 3
-train.train(config, workdir, may_exit=True)
+trainer.train(config, workdir, may_exit=True)
 """
 
 
