@@ -29,7 +29,7 @@ from capsjax.kernels.convolution import (
     prepare_kernel,
 )
 from capsjax.ops import require_unit_scale, squash
-from capsjax.routings import DynamicRouting, Routed, Routing
+from capsjax.routings import Algorithm, DynamicRouting, Routed
 
 
 class Convolution(nn.Module):
@@ -159,6 +159,8 @@ class DenseCaps(nn.Module):
         num_capsules: Output capsules.
         dim: Components of an output capsule.
         routing: The algorithm, a value with its hyperparameters inside.
+        share_weight: Whether all inputs share one matrix ``W_j``: the layer then takes
+            any number of inputs.
         weight_init: How ``W`` starts. Its scale decides whether and how fast the
             network learns: where it is too large every length saturates at one, where
             it is too small the lengths and their gradients start near zero. None scales
@@ -178,22 +180,38 @@ class DenseCaps(nn.Module):
 
     num_capsules: int
     dim: int
-    routing: Routing = DynamicRouting()
+    routing: Algorithm = DynamicRouting()
     weight_init: Initializer | None = None
     input_length: float = PRIMARY_LENGTH
+    share_weight: bool = False
 
     @nn.compact
     def __call__(
         self,
         capsules: Float[Array, "*batch i c"],
         activation: Float[Array, "*batch i"] | None = None,
+        **competition: Any,
     ) -> Routed:
-        """Routes the votes of the input capsules to the output capsules."""
+        """Routes the votes of the input capsules to the output capsules.
+
+        Args:
+            capsules: The input capsules.
+            activation: How present they are, if the algorithm takes that.
+            competition: ``initial_logit``, ``input_mask``, ``output_mask`` and
+                ``compete``: see :class:`capsjax.routings.Algorithm`.
+        """
         i, c = capsules.shape[-2:]
         size = {"i": i, "j": self.num_capsules, "d": self.dim, "c": c}
-        shape = (i, self.num_capsules, self.dim, c)
         start = self.weight_init or scaled_votes(self.input_length)
-        weight = self.param("weight", start, shape, jnp.float32)
+        shape = (i, self.num_capsules, self.dim, c)
+        if self.share_weight:
+            # As each of so many matrices would start.
+            def start_one(key, shape, dtype):
+                return start(key, (i, *shape), dtype)[0]
+
+            weight = self.param("weight", start_one, shape[1:], jnp.float32)
+        else:
+            weight = self.param("weight", start, shape, jnp.float32)
         parameters = {
             name: self.param(
                 name, own.init, tuple(size[axis] for axis in own.axes), jnp.float32
@@ -201,7 +219,7 @@ class DenseCaps(nn.Module):
             for name, own in self.routing.declared_parameters.items()
         }
         return self.routing.from_capsules(
-            capsules, weight, activation, parameters=parameters
+            capsules, weight, activation, parameters=parameters, **competition
         )
 
 

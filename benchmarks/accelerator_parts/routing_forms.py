@@ -3,15 +3,13 @@
 import concurrent.futures
 import functools
 import os
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import routing
 from accelerator_parts.points import Part, first_line, seconds_of
 from routing import Form, Problem
 
-from capsjax.kernels import dynamic_routing
+from capsjax import DynamicRouting
 
 # In order of worth, each with the gradient and without.
 PROBLEMS = (
@@ -28,25 +26,8 @@ PROBLEMS = (
 COPIES = 8
 
 
-class Written(NamedTuple):
-    """A function as one of the forms of ``benchmarks/routing.py``."""
-
-    function: Callable[..., Any]
-    votes_free: bool
-    dtype: str = "float32"
-
-    def route(self, num_iterations):
-        return functools.partial(self.function, num_iterations=num_iterations)
-
-
-def route_votes_free(capsules, weight, num_iterations):
-    """Without votes whatever the platform's table says."""
-    rounds = dynamic_routing.Rounds(num_iterations, False, False)  # noqa: FBT003
-    return dynamic_routing.route_votes_free(capsules, weight, None, rounds)
-
-
 FORMS = {
-    "votes-free": Written(route_votes_free, votes_free=True),
+    "votes-free": Form(DynamicRouting(form="votes_free"), votes_free=True),
     "votes": Form(),
     "einsum loop": Form(is_plain=True),
 }

@@ -126,7 +126,8 @@ def evaluate_run(
     length = prediction.length
     # Of many classes each number of rounds takes minutes to compile and to compare.
     compared_rounds = ROUNDS if length.shape[1] <= MOST_KEPT_CLASSES else ROUNDS[:2]
-    rounds = sorted({*compared_rounds, run.config.model.num_iterations})
+    usual = run.model.routing.num_rounds
+    rounds = [] if usual is None else sorted({*compared_rounds, usual})
     primary = primary_lengths(run, dataset)
     num_couplings = primary.longest.size * length.shape[1]
     compared = some_images(
@@ -135,7 +136,7 @@ def evaluate_run(
     return evaluation._replace(
         primary=primary,
         classes=Lengths(length.max(0), length.min(0)),
-        by_rounds=accuracy_by_rounds(run, compared, rounds),
+        by_rounds=accuracy_by_rounds(run, compared, rounds) if rounds else None,
         num_compared=len(compared),
     )
 

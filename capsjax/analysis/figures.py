@@ -69,13 +69,14 @@ def draw(
     save("training", plots.training_curves(*_curves(run.workdir.read_metrics())))
     num_routed = 0 if by_rounds is None else most_routed(run)
     if by_rounds is not None and num_routed:
-        usual = run.config.model.num_iterations
+        routing: Any = run.model.routing
+        usual = routing.num_rounds
         routed = couplings(run, seen(_some(dataset, num_routed)), max(by_rounds))
         changes = np.abs(np.diff(routed.coupling, axis=0)).mean(axis=(1, 2, 3))
         figure = plots.rounds(by_rounds, routed.logit_change, changes, usual=usual)
         save("rounds", figure)
         entropy = routed.entropy[:usual].reshape(usual, -1)
-        choices = len(names) + run.config.model.none_of_the_above
+        choices = len(names) + (not routing.couplings_sum_to_one)
         save("entropy", plots.coupling_entropy(entropy, num_classes=choices))
     if dataset.is_multi_label:
         if can_draw and dataset.source is not None and dataset.source.shape[1] == 2:

@@ -1,6 +1,5 @@
 """Looks inside a trained network: capsules' lengths, couplings, rounds, tweaks."""
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -79,8 +78,7 @@ def accuracy_by_rounds(
         return model.apply(params, image, method=model.primary)
 
     def counted(number: int) -> Callable[..., Array]:
-        routing = dataclasses.replace(model.routing, num_iterations=number)
-        one = model.clone(routing=routing)
+        one = model.clone(routing=model.routing.with_rounds(number))
 
         # Each on its own: together they would hold so many forms of the weights.
         @jax.jit
@@ -149,8 +147,8 @@ def couplings(
     votes = cast_votes(capsules, weights.pop("weight"))
     routing = model.routing
     rounds = [
-        dataclasses.replace(routing, num_iterations=r + 1)(votes, parameters=weights)
-        for r in range(num_iterations or routing.num_iterations)
+        routing.with_rounds(r + 1)(votes, parameters=weights)
+        for r in range(num_iterations or routing.num_rounds)
     ]
     winner = jnp.argmax(rounds[-1].activation, axis=-1)
     shares, changes = [], []

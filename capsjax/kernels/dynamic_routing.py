@@ -36,9 +36,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import export, lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float, Int
 
-from capsjax.kernels.batching import merge_mapped
+from capsjax.kernels.batching import map_one_by_one, merge_mapped
 from capsjax.ops import squash
 from capsjax.runtime.platforms import Platform, by_platform
 
@@ -52,16 +54,26 @@ class Rounds(NamedTuple):
 
 
 class Operands(NamedTuple):
-    """What votes are made of, or the gradient of that; batch last."""
+    """Weight, capsules and initial logits in blocks, or their gradients; batch last.
+
+    Attributes:
+        weight: The matrices.
+        capsules: The input capsules.
+        start: Initial logits, or None; of one input where all share them, and of one
+            example likewise.
+    """
 
     weight: Float[Array, "*k i n c"]
     capsules: Float[Array, "*k i c b"]
+    start: Float[Array, "*k _ j _"] | None = None
 
 
-def route_votes_free(
+def route_capsules(
     capsules: Float[Array, "*batch i c"],
     weight: Float[Array, "i j d c"],
-    bias: Float[Array, "j d"] | None,
+    bias: Float[Array, "j d"],
+    start: Float[Array, "*_ i j"] | None = None,
+    *,
     rounds: Rounds,
     by_votes: Callable[..., Float[Array, "b j d"]] | None = None,
 ) -> Float[Array, "*batch j d"]:
@@ -71,43 +83,119 @@ def route_votes_free(
     has derivatives of either mode.
 
     All arrays must be of one type, float32 or float64, and inside ``jax.shard_map``
-    vary over the same axes (:func:`capsjax.runtime.devices.vary_alike`).
+    vary over the same axes (:func:`capsjax.kernels.varying.vary_alike`).
 
     Args:
         capsules: The input capsules.
         weight: The matrices that make votes of them.
         bias: Added to ``s`` in every round.
+        start: Where the logits start. Its axes before ``j`` may be one long, and its
+            batch axes fewer.
         rounds: What is computed.
-        by_votes: Computes the same of ``capsules[b, i, c]``, weight and bias by votes
-            that it holds. It is called where the platform is faster so
-            (:meth:`capsjax.runtime.platforms.Platform.routing_form`); None for nowhere.
+        by_votes: Computes the same of ``capsules[b, i, c]``, weight, bias and, if there
+            is one, start by votes that it holds. It is called where the platform is
+            faster so (:meth:`capsjax.runtime.platforms.Platform.routing_form`); None
+            for nowhere. It must be equal to others that compute the same.
 
     References:
         Sabour, Frosst and Hinton 2017, Procedure 1, https://arxiv.org/abs/1710.09829.
     """
     *batch, i, c = capsules.shape
-    if bias is None:
-        bias = jnp.zeros(weight.shape[1:3], weight.dtype)
     capsules = capsules.reshape(-1, i, c)
-    pose = jnp.asarray(_route(capsules, weight, bias, rounds, by_votes))
+    operands = [capsules, weight, bias]
+    if start is not None:
+        own = start.shape[:-2]
+        if math.prod(own) > 1:
+            start = jnp.broadcast_to(start, (*batch, *start.shape[-2:]))
+        operands.append(start.reshape(-1, *start.shape[-2:]))
+    pose = _pose_of_capsules.bind(*operands, rounds=rounds, by_votes=by_votes)
     return pose.reshape(*batch, *pose.shape[1:])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _route(capsules, weight, bias, rounds: Rounds, by_votes) -> Float[Array, "b j d"]:
-    return _route_forward(capsules, weight, bias, rounds, by_votes)[0]
+# ---- the primitive
+
+# It has a rule for ``vmap`` that holds before the gradient is taken: a ``custom_vjp``
+# mapped over examples makes a gradient of the shared weight for each of them, to be
+# summed after, and does not learn how many there are.
+_pose_of_capsules = Primitive("pose_of_capsules")
 
 
-def _route_forward(capsules, weight, bias, rounds: Rounds, by_votes):
+@_pose_of_capsules.def_abstract_eval
+def _type_of_pose(capsules, weight, bias, *start, rounds, by_votes):
+    return capsules.update(shape=(capsules.shape[0], *weight.shape[1:3]))
+
+
+@_pose_of_capsules.def_impl
+def _pose(capsules, weight, bias, start=None, *, rounds, by_votes):
+    return _route(capsules, weight, bias, start, rounds, by_votes)
+
+
+def _pose_and_tangent(arrays, tangents, **options):
+    function = functools.partial(_pose, **options)
+    return jax.jvp(function, arrays, tuple(map(ad.instantiate_zeros, tangents)))
+
+
+def _mapped_pose(arrays, axes, **options):
+    pose_of = functools.partial(_pose_of_capsules.bind, **options)
+    is_mapped = [axis is not None for axis in axes]
+    arrays = [
+        jnp.moveaxis(x, axis, 0) if y else x
+        for x, axis, y in zip(arrays, axes, is_mapped, strict=True)
+    ]
+    if any(is_mapped[1:3]):
+        return map_one_by_one(pose_of, is_mapped, arrays), 0
+    # Mapped examples are examples of the batch, and so are their initial logits.
+    size = next(len(x) for x, y in zip(arrays, is_mapped, strict=True) if y)
+    capsules, weight, bias, *start = arrays
+    if not is_mapped[0]:
+        capsules = jnp.broadcast_to(capsules, (size, *capsules.shape))
+    batch = capsules.shape[1]
+    if start and (is_mapped[3] or len(start[0]) > 1):
+        own = start[0].shape[-2:]
+        start = [jnp.broadcast_to(start[0], (size, batch, *own)).reshape(-1, *own)]
+    pose = pose_of(jax.lax.collapse(capsules, 0, 2), weight, bias, *start)
+    return pose.reshape(size, batch, *pose.shape[1:]), 0
+
+
+mlir.register_lowering(_pose_of_capsules, mlir.lower_fun(_pose, multiple_results=False))
+ad.primitive_jvps[_pose_of_capsules] = _pose_and_tangent
+batching.primitive_batchers[_pose_of_capsules] = _mapped_pose
+
+
+# ---- its gradient
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _route(
+    capsules, weight, bias, start, rounds: Rounds, by_votes
+) -> Float[Array, "b j d"]:
+    return _route_forward(capsules, weight, bias, start, rounds, by_votes)[0]
+
+
+def _route_forward(capsules, weight, bias, start, rounds: Rounds, by_votes):
     forward = _by_form(_forward, _hold_forward, rounds, by_votes)
-    pose, s = merge_mapped(forward, (0, None, None), (0, 3))(capsules, weight, bias)
-    return pose, (capsules, weight, bias, s)
+    given, axes = _given(start)
+    merged = merge_mapped(forward, (0, None, None, *axes), (0, 3))
+    pose, s = merged(capsules, weight, bias, *given)
+    return pose, (capsules, weight, bias, start, s)
 
 
 def _route_backward(rounds: Rounds, by_votes, residuals, pose_gradient):
+    capsules, weight, bias, start, s = residuals
     backward = _by_form(_backward, _hold_backward, rounds, by_votes)
-    axes = (0, None, None, 3, 0), (0, None, None)
-    return merge_mapped(backward, *axes)(*residuals, pose_gradient)
+    given, axes = _given(start)
+    merged = merge_mapped(
+        backward, (0, None, None, *axes, 3, 0), (0, None, None, *axes)
+    )
+    gradients = merged(capsules, weight, bias, *given, s, pose_gradient)
+    return gradients if given else (*gradients, None)
+
+
+def _given(start) -> tuple[list[Array], list[int | None]]:
+    """The initial logits, if there are any, and their axis of examples, if any."""
+    if start is None:
+        return [], []
+    return [start], [0 if len(start) > 1 else None]
 
 
 _route.defvjp(_route_forward, _route_backward)
@@ -128,45 +216,52 @@ def _by_form(votes_free: Callable, votes: Callable, rounds: Rounds, by_votes):
     return functools.partial(by_platform, choose)
 
 
-def _hold_forward(capsules, weight, bias, *, rounds: Rounds, platform, by_votes):
+def _hold_forward(capsules, weight, bias, *start, rounds: Rounds, platform, by_votes):
     # The backward pass of this form has no use for every round's ``s``, and then the
     # compiler leaves it out. But of many gradients of one pose, which are as many
     # examples, the backward pass may be the other form's.
     whole = platform._replace(slices_sums=False, block_bytes=2**62, largest_block=2**62)
-    _, s = _forward(capsules, weight, bias, rounds=rounds, platform=whole)
-    return by_votes(capsules, weight, bias), s
+    operands = capsules, weight, bias, *start
+    _, s = _forward(*operands, rounds=rounds, platform=whole)
+    return by_votes(*operands), s
 
 
-def _hold_backward(
-    capsules, weight, bias, s, pose_gradient, *, rounds, platform, by_votes
-):
-    del s, rounds, platform
+def _hold_backward(*operands, rounds, platform, by_votes):
+    del rounds, platform
+    *operands, _, pose_gradient = operands
     # Inside one jit the compiler finds that this computes the forward pass again, and
     # keeps what that made; elsewhere, keeping it would fill memory.
-    return jax.vjp(by_votes, capsules, weight, bias)[1](pose_gradient)
+    return jax.vjp(by_votes, *operands)[1](pose_gradient)
 
 
 def _forward(
     capsules: Float[Array, "b i c"],
     weight: Float[Array, "i j d c"],
     bias: Float[Array, "j d"],
+    start: Float[Array, "_ _ j"] | None = None,
     *,
     rounds: Rounds,
     platform: Platform,
 ) -> tuple[Float[Array, "b j d"], Float[Array, "r j d b"]]:
     """The poses and every round's ``s``, from which the backward pass has all poses."""
-    blocks = _split(capsules, weight, platform)
-    total = jnp.einsum("kinc,kicb->nb", *blocks).reshape(*bias.shape, -1)
-    bias = jnp.broadcast_to(bias[:, :, None], total.shape)
-    s = [_first_coupling(len(bias), rounds) * total + bias]
-    pose_sum = squash(s[0], axis=1)
-    for _ in range(1, rounds.num_iterations):
+    blocks = _split(capsules, weight, start, platform)
+    batch = capsules.shape[0]
+    bias = jnp.broadcast_to(bias[:, :, None], (*bias.shape, batch))
+    pose_sum = jnp.zeros_like(bias)
+    s = []
+    for r in range(rounds.num_iterations):
+        if r == 0 and start is None:
+            # All couplings are equal: one product and no votes.
+            total = jnp.einsum("kinc,kicb->nb", blocks.weight, blocks.capsules)
+            total = total.reshape(bias.shape)
+            s.append(_first_coupling(len(bias), rounds) * total + bias)
+        else:
 
-        def add_block(s, block, pose_sum=pose_sum):
-            votes = Votes(block, s.shape, platform)
-            return s + votes.gather(votes.couple(pose_sum, rounds)), None
+            def add_block(s, block, pose_sum=pose_sum):
+                votes = Votes(block, s.shape, platform)
+                return s + votes.gather(votes.couple(pose_sum, rounds)), None
 
-        s.append(lax.scan(add_block, bias, _numbered(blocks))[0])
+            s.append(lax.scan(add_block, bias, _numbered(blocks))[0])
         pose_sum = pose_sum + squash(s[-1], axis=1)
     return squash(s[-1], axis=1).transpose(2, 0, 1), jnp.stack(s)
 
@@ -175,16 +270,20 @@ def _backward(
     capsules: Float[Array, "b i c"],
     weight: Float[Array, "i j d c"],
     bias: Float[Array, "j d"],
-    s: Float[Array, "r j d b"],
-    pose_gradient: Float[Array, "b j d"],
-    *,
+    *start_s_and_gradient: Array,
     rounds: Rounds,
     platform: Platform,
-) -> tuple[Float[Array, "b i c"], Float[Array, "i j d c"], Float[Array, "j d"]]:
-    """Gradients of capsules, weight and bias, from the last round to the first."""
+) -> tuple[Array, ...]:
+    """Gradients of capsules, weight, bias and start, from the last round to the first.
+
+    Given are, behind those, every round's ``s[r, j, d, b]`` and the gradient of the
+    poses, ``[b, j, d]``.
+    """
     del bias
-    blocks = _split(capsules, weight, platform)
-    pose_sum = jnp.cumsum(squash(s, axis=2), axis=0)
+    *given, s, pose_gradient = start_s_and_gradient
+    start = given[0] if given else None
+    blocks = _split(capsules, weight, start, platform)
+    poses = jnp.cumsum(squash(s, axis=2), axis=0)
     pose_gradient = pose_gradient.transpose(1, 2, 0)
     pose_sum_gradient = bias_gradient = jnp.zeros_like(pose_gradient)
     gradients = jax.tree.map(jnp.zeros_like, blocks)
@@ -192,20 +291,21 @@ def _backward(
     for r in range(last, last - 1 if rounds.stop_gradient else -1, -1):
         s_gradient = _unsquash(s[r], pose_gradient)
         bias_gradient = bias_gradient + s_gradient
-        if r == 0:
+        if r == 0 and start is None:
             gradients = _first_round(blocks, gradients, s_gradient, rounds)
         else:
             pose_sum_gradient, gradients = _later_round(
                 blocks,
                 gradients,
-                pose_sum[r - 1],
+                poses[r - 1] if r else jnp.zeros_like(poses[0]),
                 s_gradient,
                 pose_sum_gradient,
                 rounds=rounds,
                 platform=platform,
             )
             pose_gradient = pose_sum_gradient
-    return *_join(gradients, capsules, weight), bias_gradient.sum(-1)
+    of_capsules, of_weight, *of_start = _join(gradients, capsules, weight, start)
+    return of_capsules, of_weight, bias_gradient.sum(-1), *of_start
 
 
 def _later_round(
@@ -225,11 +325,13 @@ def _later_round(
         votes = Votes(block, pose_sum.shape, platform)
         coupling = votes.couple(pose_sum, rounds)
         votes_gradient = coupling[:, :, None] * s_gradient[None]
+        logit_gradient = None
         if not rounds.stop_gradient:
             logit_gradient = votes.uncouple(coupling, s_gradient)
             votes_gradient += logit_gradient[:, :, None] * pose_sum[None]
             pose_sum_gradient = pose_sum_gradient + votes.gather(logit_gradient)
-        gradients = _add_to_block(gradients, votes.uncast(votes_gradient), block[0])
+        share = votes.uncast(votes_gradient, logit_gradient)
+        gradients = _add_to_block(gradients, share, block[0])
         return (pose_sum_gradient, gradients), None
 
     return lax.scan(add_block, (pose_sum_gradient, gradients), _numbered(blocks))[0]
@@ -244,9 +346,11 @@ def _first_round(
     """Adds the share of the round in which all couplings are equal."""
     share = _first_coupling(len(s_gradient), rounds)
     gradient = share * lax.collapse(s_gradient, 0, 2)
-    return Operands(
-        gradients.weight + jnp.einsum("nb,kicb->kinc", gradient, blocks.capsules),
-        gradients.capsules + jnp.einsum("nb,kinc->kicb", gradient, blocks.weight),
+    return gradients._replace(
+        weight=gradients.weight
+        + jnp.einsum("nb,kicb->kinc", gradient, blocks.capsules),
+        capsules=gradients.capsules
+        + jnp.einsum("nb,kinc->kicb", gradient, blocks.weight),
     )
 
 
@@ -261,7 +365,7 @@ class Votes:
     ):
         self._number, self._operands = block
         self._platform = platform
-        votes = jnp.einsum("inc,icb->inb", *self._operands)
+        votes = jnp.einsum("inc,icb->inb", *self._operands[:2])
         self._votes = votes.reshape(len(votes), *shape)
 
     def agree(self, vector: Float[Array, "j d b"]) -> Float[Array, "i j b"]:
@@ -290,6 +394,8 @@ class Votes:
             return 1 / (total + jnp.exp(-offset) if nowhere else total)
 
         logit = self.agree(pose_sum)
+        if self._operands.start is not None:
+            logit = logit + self._operands.start
         offset = self._fence(largest, logit)
         share = self._fence(lambda x, y: jnp.exp(x - y[:, None]), logit, offset)
         scaled = self._fence(scale, share, offset)
@@ -305,13 +411,22 @@ class Votes:
             lambda x, y, mean: x * (y - mean[:, None]), coupling, gradient, mean
         )
 
-    def uncast(self, gradient: Float[Array, "i j d b"]) -> Operands:
-        """Gradients of the operands, given that of the votes."""
-        weight, capsules = self._operands
+    def uncast(
+        self,
+        gradient: Float[Array, "i j d b"],
+        logit_gradient: Float[Array, "i j b"] | None,
+    ) -> Operands:
+        """Gradients of the operands, given those of the votes and of the logits."""
+        weight, capsules, start = self._operands
         gradient = lax.collapse(gradient, 1, 3)
+        if start is not None:
+            shared = [n for n in (0, 2) if start.shape[n] == 1]
+            own = jnp.zeros_like(start) if logit_gradient is None else logit_gradient
+            start = own.sum(shared, keepdims=True)
         return Operands(
             jnp.einsum("inb,icb->inc", gradient, capsules),
             jnp.einsum("inb,inc->icb", gradient, weight),
+            start,
         )
 
     def _sum(self, axis: int, *factors: Array) -> Array:
@@ -358,6 +473,7 @@ class Votes:
 def _split(
     capsules: Float[Array, "b i c"],
     weight: Float[Array, "i j d c"],
+    start: Float[Array, "_ _ j"] | None,
     platform: Platform,
 ) -> Operands:
     """Cuts the input capsules into blocks of one size."""
@@ -371,9 +487,16 @@ def _split(
     padding = [(0, num_blocks * size - i), (0, 0), (0, 0)]
     weight = jnp.pad(weight.reshape(i, n, c), padding)
     capsules = jnp.pad(capsules.transpose(1, 2, 0), padding)
+    if start is not None:
+        start = start.transpose(1, 2, 0)
+        if len(start) == i and i > 1:
+            start = jnp.pad(start, padding).reshape(num_blocks, size, *start.shape[1:])
+        else:
+            start = jnp.broadcast_to(start, (num_blocks, *start.shape))
     return Operands(
         weight.reshape(num_blocks, size, n, c),
         capsules.reshape(num_blocks, size, c, batch),
+        start,
     )
 
 
@@ -381,13 +504,21 @@ def _join(
     blocks: Operands,
     capsules: Float[Array, "b i c"],
     weight: Float[Array, "i j d c"],
-) -> tuple[Float[Array, "b i c"], Float[Array, "i j d c"]]:
-    """The reverse of splitting, in the shapes of capsules and weight."""
+    start: Float[Array, "_ _ j"] | None,
+) -> list[Array]:
+    """The reverse of splitting, in the shapes of capsules, weight and start."""
     i = capsules.shape[1]
-    return (
+    joined = [
         lax.collapse(blocks.capsules, 0, 2)[:i].transpose(2, 0, 1),
         blocks.weight.reshape(-1, *weight.shape[1:])[:i],
-    )
+    ]
+    if start is None or blocks.start is None:
+        return joined
+    if start.shape[1] == i and i > 1:
+        own = lax.collapse(blocks.start, 0, 2)[:i]
+    else:
+        own = blocks.start.sum(0)
+    return [*joined, own.transpose(2, 0, 1)]
 
 
 def _numbered(blocks: Operands) -> tuple[Int[Array, " k"], Operands]:

@@ -15,7 +15,7 @@ from capsjax.layers import (
     PrimaryCaps,
 )
 from capsjax.ops import mask_longest
-from capsjax.routings import DynamicRouting, Routed, Routing
+from capsjax.routings import Algorithm, DynamicRouting, Routed
 
 
 class CapsNet(nn.Module):
@@ -64,7 +64,7 @@ class CapsNet(nn.Module):
     primary_activation: Callable[[Array], Array] | None = None
     primary_scale: float = 1.0
     class_dim: int = 16
-    routing: Routing = DynamicRouting()
+    routing: Algorithm = DynamicRouting()
     decoder_features: tuple[int, ...] = (512, 1024)
     compute_dtype: str = "float32"
     conv_init: Initializer = scaled_kernel

@@ -1,5 +1,6 @@
 """What training and evaluation need of a network, and how one is made."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from capsjax import config as configs
 from capsjax.initializers import SCALED, Initializer, initializer, scaled_kernel
 from capsjax.models.capsnet import CapsNet
 from capsjax.models.cnn import BaselineCNN
-from capsjax.routings import ROUTINGS
+from capsjax.routings import ROUTINGS, Algorithm
 
 Network = CapsNet | BaselineCNN
 
@@ -94,12 +95,7 @@ def make_model(
         primary_activation=nn.relu if config.primary_relu else None,
         primary_scale=config.primary_scale,
         class_dim=config.class_dim,
-        routing=ROUTINGS[config.routing](
-            num_iterations=config.num_iterations,
-            bias=init.routing_bias if config.routing_bias else None,
-            none_of_the_above=config.none_of_the_above,
-            stop_gradient=config.stop_gradient,
-        ),
+        routing=_make_routing(config),
         decoder_features=config.decoder_features,
         compute_dtype=config.compute_dtype,
         conv_init=start_or_scaled("conv") or scaled_kernel,
@@ -109,6 +105,20 @@ def make_model(
         reconstruction_init=start("reconstruction"),
         bias_init=start("bias"),
     )
+
+
+def _make_routing(config: configs.Model) -> Algorithm:
+    """The algorithm of that name, of the fields that it has."""
+    kind: Any = ROUTINGS[config.routing]
+    bias = config.initializers.routing_bias if config.routing_bias else None
+    options = {
+        "num_iterations": config.num_iterations,
+        "bias": bias,
+        "none_of_the_above": config.none_of_the_above,
+        "stop_gradient": config.stop_gradient,
+    }
+    own = {field.name for field in dataclasses.fields(kind)}
+    return kind(**{name: value for name, value in options.items() if name in own})
 
 
 def num_parameters(params: Any) -> int:

@@ -6,9 +6,26 @@ config to its class; a new algorithm is a new file and a new line there.
 
 from collections.abc import Callable, Mapping
 
-from capsjax.routings.algorithm import Parameter, Routed, Routing
+from capsjax.routings.algorithm import (
+    Algorithm,
+    Parameter,
+    Routed,
+    over_outputs,
+)
 from capsjax.routings.dynamic import DynamicRouting
+from capsjax.routings.uniform import UniformRouting
 
-__all__ = ["ROUTINGS", "DynamicRouting", "Parameter", "Routed", "Routing"]
+__all__ = [
+    "ROUTINGS",
+    "Algorithm",
+    "DynamicRouting",
+    "Parameter",
+    "Routed",
+    "UniformRouting",
+    "over_outputs",
+]
 
-ROUTINGS: Mapping[str, Callable[..., Routing]] = {"dynamic": DynamicRouting}
+ROUTINGS: Mapping[str, Callable[..., Algorithm]] = {
+    "dynamic": DynamicRouting,
+    "uniform": UniformRouting,
+}

@@ -1,9 +1,23 @@
-"""What every routing algorithm takes, owns and returns."""
+"""The contract of routing algorithms: what they take, own, return and promise.
 
+Letters: ``i`` input capsules with ``c`` components, ``j`` output capsules with ``d``.
+"""
+
+import abc
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple
 
-from jaxtyping import Array, Float
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
+
+from capsjax.kernels.varying import leave_sharding_to_xla, spec_of
+from capsjax.votes import cast_votes
+
+ActivationKind = Literal["length", "probability", "logit"]
 
 
 class Routed(NamedTuple):
@@ -11,7 +25,8 @@ class Routed(NamedTuple):
 
     Attributes:
         pose: The upper capsules.
-        activation: How present each upper capsule is; its length for dynamic routing.
+        activation: How present each upper capsule is, in the algorithm's
+            ``activation_kind``: the pose's length for dynamic routing.
         coupling: The share of lower capsule ``i`` that went to upper capsule ``j``; the
             shares of one lower capsule sum to one over ``j`` (to less with a "none of
             the above"). None from ``from_capsules``, which may never hold them.
@@ -35,37 +50,427 @@ class Parameter(NamedTuple):
     init: Callable[..., Array]
 
 
-@runtime_checkable
-class Routing(Protocol):
-    """A routing algorithm as a value: hyperparameters inside, parameters from outside.
+Compete = Callable[[Float[Array, "*batch i j"]], Float[Array, "*batch i j"]]
 
-    ``__call__`` routes votes. ``from_capsules`` routes the votes that the lower
-    capsules cast through a weight, and may never hold them. Neither takes a training
-    flag, a step or a key.
+
+def over_outputs(logit: Float[Array, "*batch i j"]) -> Float[Array, "*batch i j"]:
+    """Lets the outputs of a layer compete for each input: ``softmax_j`` (Eq. 3)."""
+    return jax.nn.softmax(logit, axis=-1)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Competition:
+    """How the outputs compete for the inputs: makes couplings of logits.
+
+    Attributes:
+        initial_logit: Added to the logits in every round.
+        input_mask: False for inputs that send nothing.
+        output_mask: False for outputs that get nothing.
+        compete: Turns logits into couplings.
+        nowhere: Whether there is one more output, whose logit is zero, and which is
+            dropped: an input may be sent to none of the outputs.
     """
+
+    initial_logit: Float[Array, "*_ i j"] | None = None
+    input_mask: Bool[Array, "*_ i"] | None = None
+    output_mask: Bool[Array, "*_ j"] | None = None
+    compete: Compete = dataclasses.field(
+        default=over_outputs, metadata={"static": True}
+    )
+    nowhere: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all inputs go to all outputs, which start alike."""
+        arrays = (self.initial_logit, self.input_mask, self.output_mask)
+        return self.compete is over_outputs and all(array is None for array in arrays)
+
+    def couple(self, logit: Float[Array, "*batch i j"]) -> Float[Array, "*batch i j"]:
+        """The couplings of a round, given the logits without the initial ones."""
+        if self.initial_logit is not None:
+            logit = logit + self.initial_logit
+        gets = None
+        if self.output_mask is not None:
+            gets = jnp.expand_dims(self.output_mask, -2)
+            # Not minus infinity: of outputs that are all masked the softmax is finite.
+            logit = jnp.where(gets, logit, jnp.finfo(logit.dtype).min)
+        if self.nowhere:
+            nowhere = jnp.zeros_like(logit[..., :1])
+            logit = jnp.concatenate([nowhere, logit], axis=-1)
+        coupling = self.compete(logit)[..., int(self.nowhere) :]
+        if gets is not None:
+            coupling = jnp.where(gets, coupling, 0)
+        if self.input_mask is not None:
+            coupling = jnp.where(self.input_mask[..., None], coupling, 0)
+        return coupling
+
+    def start(self, votes: Float[Array, "*batch i j d"]) -> Float[Array, "*batch i j"]:
+        """The couplings of the first round, before anything has agreed."""
+        if self.is_plain:
+            # Of zeros the softmax is known, and XLA would spend seconds on finding out.
+            # Made like the votes, it keeps the sharding of the batch.
+            return jnp.full_like(votes[..., 0], 1 / (votes.shape[-2] + self.nowhere))
+        return self.couple(jnp.zeros_like(votes[..., 0]))
+
+    def start_logit(self, dtype: jnp.dtype) -> Float[Array, "*_ i j"] | None:
+        """Initial logits that keep masked outputs out; None where all start alike.
+
+        Of the axes of batch and inputs those over which they do not differ may be one
+        long.
+        """
+        logit = self.initial_logit
+        if self.output_mask is not None:
+            gets = jnp.expand_dims(self.output_mask, -2)
+            logit = jnp.zeros((), dtype) if logit is None else logit
+            # What agreement adds must not make minus infinity of it.
+            logit = jnp.where(gets, logit, jnp.finfo(dtype).min / 2)
+        if logit is None:
+            return None
+        if self.input_mask is not None and self.initial_logit is not None:
+            logit = jnp.where(self.input_mask[..., None], logit, 0)
+        return logit.astype(dtype)
+
+    def without_masked(
+        self,
+        votes: Float[Array, "*batch i j d"],
+        activation: Float[Array, "*batch i"] | None,
+    ) -> tuple[Array, Array | None, "Competition"]:
+        """Zero in the place of what masked inputs and outputs hold, NaN or not."""
+        initial_logit = self.initial_logit
+        if self.input_mask is not None:
+            sends = self.input_mask
+            votes = jnp.where(sends[..., None, None], votes, 0)
+            if activation is not None:
+                activation = jnp.where(sends, activation, 0)
+            if initial_logit is not None:
+                initial_logit = jnp.where(sends[..., None], initial_logit, 0)
+        if self.output_mask is not None:
+            gets = jnp.expand_dims(self.output_mask, -2)
+            votes = jnp.where(gets[..., None], votes, 0)
+            if initial_logit is not None:
+                initial_logit = jnp.where(gets, initial_logit, 0)
+        own = dataclasses.replace(self, initial_logit=initial_logit)
+        return votes, activation, own
+
+    def without_masked_capsules(
+        self, capsules: Float[Array, "*batch i c"]
+    ) -> Float[Array, "*batch i c"]:
+        """Zero in the place of what masked inputs hold, NaN or not."""
+        if self.input_mask is None:
+            return capsules
+        return jnp.where(self.input_mask[..., None], capsules, 0)
+
+    def mask_outputs(self, routed: Routed, kind: ActivationKind) -> Routed:
+        """Absent outputs where they are masked, and where no input sends anything."""
+        is_there = self.output_mask
+        if self.input_mask is not None:
+            has_inputs = self.input_mask.any(-1, keepdims=True)
+            is_there = has_inputs if is_there is None else is_there & has_inputs
+        if is_there is None:
+            return routed
+        absent = -jnp.inf if kind == "logit" else 0
+        return routed._replace(
+            pose=jnp.where(is_there[..., None], routed.pose, 0),
+            activation=jnp.where(is_there, routed.activation, absent),
+        )
+
+
+class Algorithm(abc.ABC):
+    """A routing algorithm: a frozen dataclass with its hyperparameters inside.
+
+    A subclass has ``route``. Masks are applied here: ``route`` never sees what a masked
+    input holds, and what it returns for masked outputs is replaced. There is no
+    training flag, step or key.
+
+    Attributes:
+        activation_kind: What the activation of an output is: the ``"length"`` of its
+            pose, a ``"probability"``, or a ``"logit"``, whose softmax has the classes'
+            probabilities. An absent output has 0, 0 or minus infinity.
+        takes_activation: Whether activations of the inputs are needed; where they are
+            not, they are refused.
+        couplings_sum_to_one: Whether each input gives away all of itself.
+        activation_is_length: Whether the activation is the length of the pose.
+        follows_outputs: Whether poses follow outputs that change places.
+    """
+
+    activation_kind: ClassVar[ActivationKind] = "length"
+    takes_activation: ClassVar[bool] = False
+    couplings_sum_to_one: ClassVar[bool] = True
+    activation_is_length: ClassVar[bool] = True
+    follows_outputs: ClassVar[bool] = True
 
     @property
     def declared_parameters(self) -> Mapping[str, Parameter]:
         """What a layer must create and pass back as ``parameters``."""
-        ...
+        return {}
+
+    @property
+    def num_rounds(self) -> int | None:
+        """How many rounds are made; None if the algorithm does not iterate."""
+        return None
+
+    def with_rounds(self, num_rounds: int) -> "Algorithm":
+        """The same algorithm with so many rounds."""
+        value: Any = self
+        return dataclasses.replace(value, num_iterations=num_rounds)
+
+    @abc.abstractmethod
+    def route(
+        self,
+        votes: Float[Array, "*batch i j d"],
+        activation: Float[Array, "*batch i"] | None,
+        parameters: Mapping[str, Array],
+        competition: Competition,
+    ) -> Routed:
+        """Routes votes in float32 or float64 to upper capsules.
+
+        Args:
+            votes: Zero where an input or output is masked.
+            activation: Zero where an input is masked; None if none is taken.
+            parameters: Those that are declared.
+            competition: Makes the couplings of a round: ``start`` of the first one,
+                ``couple`` of those that have logits.
+        """
 
     def __call__(
         self,
-        votes: Float[Array, "*batch i j d"],
-        activation: Float[Array, "*batch i"] | None = None,
+        votes: Shaped[ArrayLike, "..."],
+        activation: Float[ArrayLike, "..."] | None = None,
         *,
         parameters: Mapping[str, Array] | None = None,
+        initial_logit: Shaped[ArrayLike, "..."] | None = None,
+        input_mask: Shaped[ArrayLike, "..."] | None = None,
+        output_mask: Shaped[ArrayLike, "..."] | None = None,
+        compete: Compete = over_outputs,
     ) -> Routed:
-        """Routes votes to upper capsules."""
-        ...
+        """Routes votes to upper capsules.
+
+        Args:
+            votes: ``[*batch, i, j, d]``.
+            activation: How present the inputs are, ``[*batch, i]``; only for algorithms
+                that take it.
+            parameters: Those that are declared, by name.
+            initial_logit: Log priors, ``[*batch, i, j]``, added to the logits in every
+                round. Its batch axes must broadcast to those of the votes.
+            input_mask: False for padding, ``[*batch, i]``: the input sends nothing,
+                whatever its votes are.
+            output_mask: False for outputs that get nothing, ``[*batch, j]``: pose zero,
+                and the activation of an absent capsule.
+            compete: Turns logits into couplings.
+
+        Raises:
+            ValueError: If the arrays do not fit together, or an activation is missing
+                or not taken.
+        """
+        votes = check_votes(votes)
+        self._check_activation(activation)
+        *batch, i, j, d = votes.shape
+        competition = check_competition(
+            initial_logit, input_mask, output_mask, compete, tuple(batch), i, j
+        )
+        sizes = {"i": i, "j": j, "d": d}
+        return _route(
+            votes,
+            None if activation is None else jnp.asarray(activation),
+            self.check_parameters(parameters, sizes, votes.dtype),
+            competition,
+            algorithm=self,
+        )
 
     def from_capsules(
         self,
-        capsules: Float[Array, "*batch i c"],
-        weight: Float[Array, "i j d c"],
-        activation: Float[Array, "*batch i"] | None = None,
+        capsules: Shaped[ArrayLike, "..."],
+        weight: Shaped[ArrayLike, "..."],
+        activation: Float[ArrayLike, "..."] | None = None,
         *,
         parameters: Mapping[str, Array] | None = None,
+        initial_logit: Shaped[ArrayLike, "..."] | None = None,
+        input_mask: Shaped[ArrayLike, "..."] | None = None,
+        output_mask: Shaped[ArrayLike, "..."] | None = None,
+        compete: Compete = over_outputs,
     ) -> Routed:
-        """Routes the votes ``weight_ij capsule_i``; may return no couplings."""
-        ...
+        """Routes the votes that capsules ``[*batch, i, c]`` cast through a weight.
+
+        Args:
+            capsules: The input capsules.
+            weight: The matrices that make votes of them, ``[i, j, d, c]``, or
+                ``[j, d, c]`` where all inputs share them.
+            activation: As of ``__call__``, like all that follow.
+            parameters: Those that are declared, by name.
+            initial_logit: Log priors.
+            input_mask: False for padding.
+            output_mask: False for outputs that get nothing.
+            compete: Turns logits into couplings.
+
+        Returns:
+            Couplings may be None: some algorithms never hold them.
+        """
+        capsules, weight = check_capsules(capsules, weight)
+        if input_mask is not None:
+            # Before there are votes: the weight's gradient multiplies the capsules.
+            batch, i, j = capsules.shape[:-2], capsules.shape[-2], weight.shape[-3]
+            sends = check_competition(None, input_mask, None, compete, batch, i, j)
+            capsules = sends.without_masked_capsules(capsules)
+        return self(
+            cast_votes(capsules, weight),
+            activation,
+            parameters=parameters,
+            initial_logit=initial_logit,
+            input_mask=input_mask,
+            output_mask=output_mask,
+            compete=compete,
+        )
+
+    def check_parameters(
+        self,
+        parameters: Mapping[str, Array] | None,
+        sizes: Mapping[str, int],
+        dtype: jnp.dtype,
+    ) -> dict[str, Array]:
+        """The parameters as arrays in the type that is computed in.
+
+        Raises:
+            ValueError: If one is not declared, or has not the axes that are.
+        """
+        checked = {}
+        for name, array in (parameters or {}).items():
+            if name not in self.declared_parameters:
+                names = ", ".join(self.declared_parameters) or "none"
+                raise ValueError(f"{name} is no parameter of {self}: it has {names}.")
+            axes = self.declared_parameters[name].axes
+            array = jnp.asarray(array, jnp.promote_types(dtype, jnp.float32))
+            shape = tuple(sizes.get(axis) for axis in axes)
+            fits = len(shape) == array.ndim and all(
+                size in (None, own)
+                for size, own in zip(shape, array.shape, strict=True)
+            )
+            if not fits:
+                raise ValueError(
+                    f"{name} must have the votes' axes [{', '.join(axes)}] = {shape}, "
+                    f"got {array.shape}."
+                )
+            checked[name] = array
+        return checked
+
+    def _check_activation(self, activation: Any) -> None:
+        if activation is not None and not self.takes_activation:
+            raise ValueError(
+                f"{type(self).__name__} does not use activations of the inputs; it "
+                "compares votes with poses only."
+            )
+        if activation is None and self.takes_activation:
+            raise ValueError(f"{type(self).__name__} needs the inputs' activations.")
+
+
+# An eager call with a closure would compile every time.
+@functools.partial(jax.jit, static_argnames="algorithm")
+def _route(
+    votes: Float[Array, "*batch i j d"],
+    activation: Float[Array, "*batch i"] | None,
+    parameters: dict[str, Array],
+    competition: Competition,
+    *,
+    algorithm: Algorithm,
+) -> Routed:
+    def route(votes, activation, parameters, competition):
+        votes, activation, own = competition.without_masked(votes, activation)
+        routed = algorithm.route(votes, activation, parameters, own)
+        return tuple(competition.mask_outputs(routed, algorithm.activation_kind))
+
+    wide = jnp.promote_types(votes.dtype, jnp.float32)
+    operands = (votes.astype(wide), activation, parameters, competition)
+    *batch, i, j, d = spec_of(votes)
+    specs = P(*batch, j, d), P(*batch, j), P(*batch, i, j)
+    return Routed(*leave_sharding_to_xla(route, specs, *operands))
+
+
+# ---- checks
+
+
+def check_votes(votes: Shaped[ArrayLike, "..."]) -> Float[Array, "*batch i j d"]:
+    """The votes as an array.
+
+    Raises:
+        ValueError: If an axis is missing or empty, or they are no floating-point
+            numbers.
+    """
+    votes = jnp.asarray(votes)
+    if votes.ndim < 3 or 0 in votes.shape[-3:]:
+        raise ValueError(
+            "votes must have the axes [*batch, i, j, d] (input capsules, output "
+            f"capsules, components), at least one of each; got shape {votes.shape}."
+        )
+    if not jnp.issubdtype(votes.dtype, jnp.floating):
+        raise ValueError(f"votes must be floating-point numbers, got {votes.dtype}.")
+    return votes
+
+
+def check_capsules(
+    capsules: Shaped[ArrayLike, "..."], weight: Shaped[ArrayLike, "..."]
+) -> tuple[Float[Array, "*batch i c"], Float[Array, "*i j d c"]]:
+    """Capsules and weight as arrays.
+
+    Raises:
+        ValueError: If they do not fit together, or are no floating-point numbers.
+    """
+    capsules, weight = jnp.asarray(capsules), jnp.asarray(weight)
+    fits = capsules.ndim >= 2 and weight.ndim in (3, 4) and 0 not in weight.shape
+    own = (*weight.shape[:-3], *weight.shape[-1:])
+    if not fits or capsules.shape[-len(own) :] != own or 0 in capsules.shape[-2:]:
+        raise ValueError(
+            "capsules [*batch, i, c] and weight [i, j, d, c] (or [j, d, c], shared by "
+            "all inputs) must agree in i and c, at least one of each; got shapes "
+            f"{capsules.shape} and {weight.shape}."
+        )
+    for name, array in (("capsules", capsules), ("weight", weight)):
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(
+                f"{name} must be floating-point numbers, got {array.dtype}."
+            )
+    return capsules, weight
+
+
+def check_competition(
+    initial_logit: Shaped[ArrayLike, "..."] | None,
+    input_mask: Shaped[ArrayLike, "..."] | None,
+    output_mask: Shaped[ArrayLike, "..."] | None,
+    compete: Compete,
+    batch: tuple[Any, ...],
+    i: int,
+    j: int,
+) -> Competition:
+    """Initial logits and masks as arrays, with how outputs compete.
+
+    Raises:
+        ValueError: If one does not fit the votes, or has numbers of another kind.
+    """
+
+    def checked(name, array, axes, own, kind):
+        if array is None:
+            return None
+        array = jnp.asarray(array)
+        fits = array.shape[-len(own) :] == own and len(array.shape) >= len(own)
+        try:
+            fits &= jnp.broadcast_shapes(array.shape[: -len(own)], batch) == batch
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"{name} must have the axes [*batch, {axes}], {own} behind batch axes "
+                f"that broadcast to those of the votes, {batch}; got shape "
+                f"{array.shape}."
+            )
+        if not jnp.issubdtype(array.dtype, kind):
+            needed = "True or False" if kind is jnp.bool_ else "floating-point numbers"
+            raise ValueError(f"{name} must be {needed}, got {array.dtype}.")
+        # Of the votes' rank: JAX may be told to promote none.
+        missing = len(batch) + len(own) - array.ndim
+        return array.reshape(*[1] * missing, *array.shape)
+
+    return Competition(
+        checked("initial_logit", initial_logit, "i, j", (i, j), jnp.floating),
+        checked("input_mask", input_mask, "i", (i,), jnp.bool_),
+        checked("output_mask", output_mask, "j", (j,), jnp.bool_),
+        compete,
+    )

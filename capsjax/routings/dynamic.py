@@ -11,19 +11,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from capsjax.kernels.batching import map_one_by_one
-from capsjax.kernels.dynamic_routing import Rounds, route_votes_free
+from capsjax.kernels.dynamic_routing import Rounds, route_capsules
 from capsjax.kernels.varying import leave_sharding_to_xla, spec_of, vary_alike
 from capsjax.ops import safe_norm, squash
-from capsjax.routings.algorithm import Parameter, Routed
+from capsjax.routings.algorithm import (
+    Algorithm,
+    Compete,
+    Competition,
+    Parameter,
+    Routed,
+    check_capsules,
+    check_competition,
+    over_outputs,
+)
 from capsjax.votes import cast_votes
 
 REMATS = ("none", "body", "full", "offload")
+FORMS = ("auto", "votes", "votes_free")
 
 
 def routing(
@@ -35,10 +42,13 @@ def routing(
     stop_gradient: bool = False,
     unroll: int | bool = True,
     remat: str = "none",
+    initial_logit: Shaped[ArrayLike, "..."] | None = None,
+    input_mask: Shaped[ArrayLike, "..."] | None = None,
+    output_mask: Shaped[ArrayLike, "..."] | None = None,
 ) -> Routed:
     r"""Routes votes to the capsules that they agree on.
 
-    The logits ``b_ij`` start at zero; then, in each iteration,
+    The logits ``b_ij`` start at zero, or at ``initial_logit``; then, in each iteration,
 
     .. math::
         c_{ij} = softmax_j(b_{ij}), \quad
@@ -69,6 +79,12 @@ def routing(
         remat: What the backward pass recomputes to save memory: ``"none"``, the
             ``"body"`` of the loop, the ``"full"`` routing, or ``"offload"``: the
             couplings are kept in the host's memory instead (on an accelerator).
+        initial_logit: Log priors ``[*batch, i, j]``, where the logits start. Its batch
+            axes must broadcast to those of the votes.
+        input_mask: False for padding, ``[*batch, i]``: such an input sends nothing, and
+            may hold anything, NaN too.
+        output_mask: False for outputs that get nothing, ``[*batch, j]``: their poses
+            and lengths are zero, as are all where every input is masked.
 
     Returns:
         Poses of length below one, their lengths, and the last round's couplings.
@@ -81,20 +97,25 @@ def routing(
     References:
         Sabour, Frosst and Hinton 2017, Procedure 1, https://arxiv.org/abs/1710.09829.
     """
-    votes = _check_votes(votes)
-    options = DynamicRouting(
+    algorithm = DynamicRouting(
         num_iterations=num_iterations,
+        bias=None if bias is None else 0.0,
         none_of_the_above=none_of_the_above,
         stop_gradient=stop_gradient,
         unroll=unroll,
         remat=remat,
     )
-    bias = _check_bias(bias, votes.shape[-2:], votes.dtype)
-    return _route(votes, bias, options)
+    return algorithm(
+        votes,
+        parameters=None if bias is None else {"bias": jnp.asarray(bias)},
+        initial_logit=initial_logit,
+        input_mask=input_mask,
+        output_mask=output_mask,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
-class DynamicRouting:
+class DynamicRouting(Algorithm):
     """Dynamic routing as a value for a layer: see :func:`routing` for what it computes.
 
     Attributes:
@@ -105,6 +126,10 @@ class DynamicRouting:
         stop_gradient: Whether the couplings are constants in the backward pass.
         unroll: How many iterations of the loop are written out; True for all.
         remat: What the backward pass recomputes: none, body, full or offload.
+        form: How capsules are routed. ``"votes"`` holds the votes, has couplings and
+            forward-mode derivatives. ``"votes_free"`` never holds them
+            (:mod:`capsjax.kernels.dynamic_routing`). ``"auto"`` takes the one that is
+            faster for the size and platform (:mod:`capsjax.runtime.platforms`).
 
     Raises:
         ValueError: If a field has a value that is not allowed.
@@ -116,6 +141,7 @@ class DynamicRouting:
     stop_gradient: bool = False
     unroll: int | bool = True
     remat: str = "none"
+    form: str = "auto"
     # True == 1, yet they are two programs: without this they would share one in caches.
     _is_written_out: bool = dataclasses.field(init=False, repr=False)
 
@@ -126,6 +152,18 @@ class DynamicRouting:
             _check_count("unroll", self.unroll)
         if self.remat not in REMATS:
             raise ValueError(f"remat must be one of {REMATS}, got {self.remat!r}.")
+        if self.form not in FORMS:
+            raise ValueError(f"form must be one of {FORMS}, got {self.form!r}.")
+
+    @property
+    def couplings_sum_to_one(self) -> bool:  # type: ignore[override]
+        """Whether no input may be sent to none of the outputs."""
+        return not self.none_of_the_above
+
+    @property
+    def num_rounds(self) -> int:
+        """Rounds of routing."""
+        return self.num_iterations
 
     @property
     def declared_parameters(self) -> Mapping[str, Parameter]:
@@ -134,101 +172,90 @@ class DynamicRouting:
             return {}
         return {"bias": Parameter("jd", jax.nn.initializers.constant(self.bias))}
 
-    def __call__(
+    def route(
         self,
-        votes: Shaped[ArrayLike, "..."],
-        activation: Float[Array, "*batch i"] | None = None,
-        *,
-        parameters: Mapping[str, Array] | None = None,
+        votes: Float[Array, "*batch i j d"],
+        activation: Float[Array, "*batch i"] | None,
+        parameters: Mapping[str, Array],
+        competition: Competition,
     ) -> Routed:
-        """Routes votes ``[*batch, i, j, d]``; what :func:`routing` does.
-
-        Raises:
-            ValueError: If activations are given: dynamic routing has no use for them.
-        """
-        _refuse_activation(activation)
-        votes = _check_votes(votes)
-        bias = (parameters or {}).get("bias")
-        return _route(votes, _check_bias(bias, votes.shape[-2:], votes.dtype), self)
+        """Routes votes; what :func:`routing` does."""
+        agree = functools.partial(_agree, options=self)
+        if self.remat == "full":
+            agree = jax.checkpoint(agree)
+        return agree(votes, parameters.get("bias"), competition)
 
     def from_capsules(
         self,
-        capsules: Float[Array, "*batch i c"],
-        weight: Float[Array, "i j d c"],
-        activation: Float[Array, "*batch i"] | None = None,
+        capsules: Shaped[ArrayLike, "..."],
+        weight: Shaped[ArrayLike, "..."],
+        activation: Float[ArrayLike, "..."] | None = None,
         *,
         parameters: Mapping[str, Array] | None = None,
+        initial_logit: Shaped[ArrayLike, "..."] | None = None,
+        input_mask: Shaped[ArrayLike, "..."] | None = None,
+        output_mask: Shaped[ArrayLike, "..."] | None = None,
+        compete: Compete = over_outputs,
     ) -> Routed:
-        """Routes the votes ``weight_ij capsule_i`` without ever holding all of them.
+        """Routes the votes ``weight_ij capsule_i``, in the ``form`` that is chosen.
 
-        They are made again in every round, for a few input capsules at a time
-        (:mod:`capsjax.kernels.dynamic_routing`): several times faster for a batch on a
-        CPU, and in a fraction of the memory. Where the platform's row says so
-        (:mod:`capsjax.runtime.platforms`; on a CPU for fewer than 16 examples, on
-        accelerators for up to 2 GB of votes), and where the batch's size is not known,
-        ``self(cast_votes(capsules, weight))`` is faster and is what computes;
-        ``unroll`` and ``remat`` matter to these only.
+        Without holding them, votes are made again in every round, for a few input
+        capsules at a time: several times faster for a batch on a CPU, and in a fraction
+        of the memory. Votes are held for few examples on a CPU (fewer than 16), for up
+        to 2 GB of votes on accelerators, where the size of the batch is not known,
+        where all inputs share one weight, and for another ``compete``; ``unroll`` and
+        ``remat`` matter to these only.
 
         Examples that ``jax.vmap`` maps over are examples of the batch. Weights or
         biases that it maps over are taken one after the other.
 
-        Reverse mode only: ``jax.jvp`` of the poses raises a TypeError. The gradient
-        has derivatives again, of either mode: a Hessian works. Routing the votes
-        themselves has both modes.
+        Unless ``form`` is ``"votes"``, reverse mode only: ``jax.jvp`` of the poses
+        raises a TypeError. The gradient has derivatives again, of either mode: a
+        Hessian works.
 
         Args:
             capsules: The input capsules, ``[*batch, i, c]``.
-            weight: The matrices that make votes of them, ``[i, j, d, c]``.
+            weight: The matrices that make votes of them, ``[i, j, d, c]``, or
+                ``[j, d, c]`` where all inputs share them.
             activation: None; dynamic routing takes no activation.
             parameters: The bias, if there is one.
+            initial_logit: As of :func:`routing`, like the masks.
+            input_mask: False for padding.
+            output_mask: False for outputs that get nothing.
+            compete: Turns logits into couplings.
 
         Returns:
-            Poses and lengths as of :func:`routing`, to rounding. The coupling is None;
-            see :meth:`coupling_from_capsules`.
+            Poses and lengths as of :func:`routing`, to rounding. Couplings with
+            ``form="votes"`` only.
 
         Raises:
             ValueError: If the arrays do not fit together or there is an activation.
         """
-        _refuse_activation(activation)
-        capsules, weight = _check_capsules(capsules, weight)
-        bias = (parameters or {}).get("bias")
-        bias = _check_bias(bias, weight.shape[1:3], capsules.dtype)
-        return _route_capsules(capsules, weight, bias, self)
-
-    def coupling_from_capsules(
-        self,
-        capsules: Float[Array, "*batch i c"],
-        weight: Float[Array, "i j d c"],
-        *,
-        parameters: Mapping[str, Array] | None = None,
-    ) -> Float[Array, "*batch i j"]:
-        """The last round's couplings in :meth:`from_capsules`; holds the votes.
-
-        Raises:
-            ValueError: If the arrays do not fit together.
-        """
-        capsules, weight = _check_capsules(capsules, weight)
-        votes = cast_votes(capsules, weight)
-        coupling = self(votes, parameters=parameters).coupling
-        assert coupling is not None
-        return coupling
-
-
-@functools.partial(jax.jit, static_argnames="options")
-def _route(
-    votes: Float[Array, "*batch i j d"],
-    bias: Float[Array, "j d"] | None,
-    options: DynamicRouting,
-) -> Routed:
-    """An eager loop with a closure would compile at every call."""
-    route = functools.partial(_agree, options=options)
-    if options.remat == "full":
-        route = jax.checkpoint(route)
-    *batch, i, j, d = spec_of(votes)
-    specs = P(*batch, j, d), P(*batch, j), P(*batch, i, j)
-    votes = votes.astype(jnp.promote_types(votes.dtype, jnp.float32))
-    routed = leave_sharding_to_xla(lambda *x: tuple(route(*x)), specs, votes, bias)
-    return Routed(*routed)
+        self._check_activation(activation)
+        capsules, weight = check_capsules(capsules, weight)
+        needs_votes = weight.ndim == 3 or compete is not over_outputs
+        if needs_votes and self.form == "votes_free":
+            raise ValueError(
+                "form='votes_free' needs a weight for each input, and outputs of the "
+                "layer that compete; use form='auto'."
+            )
+        if needs_votes or self.form == "votes":
+            return super().from_capsules(
+                capsules,
+                weight,
+                parameters=parameters,
+                initial_logit=initial_logit,
+                input_mask=input_mask,
+                output_mask=output_mask,
+                compete=compete,
+            )
+        batch, (i, j) = capsules.shape[:-2], weight.shape[:2]
+        competition = check_competition(
+            initial_logit, input_mask, output_mask, compete, batch, i, j
+        )
+        sizes = dict(zip("ijdc", weight.shape, strict=True))
+        own = self.check_parameters(parameters, sizes, capsules.dtype)
+        return _route_capsules(capsules, weight, own.get("bias"), competition, self)
 
 
 @functools.partial(jax.jit, static_argnames="options")
@@ -236,75 +263,43 @@ def _route_capsules(
     capsules: Float[Array, "*batch i c"],
     weight: Float[Array, "i j d c"],
     bias: Float[Array, "j d"] | None,
+    competition: Competition,
     options: DynamicRouting,
 ) -> Routed:
     wide = jnp.promote_types(capsules.dtype, jnp.float32)
+    capsules, weight = capsules.astype(wide), weight.astype(wide)
     if bias is None:
         bias = jnp.zeros(weight.shape[1:3], wide)
-
-    def route(capsules, weight, bias):
-        *batch, i, c = capsules.shape
-        capsules = capsules.reshape(-1, i, c)
-        pose = _pose_of_capsules.bind(capsules, weight, bias, options=options)
-        return pose.reshape(*batch, *pose.shape[1:])
-
+    capsules = competition.without_masked_capsules(capsules)
+    start = competition.start_logit(wide)
     *batch, _, _ = spec_of(capsules)
-    arrays = vary_alike(capsules.astype(wide), weight.astype(wide), bias)
-    pose = leave_sharding_to_xla(route, P(*batch, None, None), *arrays)
-    return Routed(pose=pose, activation=safe_norm(pose), coupling=None)
-
-
-# A primitive of our own, to have a rule for ``vmap`` that holds before the gradient is
-# taken: a ``custom_vjp`` mapped over examples makes a gradient of the shared weight for
-# each of them, to be summed after, and does not learn how many there are.
-_pose_of_capsules = Primitive("pose_of_capsules")
-
-
-@_pose_of_capsules.def_abstract_eval
-def _type_of_pose(capsules, weight, bias, *, options):
-    return capsules.update(shape=(capsules.shape[0], *weight.shape[1:3]))
-
-
-@_pose_of_capsules.def_impl
-def _pose_by_size(capsules, weight, bias, *, options):
     rounds = Rounds(
         options.num_iterations, options.none_of_the_above, options.stop_gradient
     )
-
-    def by_votes(capsules, weight, bias):
-        return _route(cast_votes(capsules, weight), bias, options).pose
-
-    return route_votes_free(capsules, weight, bias, rounds, by_votes)
-
-
-def _pose_and_tangent(arrays, tangents, *, options):
-    function = functools.partial(_pose_by_size, options=options)
-    return jax.jvp(function, arrays, tuple(map(ad.instantiate_zeros, tangents)))
+    by_votes = None if options.form == "votes_free" else _ByVotes(options)
+    route = functools.partial(route_capsules, rounds=rounds, by_votes=by_votes)
+    arrays = vary_alike(capsules, weight, bias, *([] if start is None else [start]))
+    pose = leave_sharding_to_xla(route, P(*batch, None, None), *arrays)
+    routed = Routed(pose=pose, activation=safe_norm(pose), coupling=None)
+    return competition.mask_outputs(routed, options.activation_kind)
 
 
-def _mapped_pose(arrays, axes, *, options):
-    pose_of = functools.partial(_pose_of_capsules.bind, options=options)
-    is_mapped = [axis is not None for axis in axes]
-    capsules, weight, bias = [
-        jnp.moveaxis(x, axis, 0) if y else x
-        for x, axis, y in zip(arrays, axes, is_mapped, strict=True)
-    ]
-    if any(is_mapped[1:]):
-        return map_one_by_one(pose_of, is_mapped, (capsules, weight, bias)), 0
-    pose = pose_of(jax.lax.collapse(capsules, 0, 2), weight, bias)
-    return pose.reshape(*capsules.shape[:2], *pose.shape[1:]), 0
+@dataclasses.dataclass(frozen=True)
+class _ByVotes:
+    """The poses by votes that are held; one value for equal options, for caches."""
 
+    options: DynamicRouting
 
-mlir.register_lowering(
-    _pose_of_capsules, mlir.lower_fun(_pose_by_size, multiple_results=False)
-)
-ad.primitive_jvps[_pose_of_capsules] = _pose_and_tangent
-batching.primitive_batchers[_pose_of_capsules] = _mapped_pose
+    def __call__(self, capsules, weight, bias, start=None) -> Float[Array, "b j d"]:
+        competition = Competition(initial_logit=start)
+        votes = cast_votes(capsules, weight)
+        return self.options.route(votes, None, {"bias": bias}, competition).pose
 
 
 def _agree(
     votes: Float[Array, "*batch i j d"],
     bias: Float[Array, "j d"] | None,
+    competition: Competition,
     *,
     options: DynamicRouting,
 ) -> Routed:
@@ -314,13 +309,15 @@ def _agree(
         pose = _pose(coupling, constant_votes, bias)
         return jnp.einsum("...ijd,...jd->...ij", constant_votes, pose)
 
-    def increase_agreement(_, logit):
-        return logit + agree(_coupling(logit, options))
+    def couple(logit):
+        return checkpoint_name(competition.couple(logit), "coupling")
 
-    # In the first round all logits are zero, and their softmax is known. An array made
-    # like the votes, not of their shape, keeps the sharding of the batch.
-    share = 1 / (votes.shape[-2] + options.none_of_the_above)
-    coupling = jnp.full_like(votes[..., 0], share)
+    def increase_agreement(_, logit):
+        return logit + agree(couple(logit))
+
+    if options.none_of_the_above:
+        competition = dataclasses.replace(competition, nowhere=True)
+    coupling = competition.start(votes)
     if options.num_iterations > 1:
         # More than all rounds that are left, or JAX makes a loop of a single one.
         unroll = options.num_iterations if options.unroll is True else options.unroll
@@ -331,24 +328,11 @@ def _agree(
             agree(coupling),
             unroll=unroll,
         )
-        if options.stop_gradient:
-            logit = jax.lax.stop_gradient(logit)
-        coupling = _coupling(logit, options)
+        coupling = couple(logit)
+    if options.stop_gradient:
+        coupling = jax.lax.stop_gradient(coupling)
     pose = _pose(coupling, votes, bias)
     return Routed(pose=pose, activation=safe_norm(pose), coupling=coupling)
-
-
-def _coupling(
-    logit: Float[Array, "*batch i j"], options: DynamicRouting
-) -> Float[Array, "*batch i j"]:
-    # Over outputs, not inputs: each input distributes a total share of one (Eq. 3).
-    if not options.none_of_the_above:
-        coupling = jax.nn.softmax(logit, axis=-1)
-    else:
-        nowhere = jnp.zeros_like(logit[..., :1])
-        logit = jnp.concatenate([nowhere, logit], axis=-1)
-        coupling = jax.nn.softmax(logit, axis=-1)[..., 1:]
-    return checkpoint_name(coupling, "coupling")
 
 
 def _pose(
@@ -384,54 +368,3 @@ def _check_count(name: str, value: int) -> None:
             f"{name} must be a Python int of at least 1, known when the function is "
             f"traced; got {value!r}."
         )
-
-
-def _refuse_activation(activation: Float[Array, "*batch i"] | None) -> None:
-    if activation is not None:
-        raise ValueError(
-            "Dynamic routing takes no activation: the length of a vote is all that it "
-            "goes by."
-        )
-
-
-def _check_votes(votes: Shaped[ArrayLike, "..."]) -> Float[Array, "*batch i j d"]:
-    votes = jnp.asarray(votes)
-    if votes.ndim < 3 or 0 in votes.shape[-3:]:
-        raise ValueError(
-            "votes must have the axes [*batch, i, j, d] (input capsules, output "
-            f"capsules, components), at least one of each; got shape {votes.shape}."
-        )
-    if not jnp.issubdtype(votes.dtype, jnp.floating):
-        raise ValueError(f"votes must be floating-point numbers, got {votes.dtype}.")
-    return votes
-
-
-def _check_bias(
-    bias: Shaped[ArrayLike, "..."] | None, shape: tuple[int, ...], dtype: jnp.dtype
-) -> Float[Array, "j d"] | None:
-    if bias is None:
-        return None
-    bias = jnp.asarray(bias, jnp.promote_types(dtype, jnp.float32))
-    if bias.shape != shape:
-        raise ValueError(
-            f"bias must have the votes' axes [j, d] = {shape}, got {bias.shape}."
-        )
-    return bias
-
-
-def _check_capsules(
-    capsules: Shaped[ArrayLike, "..."], weight: Shaped[ArrayLike, "..."]
-) -> tuple[Float[Array, "*batch i c"], Float[Array, "i j d c"]]:
-    capsules, weight = jnp.asarray(capsules), jnp.asarray(weight)
-    fits = capsules.ndim >= 2 and weight.ndim == 4 and 0 not in weight.shape
-    if not fits or capsules.shape[-2:] != (weight.shape[0], weight.shape[3]):
-        raise ValueError(
-            "capsules [*batch, i, c] and weight [i, j, d, c] must agree in i and c, at "
-            f"least one of each; got shapes {capsules.shape} and {weight.shape}."
-        )
-    for name, array in (("capsules", capsules), ("weight", weight)):
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise ValueError(
-                f"{name} must be floating-point numbers, got {array.dtype}."
-            )
-    return capsules, weight

@@ -17,11 +17,15 @@ def softmax(logit):
     return e / e.sum()
 
 
-def dynamic_routing(votes, num_iterations, *, bias=None, none_of_the_above=False):
+def dynamic_routing(
+    votes, num_iterations, *, bias=None, none_of_the_above=False, logit=None
+):
     """Procedure 1 for one example's votes [i, j, d]: poses [j, d], couplings [i, j]."""
     votes = np.asarray(votes, np.float64)
     num_inputs, num_outputs, dim = votes.shape
     b = np.zeros((num_inputs, num_outputs))
+    if logit is not None:
+        b += logit
     for _ in range(num_iterations):
         c = np.zeros_like(b)
         for i in range(num_inputs):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from capsjax.kernels.dynamic_routing import Rounds, route_votes_free
+from capsjax.kernels.dynamic_routing import Rounds, route_capsules
 from capsjax.routings.dynamic import routing
 from capsjax.votes import cast_votes
 
@@ -80,9 +80,12 @@ def plain(rounds: Rounds):
 
 
 def without_votes(rounds: Rounds):
-    return lambda capsules, weight, bias: route_votes_free(
-        capsules, weight, bias, rounds
-    )
+    def route(capsules, weight, bias):
+        if bias is None:
+            bias = jnp.zeros(weight.shape[1:3], weight.dtype)
+        return route_capsules(capsules, weight, bias, rounds=rounds)
+
+    return route
 
 
 def value_and_pullback(function):

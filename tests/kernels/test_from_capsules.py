@@ -1,5 +1,7 @@
 """``DynamicRouting.from_capsules``, by itself and under JAX's transformations."""
 
+import dataclasses
+import functools
 import math
 import re
 
@@ -55,14 +57,20 @@ def test_from_capsules_routes_the_votes_of_the_capsules(key, batch):
     np.testing.assert_allclose(routed.activation, lengths, rtol=1e-5)
 
 
-def test_the_couplings_come_from_a_method_of_their_own(key):
+def test_the_form_that_holds_the_votes_has_couplings_and_forward_mode(key):
     (capsules, weight, bias), _ = draw(key, PUBLIC)
-    value = options(PUBLIC.rounds)
+    value = dataclasses.replace(options(PUBLIC.rounds), form="votes")
     expected = routing(
         cast_votes(capsules, weight), bias=bias, **PUBLIC.rounds._asdict()
     ).coupling
-    actual = value.coupling_from_capsules(capsules, weight, parameters={"bias": bias})
-    np.testing.assert_array_equal(actual, expected)
+    by_form = functools.partial(
+        value.from_capsules, weight=weight, parameters={"bias": bias}
+    )
+    np.testing.assert_array_equal(by_form(capsules).coupling, expected)
+    step = 1e-2 * capsules
+    pose, change = jax.jvp(lambda x: by_form(x).pose, (capsules,), (step,))
+    ends = by_form(capsules + step / 2).pose - by_form(capsules - step / 2).pose
+    np.testing.assert_allclose(change, ends, atol=2e-5 * np.abs(pose).max())
 
 
 def test_float64_is_routed_in_float64(key):
@@ -96,11 +104,11 @@ def test_bfloat16_is_routed_in_float32(key):
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(capsules, weight):
-    value = DynamicRouting()
-    for function in (value.from_capsules, value.coupling_from_capsules):
+    for value in (DynamicRouting(), DynamicRouting(form="votes")):
         # Past the shape checks of the tests, as a user would call it.
+        function = value.from_capsules.__wrapped__
         with pytest.raises(ValueError, match=re.escape(str(weight))):
-            function.__wrapped__(value, jnp.ones(capsules), jnp.ones(weight))
+            function(value, jnp.ones(capsules), jnp.ones(weight))
 
 
 def test_forward_mode_is_refused_for_what_it_is(key):

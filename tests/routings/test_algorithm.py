@@ -1,0 +1,279 @@
+"""The contract of routing algorithms: masks, log priors, both doors, somebody's own."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from jax.test_util import check_grads
+
+from capsjax import DenseCaps, DynamicRouting, routing, squash
+from capsjax.routings import Algorithm, Routed, UniformRouting
+from capsjax.votes import cast_votes
+
+# Batch, inputs, outputs and their components, components of an input.
+B, I, J, D, C = 18, 11, 4, 5, 3  # noqa: E741
+ALGORITHMS = {
+    "dynamic": DynamicRouting(),
+    "nowhere": DynamicRouting(none_of_the_above=True),
+    "stopped": DynamicRouting(stop_gradient=True),
+    "uniform": UniformRouting(),
+}
+# The same numbers through three doors.
+DOORS = {
+    "votes": lambda value, u, w, **rest: value(cast_votes(u, w), **rest),
+    "capsules": lambda value, u, w, **rest: value.from_capsules(u, w, **rest),
+    "votes-free": lambda value, u, w, **rest: votes_free(value).from_capsules(
+        u, w, **rest
+    ),
+}
+
+
+def votes_free(value):
+    if not isinstance(value, DynamicRouting):
+        return value
+    return dataclasses.replace(value, form="votes_free")
+
+
+@pytest.fixture(params=ALGORITHMS.values(), ids=ALGORITHMS)
+def value(request):
+    return request.param
+
+
+@pytest.fixture(params=DOORS)
+def door(request):
+    return DOORS[request.param]
+
+
+@pytest.fixture
+def drawn(key):
+    """Capsules, weight, initial logits, and a gradient of the poses."""
+    normal = np.random.default_rng(np.asarray(jax.random.key_data(key))).normal
+    shapes = (B, I, C), (I, J, D, C), (B, I, J), (B, J, D)
+    return [jnp.asarray(normal(size=shape), jnp.float32) for shape in shapes]
+
+
+def pose_and_gradients(door, value, gradient, operands, **competition):
+    """Poses and activations, and gradients of capsules, weight and initial logits."""
+
+    def weighted(capsules, weight, *start):
+        if start:
+            competition["initial_logit"] = start[0]
+        routed = door(value, capsules, weight, **competition)
+        loss = jnp.sum(routed.pose * gradient) + jnp.sum(routed.activation)
+        return loss, routed[:2]
+
+    places = tuple(range(len(operands)))
+    found = jax.jit(jax.grad(weighted, places, has_aux=True))(*operands)
+    return [*found[1], *found[0]]
+
+
+def assert_close(actual, expected):
+    for a, e in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-4, atol=2e-6 * (1 + np.abs(e).max()))
+
+
+def test_what_a_masked_input_holds_changes_nothing(drawn, value, door):
+    capsules, weight, start, gradient = drawn
+    mask = jnp.arange(I) < 7
+    spoilt = jnp.where(mask[:, None], capsules, jnp.nan)
+    spoilt_start = jnp.where(mask[:, None], start, jnp.nan)
+    actual = pose_and_gradients(
+        *(door, value, gradient, (spoilt, weight, spoilt_start)),
+        input_mask=jnp.broadcast_to(mask, (B, I)),
+    )
+    expected = pose_and_gradients(
+        *(door, value, gradient, (capsules[:, :7], weight[:7], start[:, :7]))
+    )
+    assert_close(actual[:2], expected[:2])
+    gradients = list(zip(actual[2:], expected[2:], (1, 0, 1), strict=True))
+    if door is DOORS["votes"]:
+        del gradients[1]  # The weight's, of votes that were NaN before: not routing's.
+    for a, e, axis in gradients:
+        own, masked = jnp.split(a, [7], axis)
+        assert_close([own], [e])
+        np.testing.assert_array_equal(masked, np.zeros_like(masked))
+
+
+def test_sequences_of_different_lengths_are_routed_as_each_alone(drawn, value, door):
+    capsules, weight, _, _ = drawn
+    length = np.arange(B) % I + 1
+    mask = np.arange(I) < length[:, None]
+    padded = jnp.where(mask[..., None], capsules, jnp.nan)
+    routed = door(value, padded, weight, input_mask=mask)
+    for n in (0, 5, B - 1):
+        alone = door(value, capsules[n, : length[n]], weight[: length[n]])
+        assert_close([routed.pose[n], routed.activation[n]], alone[:2])
+
+
+def test_a_masked_output_gets_nothing_and_the_others_its_share(drawn, value, door):
+    capsules, weight, start, gradient = drawn
+    kept = np.array([0, 1, 3])
+    spoilt = weight.at[:, 2].set(jnp.nan) if door is DOORS["votes"] else weight
+    mask = np.isin(np.arange(J), kept)
+    actual = pose_and_gradients(
+        *(door, value, gradient, (capsules, spoilt, start)),
+        output_mask=np.broadcast_to(mask, (B, J)),
+    )
+    expected = pose_and_gradients(
+        *(door, value, gradient[:, kept]),
+        (capsules, weight[:, kept], start[..., kept]),
+    )
+    np.testing.assert_array_equal(actual[0][:, 2], np.zeros((B, D)))
+    np.testing.assert_array_equal(actual[1][:, 2], np.zeros(B))
+    assert_close([actual[0][:, kept], actual[1][:, kept]], expected[:2])
+    if door is DOORS["votes"]:
+        return  # The gradient of a weight of NaN is its own affair.
+    assert_close([actual[2]], [expected[2]])
+    np.testing.assert_array_equal(actual[3][:, 2], np.zeros((I, D, C)))
+    np.testing.assert_array_equal(actual[4][..., 2], np.zeros((B, I)))
+    assert_close([actual[3][:, kept], actual[4][..., kept]], expected[3:])
+
+
+@pytest.mark.parametrize("name", ["input_mask", "output_mask"])
+def test_where_all_is_masked_all_is_zero_and_finite(drawn, value, door, name):
+    capsules, weight, start, gradient = drawn
+    mask = np.ones((B, I if name == "input_mask" else J), bool)
+    mask[3] = False
+    parameters = {}
+    if "bias" in {field.name for field in dataclasses.fields(value)}:
+        value = dataclasses.replace(value, bias=0.1)
+        parameters = {"bias": jnp.full((J, D), 0.1)}
+    found = pose_and_gradients(
+        *(door, value, gradient, (capsules, weight, start)),
+        parameters=parameters,
+        **{name: mask},
+    )
+    assert all(np.isfinite(array).all() for array in found)
+    for array in (found[0][3], found[1][3], found[2][3], found[4][3]):
+        np.testing.assert_array_equal(array, np.zeros_like(array))
+    assert np.abs(found[0][2]).max() > 0
+
+
+def test_couplings_of_masked_ones_are_zero(drawn, value):
+    capsules, weight, start, _ = drawn
+    masks = {"input_mask": np.arange(I) < 7, "output_mask": np.arange(J) != 2}
+    votes = cast_votes(capsules, weight)
+    coupling = value(votes, initial_logit=start, **masks).coupling
+    np.testing.assert_array_equal(coupling[:, 7:], np.zeros((B, I - 7, J)))
+    np.testing.assert_array_equal(coupling[..., 2], np.zeros((B, I)))
+    if value.couplings_sum_to_one:
+        np.testing.assert_allclose(coupling[:, :7].sum(-1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(B, I, J), (1, I, J), (I, J)])
+def test_initial_logits_are_where_the_logits_of_procedure_1_start(drawn, door, shape):
+    capsules, weight, start, _ = drawn
+    start = start[0].reshape(shape) if len(shape) < 3 or shape[0] == 1 else start
+    routed = door(DynamicRouting(), capsules, weight, initial_logit=start)
+    votes = cast_votes(capsules, weight)
+    for n in (0, B - 1):
+        own = np.broadcast_to(start, (B, I, J))[n]
+        pose, _ = reference.dynamic_routing(votes[n], 3, logit=own)
+        np.testing.assert_allclose(routed.pose[n], pose, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(B, I, J), (I, J)])
+def test_gradients_of_initial_logits_are_slopes(drawn, door, shape):
+    def weighted(start):
+        routed = door(DynamicRouting(), capsules, weight, initial_logit=start)
+        return jnp.sum(routed.pose * gradient)
+
+    with jax.enable_x64(True):
+        drawn = [jnp.asarray(np.asarray(x), jnp.float64) for x in drawn]
+        capsules, weight, start, gradient = drawn
+        start = start if len(shape) == 3 else start[0]
+        check_grads(weighted, (start,), 1, ["rev"], eps=1e-4, rtol=1e-6, atol=1e-6)
+
+
+def test_mapped_examples_have_their_own_initial_logits(drawn):
+    capsules, weight, start, _ = drawn
+    route = functools.partial(DynamicRouting().from_capsules, weight=weight)
+    batched = route(capsules, initial_logit=start).pose
+    mapped = jax.vmap(lambda u, b: route(u, initial_logit=b).pose)(capsules, start)
+    np.testing.assert_allclose(mapped, batched, rtol=1e-6, atol=1e-7)
+    shared = jax.vmap(lambda b: route(capsules[0], initial_logit=b).pose)(start)
+    np.testing.assert_allclose(shared[0], mapped[0], rtol=1e-5, atol=1e-6)
+
+
+def test_other_rivals_may_compete(drawn):
+    capsules, weight, _, _ = drawn
+    votes = cast_votes(capsules, weight)
+
+    def in_pairs(logit):
+        pairs = logit.reshape(*logit.shape[:-1], 2, 2)
+        return jax.nn.softmax(pairs, -1).reshape(logit.shape)
+
+    routed = DynamicRouting()(votes, compete=in_pairs)
+    np.testing.assert_allclose(routed.coupling.sum(-1), 2, rtol=1e-6)
+    pairs = [routing(votes[:, :, n : n + 2]).pose for n in (0, 2)]
+    np.testing.assert_allclose(routed.pose, np.concatenate(pairs, 1), rtol=1e-5)
+    by_capsules = DynamicRouting().from_capsules(capsules, weight, compete=in_pairs)
+    np.testing.assert_allclose(by_capsules.pose, routed.pose, rtol=1e-5, atol=1e-6)
+
+
+WRONG = {
+    "initial_logit": (np.zeros((B, I)), np.zeros((I, J), int)),
+    "input_mask": (np.ones((B, J), bool), np.ones(I)),
+    "output_mask": (np.ones((3, J), bool), np.ones(J, int)),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_does_not_fit_is_refused_by_its_name(drawn, door, name):
+    of_wrong_shape, of_wrong_type = WRONG[name]
+    with pytest.raises(ValueError, match=rf"{name} must have the axes \[\*batch, "):
+        door(DynamicRouting(), *drawn[:2], **{name: of_wrong_shape})
+    with pytest.raises(ValueError, match=f"{name} must be .*, got "):
+        door(DynamicRouting(), *drawn[:2], **{name: of_wrong_type})
+
+
+def test_shared_matrices_take_any_number_of_inputs(key):
+    layer = DenseCaps(J, D, routing=UniformRouting(), share_weight=True)
+    capsules = jax.random.normal(key, (B, I, C))
+    params = layer.init(key, capsules)
+    weight = params["params"]["weight"]
+    assert weight.shape == (J, D, C)
+    for number in (I, 1, 30):
+        more = jnp.resize(capsules, (B, number, C))
+        expected = squash(jnp.einsum("jdc,bc->bjd", weight, more.sum(1)) / J)
+        np.testing.assert_allclose(
+            layer.apply(params, more).pose, expected, rtol=1e-4, atol=1e-6
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Loudest(Algorithm):
+    """Somebody else's: the most active input decides."""
+
+    activation_kind = "logit"
+    takes_activation = True
+    activation_is_length = False
+
+    def route(self, votes, activation, parameters, competition):
+        coupling = competition.couple(jnp.zeros_like(votes[..., 0]))
+        loudest = jnp.argmax(activation, -1)
+        pose = jnp.take_along_axis(votes, loudest[..., None, None, None], -3)[
+            ..., 0, :, :
+        ]
+        return Routed(pose, activation.max(-1, keepdims=True) + pose[..., 0], coupling)
+
+
+def test_an_algorithm_of_ones_own_goes_into_a_layer(key):
+    layer = DenseCaps(J, D, routing=Loudest())
+    capsules = jax.random.normal(key, (B, I, C))
+    activation = jax.random.uniform(key, (B, I))
+    mask = jnp.arange(J) != 1
+    params = layer.init(key, capsules, activation)
+    routed = layer.apply(params, capsules, activation, output_mask=mask)
+    winner = np.argmax(activation, -1)
+    votes = cast_votes(capsules, params["params"]["weight"])
+    np.testing.assert_allclose(
+        routed.pose[:, 0], votes[np.arange(B), winner, 0], rtol=1e-5
+    )
+    assert (routed.activation[:, 1] == -np.inf).all()
+    with pytest.raises(ValueError, match="Loudest needs the inputs' activations"):
+        layer.apply(params, capsules)
