@@ -2,7 +2,8 @@
 
     python3 benchmarks/accelerator.py --output FOLDER
     python3 benchmarks/accelerator.py --output FOLDER --parts step torch
-    python3 benchmarks/accelerator.py --quick        # tiny, on a CPU, under a minute
+    python3 benchmarks/accelerator.py --quick        # tiny, on a CPU, a minute
+    python3 benchmarks/accelerator.py --quick --runs # whole runs too: three minutes
 
 Prints one table last, and leaves three files in FOLDER: `accelerator.json` with the
 commit, the versions, the device, every record and every failure; `records.jsonl`, the
@@ -230,6 +231,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--quick", action="store_true", help="tiny sizes, for a CPU")
+    add("--runs", action="store_true", help="whole runs in --quick too: two minutes")
     add("--output", type=pathlib.Path, default="runs/accelerator", metavar="FOLDER")
     add("--parts", nargs="+", choices=SHARES, default=list(SHARES), metavar="NAME")
     add("--seconds", type=float, help="of all parts together")
@@ -250,6 +252,7 @@ def command_of(
     command = [sys.executable, str(FOLDER / "accelerator.py"), "--part", name]
     command += ["--output", str(output), "--scratch", scratch]
     command += ["--seconds", str(seconds), *["--quick"][: options.quick]]
+    command += ["--runs"][: options.runs]
     return [*command, "--torch-python", options.torch_python]
 
 
@@ -330,6 +333,7 @@ def main(argv: list[str] | None = None) -> int:
             options.scratch,
             seconds=options.seconds,
             quick=options.quick,
+            has_runs=options.runs or not options.quick,
             torch_python=options.torch_python,
         )
         importlib.import_module(f"accelerator_parts.{MODULES[options.part]}").run(part)

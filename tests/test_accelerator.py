@@ -131,6 +131,7 @@ def test_a_part_goes_on_after_a_point_that_fails_until_its_time_is_over(
         *("step", tmp_path / "records.jsonl", tmp_path),
         seconds=1000,
         quick=True,
+        has_runs=False,
         torch_python=sys.executable,
     )
 

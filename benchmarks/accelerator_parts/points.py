@@ -25,6 +25,7 @@ class Part:
         scratch: A folder for caches and runs, deleted at the end.
         seconds: The part's share; after it no point is begun.
         quick: Whether everything is tiny, and an accelerator not needed.
+        has_runs: Whether correctness trains, kills and resumes whole runs.
         torch_python: The interpreter that has PyTorch.
     """
 
@@ -36,11 +37,13 @@ class Part:
         *,
         seconds: float,
         quick: bool,
+        has_runs: bool,
         torch_python: str,
     ):
         self.name, self.records, self.scratch = name, records, scratch
         self.end = time.monotonic() + seconds
-        self.quick, self.torch_python = quick, torch_python
+        self.quick, self.has_runs = quick, has_runs
+        self.torch_python = torch_python
 
     @property
     def seconds_left(self) -> float:

@@ -51,7 +51,7 @@ def test_set(run_path):
     return Dataset(dataset.name, dataset.image, dataset.label, names)
 
 
-@pytest.mark.slow
+@pytest.mark.variant
 def test_all_is_bounded_and_harmless(run_path, test_set, monkeypatch, capsys):
     monkeypatch.setattr(images, "load", lambda *_, **__: test_set)
     assert evaluate.main(["--workdir", str(run_path)]) == 0

@@ -75,7 +75,7 @@ def test_the_shipped_archives_are_those_that_tfds_registers():
         assert len(content) == info.size
 
 
-@pytest.mark.slow
+@pytest.mark.variant
 @pytest.mark.parametrize(
     ("split", "first_labels"),
     # The order in which TFDS gives them to everyone: the first labels of

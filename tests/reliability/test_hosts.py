@@ -269,7 +269,7 @@ def test_all_stop_after_the_same_step_and_any_number_goes_on(whole):
     equal_to_rounding(outcome(stopped), whole[1])
 
 
-@pytest.mark.slow
+@pytest.mark.variant
 def test_when_one_is_killed_the_other_ends_and_a_restart_goes_on_exactly(whole):
     """First the second; then the first, which writes and through which all meet."""
     workdir, since = whole[0].parent / "killed", 0.0

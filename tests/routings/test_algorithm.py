@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import reference
 from jax.test_util import check_grads
+from marks import first_of
 
 from capsjax import DenseCaps, DynamicRouting, routing, squash
 from capsjax.routings import Algorithm, Routed, UniformRouting
@@ -38,12 +39,14 @@ def votes_free(value):
     return dataclasses.replace(value, form="votes_free")
 
 
-@pytest.fixture(params=ALGORITHMS.values(), ids=ALGORITHMS)
+@pytest.fixture(
+    params=first_of([ALGORITHMS["dynamic"], ALGORITHMS["uniform"]], ALGORITHMS.values())
+)
 def value(request):
     return request.param
 
 
-@pytest.fixture(params=DOORS)
+@pytest.fixture(params=first_of(["votes", "votes-free"], DOORS))
 def door(request):
     return DOORS[request.param]
 
