@@ -6,12 +6,8 @@ config to its class; a new algorithm is a new file and a new line there.
 
 from collections.abc import Callable, Mapping
 
-from capsjax.routings.algorithm import (
-    Algorithm,
-    Parameter,
-    Routed,
-    over_outputs,
-)
+from capsjax.routings.algorithm import Algorithm, Parameter, Routed
+from capsjax.routings.competition import over_outputs
 from capsjax.routings.dynamic import DynamicRouting
 from capsjax.routings.uniform import UniformRouting
 

@@ -19,11 +19,14 @@ from capsjax.kernels.varying import leave_sharding_to_xla, spec_of, vary_alike
 from capsjax.ops import safe_norm, squash
 from capsjax.routings.algorithm import (
     Algorithm,
-    Compete,
-    Competition,
     Parameter,
     Routed,
     check_capsules,
+    declared_bias,
+)
+from capsjax.routings.competition import (
+    Compete,
+    Competition,
     check_competition,
     over_outputs,
 )
@@ -167,10 +170,8 @@ class DynamicRouting(Algorithm):
 
     @property
     def declared_parameters(self) -> Mapping[str, Parameter]:
-        """The bias, one value for each component of each output capsule, if any."""
-        if self.bias is None:
-            return {}
-        return {"bias": Parameter("jd", jax.nn.initializers.constant(self.bias))}
+        """The bias, if there is one."""
+        return declared_bias(self.bias)
 
     def route(
         self,
@@ -281,7 +282,7 @@ def _route_capsules(
     arrays = vary_alike(capsules, weight, bias, *([] if start is None else [start]))
     pose = leave_sharding_to_xla(route, P(*batch, None, None), *arrays)
     routed = Routed(pose=pose, activation=safe_norm(pose), coupling=None)
-    return competition.mask_outputs(routed, options.activation_kind)
+    return options.without_absent(routed, competition)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,12 +3,12 @@
 import dataclasses
 from collections.abc import Mapping
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from capsjax.ops import safe_norm, squash
-from capsjax.routings.algorithm import Algorithm, Competition, Parameter, Routed
+from capsjax.routings.algorithm import Algorithm, Parameter, Routed, declared_bias
+from capsjax.routings.competition import Competition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +29,8 @@ class UniformRouting(Algorithm):
 
     @property
     def declared_parameters(self) -> Mapping[str, Parameter]:
-        """The bias, one value for each component of each output capsule, if any."""
-        if self.bias is None:
-            return {}
-        return {"bias": Parameter("jd", jax.nn.initializers.constant(self.bias))}
+        """The bias, if there is one."""
+        return declared_bias(self.bias)
 
     def route(
         self,
