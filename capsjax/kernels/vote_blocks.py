@@ -1,0 +1,221 @@
+"""Votes of one block of input capsules at a time, and what is done with them.
+
+Letters: as in :mod:`capsjax.kernels.dynamic_routing`.
+"""
+
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import export, lax
+from jaxtyping import Array, Float, Int
+
+from capsjax.runtime.platforms import Platform
+
+
+class Rounds(NamedTuple):
+    """What is computed: options of :func:`capsjax.routing`."""
+
+    num_iterations: int
+    none_of_the_above: bool
+    stop_gradient: bool
+
+
+class Operands(NamedTuple):
+    """Weight, capsules and initial logits in blocks, or their gradients; batch last.
+
+    Attributes:
+        weight: The matrices.
+        capsules: The input capsules.
+        start: Initial logits, or None; of one input where all share them, and of one
+            example likewise.
+    """
+
+    weight: Float[Array, "*k i n c"]
+    capsules: Float[Array, "*k i c b"]
+    start: Float[Array, "*k _ j _"] | None = None
+
+
+class Votes:
+    """The votes of one block, and all that is done with them."""
+
+    def __init__(
+        self,
+        block: tuple[Int[Array, ""], Operands],
+        shape: tuple[Any, ...],
+        platform: Platform,
+    ):
+        self._number, self._operands = block
+        self._platform = platform
+        votes = jnp.einsum("inc,icb->inb", *self._operands[:2])
+        self._votes = votes.reshape(len(votes), *shape)
+
+    def agree(self, vector: Float[Array, "j d b"]) -> Float[Array, "i j b"]:
+        """How far each vote goes along a vector: their scalar product."""
+        return self._fence(
+            lambda votes, vector: self._sum(2, votes, vector[None]), self._votes, vector
+        )
+
+    def gather(self, share: Float[Array, "i j b"]) -> Float[Array, "j d b"]:
+        """The sum of all votes, each times its share."""
+        return self._sum(0, share[:, :, None], self._votes)
+
+    def couple(
+        self, pose_sum: Float[Array, "j d b"], rounds: Rounds
+    ) -> Float[Array, "i j b"]:
+        """The couplings: the softmax over ``j`` of how far votes and poses agree."""
+        # "None of the above" is one more output whose logit is zero.
+        nowhere = rounds.none_of_the_above
+
+        def largest(logit):
+            largest = self._fold(jnp.maximum, jnp.max, 1, logit)
+            return jnp.maximum(largest, 0) if nowhere else largest
+
+        def scale(share, offset):
+            total = self._sum(1, share)
+            return 1 / (total + jnp.exp(-offset) if nowhere else total)
+
+        logit = self.agree(pose_sum)
+        if self._operands.start is not None:
+            logit = logit + self._operands.start
+        offset = self._fence(largest, logit)
+        share = self._fence(lambda x, y: jnp.exp(x - y[:, None]), logit, offset)
+        scaled = self._fence(scale, share, offset)
+        return self._fence(lambda x, y: x * y[:, None], share, scaled)
+
+    def uncouple(
+        self, coupling: Float[Array, "i j b"], s_gradient: Float[Array, "j d b"]
+    ) -> Float[Array, "i j b"]:
+        """The gradient of the logits: that of the softmax, given that of ``s``."""
+        gradient = self.agree(s_gradient)
+        mean = self._fence(lambda x, y: self._sum(1, x, y), coupling, gradient)
+        return self._fence(
+            lambda x, y, mean: x * (y - mean[:, None]), coupling, gradient, mean
+        )
+
+    def uncast(
+        self,
+        gradient: Float[Array, "i j d b"],
+        logit_gradient: Float[Array, "i j b"] | None,
+    ) -> Operands:
+        """Gradients of the operands, given those of the votes and of the logits."""
+        weight, capsules, start = self._operands
+        gradient = lax.collapse(gradient, 1, 3)
+        if start is not None:
+            shared = [n for n in (0, 2) if start.shape[n] == 1]
+            own = jnp.zeros_like(start) if logit_gradient is None else logit_gradient
+            start = own.sum(shared, keepdims=True)
+        return Operands(
+            jnp.einsum("inb,icb->inc", gradient, capsules),
+            jnp.einsum("inb,inc->icb", gradient, weight),
+            start,
+        )
+
+    def _sum(self, axis: int, *factors: Array) -> Array:
+        return self._fold(operator.add, jnp.sum, axis, *factors)
+
+    def _fold(
+        self, combine: Callable, reduce: Callable, axis: int, *factors: Array
+    ) -> Array:
+        """Reduces the product of the factors along an axis.
+
+        XLA:CPU goes through a reduction over any axis but the last one number at a
+        time. A chain of slices is the same in whole vectors, ten times faster.
+        """
+        if not self._platform.slices_sums:
+            return reduce(functools.reduce(operator.mul, factors), axis)
+
+        def take(factor, k):
+            return lax.index_in_dim(factor, k, axis, keepdims=False)
+
+        terms = [
+            functools.reduce(operator.mul, [take(factor, k) for factor in factors])
+            for k in range(factors[0].shape[axis])
+        ]
+        return functools.reduce(combine, terms)
+
+    def _fence(self, function: Callable, *operands: Array) -> Array:
+        """``function(*operands)``, computed once.
+
+        XLA:CPU takes sums and products to be so cheap that it computes them again for
+        each number of whatever uses them, here a hundred times, and
+        ``lax.optimization_barrier`` does not keep it from that. A branch does: that a
+        block's number is never negative is more than the compiler finds out.
+        """
+        if not self._platform.slices_sums:
+            return function(*operands)
+
+        def never(*operands):
+            shape = jax.eval_shape(function, *operands).shape
+            return lax.full_like(operands[0], 0, shape=shape)
+
+        return lax.cond(self._number >= 0, function, never, *operands)
+
+
+def split(
+    capsules: Float[Array, "b i c"],
+    weight: Float[Array, "i j d c"],
+    start: Float[Array, "_ _ j"] | None,
+    platform: Platform,
+) -> Operands:
+    """Cuts the input capsules into blocks of one size."""
+    (batch, i, c), n = capsules.shape, weight.shape[1] * weight.shape[2]
+    num_blocks = 1  # Of a batch of unknown size, too.
+    if not export.is_symbolic_dim(batch):
+        largest = platform.block_bytes // max(1, batch * n * weight.dtype.itemsize)
+        num_blocks = -(-i // max(1, min(largest, platform.largest_block)))
+    size = -(-i // num_blocks)
+    # Capsules of zeros cast votes of zeros, which add nothing to any sum.
+    padding = [(0, num_blocks * size - i), (0, 0), (0, 0)]
+    weight = jnp.pad(weight.reshape(i, n, c), padding)
+    capsules = jnp.pad(capsules.transpose(1, 2, 0), padding)
+    if start is not None:
+        start = start.transpose(1, 2, 0)
+        if len(start) == i and i > 1:
+            start = jnp.pad(start, padding).reshape(num_blocks, size, *start.shape[1:])
+        else:
+            start = jnp.broadcast_to(start, (num_blocks, *start.shape))
+    return Operands(
+        weight.reshape(num_blocks, size, n, c),
+        capsules.reshape(num_blocks, size, c, batch),
+        start,
+    )
+
+
+def join(
+    blocks: Operands,
+    capsules: Float[Array, "b i c"],
+    weight: Float[Array, "i j d c"],
+    start: Float[Array, "_ _ j"] | None,
+) -> list[Array]:
+    """The reverse of splitting, in the shapes of capsules, weight and start."""
+    i = capsules.shape[1]
+    joined = [
+        lax.collapse(blocks.capsules, 0, 2)[:i].transpose(2, 0, 1),
+        blocks.weight.reshape(-1, *weight.shape[1:])[:i],
+    ]
+    if start is None or blocks.start is None:
+        return joined
+    if start.shape[1] == i and i > 1:
+        own = lax.collapse(blocks.start, 0, 2)[:i]
+    else:
+        own = blocks.start.sum(0)
+    return [*joined, own.transpose(2, 0, 1)]
+
+
+def numbered(blocks: Operands) -> tuple[Int[Array, " k"], Operands]:
+    """The blocks, each with its number, to scan over."""
+    return jnp.arange(len(blocks.weight)), blocks
+
+
+def add_to_block(all_blocks: Operands, block: Operands, number: Array) -> Operands:
+    """Adds to one block, in place once compiled."""
+
+    def add(whole, part):
+        total = lax.dynamic_index_in_dim(whole, number, keepdims=False) + part
+        return lax.dynamic_update_index_in_dim(whole, total, number, axis=0)
+
+    return jax.tree.map(add, all_blocks, block)
