@@ -41,7 +41,7 @@ def _on(platform: Platform, plan: Plan, image_shape, kernel_shape) -> Plan:
         form = "patches"
     elif max(plan.strides) > 1 and any(map(operator.gt, kernel_shape, outputs)):
         # XLA takes the larger of gradient and kernel for the image, and no longer sees
-        # that the stride's zeros need no products: four times the work.
+        # that the stride's zeros need no products: for the paper's six times the work.
         form = "phases"
     return plan._replace(form=form, kernel_first=False, rounds_results=True)
 
