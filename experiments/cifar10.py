@@ -3,16 +3,13 @@
     python -m capsjax.train --config experiments/cifar10.py --config.seed=0  # to 6
     python -m capsjax.evaluate --workdir runs/cifar10-seed*
 
-Crops of 24x24 pixels, 64 types of primary capsules, and a "none of the above" class in
-the routing. The paper averages an ensemble of seven networks; ``evaluate`` does so with
-the runs it is given.
+Trains on crops of 24x24 pixels, with 64 types of primary capsules and a "none of the
+above" class in the routing. The paper averages an ensemble of seven networks;
+``evaluate`` averages the runs that it is given.
 
 Variants: ``smoke``, a minute.
 
-References: the paper reports 10.6 % wrong with seven networks.
-
-Results: none yet. The set could not be downloaded where this was written; its reader is
-tested on small archives of the same layout.
+Results: docs/results.md
 """
 
 from capsjax.config import Config, Data, Model, Optimizer, make_smoke, require_variant

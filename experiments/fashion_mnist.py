@@ -2,16 +2,13 @@
 
     python -m capsjax.train --config experiments/fashion_mnist.py
 
-The plain recipe of ``experiments/mnist.py``, unchanged but for the data and ten epochs.
-Any folder of four IDX archives will do, for instance that of Debian's package
+Trains the plain recipe of ``experiments/mnist.py`` on other data, for ten epochs. Any
+folder of four IDX archives will do, for instance the one in Debian's package
 ``dataset-fashion-mnist``: ``--config.data.name=FOLDER``.
 
 Variants: ``smoke``, a minute.
 
-Results: 90.74 %, loss 0.075418, the last checkpoint and the best by validation
-(91.08 %); seed 0, float32, commit 528f7c8, 52 minutes of one core of an Intel Xeon
-beside other work. ``smoke``: 79.86 % in half a minute. No other test evaluation was
-made.
+Results: docs/results.md
 """
 
 from capsjax.config import Config, Optimizer, make_smoke, require_variant

@@ -1,24 +1,19 @@
 """CapsNet on your own images: a folder with one subfolder a class.
 
     python -m capsjax.train --config experiments/folder.py --config.data.path=photos/
-
-``photos/cat/*.jpg``, ``photos/dog/*.png`` and so on, of any size; they are scaled to
-``--config.data.image_size=32``. Subfolders ``train``, ``test`` and ``val``, by these or
-other common names, are the splits. Without ``test`` a tenth of each class is kept for
-it, chosen by the files' names; without ``val`` a tenth of the rest validates. Once the
-images are read, what the training will need of memory is told, and refused above
-``--config.max_gigabytes=16``.
-
-Large images make many primary capsules, 18,432 of 64 x 64 pixels in the paper's
-network, and what the first steps do to each adds up. So the rate rises over 100 steps:
-without that, at 0.001, the margin loss is 3.5 after ten steps (0.81 if all lengths were
-zero) and nothing is learnt (the paper's network, MNIST scaled to 64 pixels, batches of
-32: training accuracy 7.5 % after 50 steps, 91 % with it; seed 0, bfloat16, commit
-b35cfdf).
-
     python -m capsjax.predict --workdir runs/folder-seed0 new_photo.jpg
 
+Reads ``photos/cat/*.jpg``, ``photos/dog/*.png`` and so on, of any size, and scales them
+to ``--config.data.image_size=32``. Subfolders ``train``, ``test`` and ``val``, by these
+or other common names, are the splits. Without ``test``, a tenth of each class is kept
+for the test, chosen by the files' names; without ``val``, a tenth of the rest
+validates. Training reads the images, prints the memory that it needs, and refuses to
+start above ``--config.max_gigabytes=16``. The rate rises over 100 steps, because large
+images make many primary capsules, and the changes of the first steps add up over them.
+
 Variants: ``smoke``, a minute for a few hundred images.
+
+Results: docs/results.md
 """
 
 from capsjax.config import Config, Data, Model, Optimizer, make_smoke, require_variant

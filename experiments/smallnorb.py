@@ -2,15 +2,12 @@
 
     python -m capsjax.train --config experiments/smallnorb.py
 
-Stereo pairs as two channels, scaled to 48x48; crops of 32x32 at a random place in
-training, in the middle otherwise; the network of MNIST.
+Trains the network of MNIST on stereo pairs as two channels, scaled to 48x48 and cropped
+to 32x32: at a random place in training, in the middle otherwise.
 
 Variants: ``smoke``, a minute.
 
-References: the paper reports 2.7 % wrong.
-
-Results: none yet. The set could not be downloaded where this was written; its reader is
-tested on small archives of the same layout.
+Results: docs/results.md
 """
 
 from capsjax.config import Config, Data, Optimizer, make_smoke, require_variant

@@ -2,15 +2,12 @@
 
     python -m capsjax.train --config experiments/svhn.py
 
-A small network: 64 channels, 16 types of primary capsules of 6 components, class
+Trains a small network: 64 channels, 16 types of primary capsules of 6 components, class
 capsules of 8, on the 73,257 images of ``train`` alone.
 
 Variants: ``smoke``, a minute.
 
-References: the paper reports 4.3 % wrong.
-
-Results: none yet. The set could not be downloaded where this was written; its reader is
-tested on small archives of the same layout.
+Results: docs/results.md
 """
 
 from capsjax.config import Config, Data, Model, Optimizer, make_smoke, require_variant
