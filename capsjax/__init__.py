@@ -7,6 +7,7 @@ from capsjax.losses import margin_loss, reconstruction_loss
 from capsjax.ops import safe_norm, squash, tweak_pose
 from capsjax.routings import ROUTINGS, DynamicRouting, Routed
 from capsjax.routings.dynamic import routing
+from capsjax.runtime.devices import AXIS as DEVICE_AXIS
 
 if TYPE_CHECKING:
     from capsjax.layers import Decoder, DenseCaps, PrimaryCaps
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from capsjax.storage.run import load_run
 
 __all__ = [
+    "DEVICE_AXIS",
     "ROUTINGS",
     "CapsNet",
     "Decoder",

@@ -1,7 +1,7 @@
-"""How weights start: by a name that fits into a config, or scaled to their layer.
+"""Initial weights: by a name that fits into a config, or scaled to their layer.
 
 ``initializer("normal(0.1)")`` draws alike at any size. The three ``scaled_*`` rules,
-``scaled`` in a config, start a network of any size as the paper's network starts: each
+named ``scaled``, start a network of any size as the paper's network starts: each
 multiplies the standard deviation that the paper's network has here by a factor that is
 exactly 1 at that network's sizes, so that its first weights keep every bit. The paper
 gives no first weights; these were chosen by validation on MNIST.
@@ -11,15 +11,17 @@ import contextlib
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from capsjax.bounds import Allowed
+
 Initializer = Callable[..., Array]
 
-SCALED = "scaled"  # What a config calls the three rules.
+SCALED = "scaled"  # Names the three rules.
 
 # Root mean square lengths at the start of the paper's network, over 64 test digits of
 # MNIST and seeds 0 to 2: 0.344, 0.356, 0.338 and 0.0096, 0.0102, 0.0086.
@@ -39,17 +41,25 @@ _NUMBERED: Mapping[str, Callable[[float], Initializer]] = {
 }
 
 
-def initializer(name: str) -> Initializer:
-    """The initialiser of that name.
+def initializer(
+    start: str | Initializer, scaled: Initializer | None = None
+) -> Initializer:
+    """Finds an initializer by its name.
 
     Args:
-        name: ``glorot_uniform``, ``he_normal``, ``lecun_normal``, ``zeros``, or, with a
-            number, ``constant(0.1)``, ``normal(0.1)`` (mean zero, that standard
-            deviation) or ``truncated_normal(0.1)``.
+        start: ``glorot_uniform``, ``he_normal``, ``lecun_normal``, ``zeros``, or, with
+            a number, ``constant(0.1)``, ``normal(0.1)`` (mean zero, that standard
+            deviation) or ``truncated_normal(0.1)``; or a function, which is returned.
+        scaled: What the name ``scaled`` stands for, where there is a rule.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is no initializer of that name.
     """
+    if not isinstance(start, str):
+        return start
+    name = start
+    if name == SCALED and scaled is not None:
+        return scaled
     if name in _PLAIN:
         return _PLAIN[name]()
     match = re.fullmatch(r"(\w+)\(([\d.eE+-]+)\)", name, re.ASCII)
@@ -57,8 +67,26 @@ def initializer(name: str) -> Initializer:
         with contextlib.suppress(ValueError):
             if math.isfinite(number := float(match[2])):
                 return _NUMBERED[match[1]](number)
-    known = [*_PLAIN, *(f"{name}(NUMBER)" for name in _NUMBERED)]
-    raise ValueError(f"unknown initializer {name!r}; choose from {', '.join(known)}.")
+    known = _NAMES + f", {SCALED}" * (scaled is not None)
+    raise ValueError(f"unknown initializer {name!r}; choose from {known}.")
+
+
+def _is_name(start: Any, scaled: Initializer | None = None) -> bool:
+    with contextlib.suppress(ValueError):
+        return isinstance(start, str) and bool(initializer(start, scaled))
+    return False
+
+
+_NAMES = ", ".join([*_PLAIN, *(f"{name}(NUMBER)" for name in _NUMBERED)])
+# The annotations of fields that hold how a weight starts: in a config, a name.
+Start = Annotated[str | Initializer, Allowed(f"one of {_NAMES}", _is_name)]
+ScaledStart = Annotated[
+    str | Initializer,
+    Allowed(
+        f"one of {_NAMES}, {SCALED}",
+        lambda start: _is_name(start, jax.nn.initializers.zeros),
+    ),
+]
 
 
 def scaled_kernel(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:

@@ -1,6 +1,7 @@
 """Layers that own weights: the mathematics is in ``ops`` and ``routings``.
 
-Weights are float32, with ``JAX_ENABLE_X64`` too.
+Weights are float32, with ``JAX_ENABLE_X64`` too. How they start is a name of
+:mod:`capsjax.initializers`, or a function of key, shape and type.
 
 Letters: ``h w`` position, ``t`` capsule type, ``i`` input capsules with ``c``
 components, ``j`` output capsules with ``d``.
@@ -16,10 +17,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from capsjax.bounds import ComputeType, Count, Scale, Widths
 from capsjax.initializers import (
     CLASS_LENGTH,
     PRIMARY_LENGTH,
+    SCALED,
     Initializer,
+    ScaledStart,
+    Start,
+    initializer,
     scaled_primary,
     scaled_votes,
 )
@@ -48,11 +54,11 @@ class Convolution(nn.Module):
             keeps the size.
     """
 
-    features: int
-    kernel_size: int
-    stride: int = 1
-    compute_dtype: str = "float32"
-    kernel_init: Initializer = jax.nn.initializers.he_normal()
+    features: Count
+    kernel_size: Count
+    stride: Count = 1
+    compute_dtype: ComputeType = "float32"
+    kernel_init: Start = "he_normal"
     padding: str = "VALID"
 
     @nn.compact
@@ -67,7 +73,7 @@ class Convolution(nn.Module):
         require_unit_scale("image", image)
         *batch, height, width, channels = image.shape
         shape = (self.kernel_size, self.kernel_size, channels, self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        kernel = self.param("kernel", initializer(self.kernel_init), shape, jnp.float32)
         # With JAX_ENABLE_X64 even jnp.zeros has 64 bits.
         image = jnp.asarray(image, kernel.dtype)
         image = image.reshape(math.prod(batch), height, width, channels)
@@ -109,9 +115,9 @@ class PrimaryCaps(nn.Module):
         activation: Applied before the squash; None as in the paper.
         scale: Factor of the convolution's result; 1 as in the paper.
         compute_dtype: Type of the convolution's operands; its sums are float32.
-        kernel_init: How the kernel starts. None scales it so that the capsules start
-            about ``start_length`` long, whatever the sizes, behind features like those
-            of the paper's first convolution: see ``initializers.scaled_primary``.
+        kernel_init: How the kernel starts. ``scaled`` makes the capsules start about
+            ``start_length`` long, whatever the sizes, behind features like those of the
+            paper's first convolution: see ``initializers.scaled_primary``.
         bias_init: How the bias starts.
         start_length: Root mean square length of the capsules at the start.
 
@@ -121,15 +127,15 @@ class PrimaryCaps(nn.Module):
 
     start_length: ClassVar[float] = PRIMARY_LENGTH
 
-    num_types: int = 32
-    dim: int = 8
-    kernel_size: int = 9
-    stride: int = 2
+    num_types: Count = 32
+    dim: Count = 8
+    kernel_size: Count = 9
+    stride: Count = 2
     activation: Callable[[Array], Array] | None = None
-    scale: float = 1.0
-    compute_dtype: str = "float32"
-    kernel_init: Initializer | None = None
-    bias_init: Initializer = jax.nn.initializers.zeros
+    scale: Scale = 1.0
+    compute_dtype: ComputeType = "float32"
+    kernel_init: ScaledStart = SCALED
+    bias_init: Start = "zeros"
 
     @nn.compact
     def __call__(
@@ -142,10 +148,10 @@ class PrimaryCaps(nn.Module):
             self.kernel_size,
             self.stride,
             self.compute_dtype,
-            self.kernel_init or scaled_primary(self.dim, self.scale),
+            initializer(self.kernel_init, scaled_primary(self.dim, self.scale)),
             name="conv",
         )(image)
-        bias = self.param("bias", self.bias_init, (features,), jnp.float32)
+        bias = self.param("bias", initializer(self.bias_init), (features,), jnp.float32)
         s = self.scale * s + jnp.broadcast_to(bias, s.shape)
         if self.activation is not None:
             s = self.activation(s)
@@ -163,8 +169,8 @@ class DenseCaps(nn.Module):
             any number of inputs.
         weight_init: How ``W`` starts. Its scale decides whether and how fast the
             network learns: where it is too large every length saturates at one, where
-            it is too small the lengths and their gradients start near zero. None scales
-            it so that the capsules start about ``start_length`` long for any number of
+            it is too small the lengths and their gradients start near zero. ``scaled``
+            makes the capsules start about ``start_length`` long for any number of
             inputs, outputs and components: see ``initializers.scaled_votes``.
         input_length: Root mean square length of the input capsules at the start, which
             that scale needs and no shape tells. The default is that of the paper's
@@ -178,10 +184,10 @@ class DenseCaps(nn.Module):
 
     start_length: ClassVar[float] = CLASS_LENGTH
 
-    num_capsules: int
-    dim: int
+    num_capsules: Count
+    dim: Count
     routing: Algorithm = DynamicRouting()
-    weight_init: Initializer | None = None
+    weight_init: ScaledStart = SCALED
     input_length: float = PRIMARY_LENGTH
     share_weight: bool = False
 
@@ -202,7 +208,7 @@ class DenseCaps(nn.Module):
         """
         i, c = capsules.shape[-2:]
         size = {"i": i, "j": self.num_capsules, "d": self.dim, "c": c}
-        start = self.weight_init or scaled_votes(self.input_length)
+        start = initializer(self.weight_init, scaled_votes(self.input_length))
         shape = (i, self.num_capsules, self.dim, c)
         if self.share_weight:
             # As each of so many matrices would start.
@@ -239,11 +245,11 @@ class Decoder(nn.Module):
     """
 
     image_shape: tuple[int, int, int]
-    features: tuple[int, ...] = (512, 1024)
-    compute_dtype: str = "float32"
-    kernel_init: Initializer = jax.nn.initializers.he_normal()
-    output_init: Initializer = jax.nn.initializers.lecun_normal()
-    bias_init: Initializer = jax.nn.initializers.zeros
+    features: Widths = (512, 1024)
+    compute_dtype: ComputeType = "float32"
+    kernel_init: Start = "he_normal"
+    output_init: Start = "lecun_normal"
+    bias_init: Start = "zeros"
 
     @nn.compact
     def __call__(
@@ -267,8 +273,8 @@ def make_dense(
     features: int,
     *,
     compute_dtype: str,
-    kernel_init: Initializer,
-    bias_init: Initializer,
+    kernel_init: str | Initializer,
+    bias_init: str | Initializer,
 ) -> nn.Dense:
     """A fully connected layer.
 
@@ -280,8 +286,8 @@ def make_dense(
     """
     return nn.Dense(
         features,
-        kernel_init=kernel_init,
-        bias_init=bias_init,
+        kernel_init=initializer(kernel_init),
+        bias_init=initializer(bias_init),
         dot_general=functools.partial(_dot_general, dtype=compute_dtype),
     )
 

@@ -1,10 +1,22 @@
-"""Losses of capsule networks: one value per example, in float32."""
+"""Losses of capsule networks: one value per example, in float32.
+
+The functions are the mathematics. The classes hold a recipe's weights and margins:
+values for the section ``loss`` of a config, where ``LOSSES`` maps a word to each.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
+from capsjax.bounds import Share, Weight
 from capsjax.ops import require_unit_scale
+
+ActivationKind = Literal["length", "probability", "logit"]
 
 
 def margin_loss(
@@ -15,7 +27,7 @@ def margin_loss(
     absent: float = 0.1,
     down_weight: float = 0.5,
 ) -> Float[Array, "*batch"]:
-    r"""Asks for a long capsule of each class that is there, short ones of the others.
+    r"""Wants a long capsule of each class that is there, short ones of the others.
 
     .. math::
         L = \sum_n T_n \max(0, m^+ - |v_n|)^2
@@ -48,6 +60,56 @@ def margin_loss(
     too_long = jnp.maximum(0, length - absent) ** 2
     loss = is_present * too_short + down_weight * (1 - is_present) * too_long
     return jnp.sum(loss, axis=-1)
+
+
+def spread_loss(
+    probability: Float[ArrayLike, "*batch n"],
+    label: Shaped[ArrayLike, "..."],
+    *,
+    margin: float = 0.9,
+) -> Float[Array, "*batch"]:
+    r"""Wants the label's activation to exceed each other one by a margin.
+
+    .. math::
+        L = \sum_{n \neq t} \max(0, m - (a_t - a_n))^2
+
+    Args:
+        probability: Activations of the class capsules, from 0 to 1.
+        label: The class ``t`` of each example, an integer.
+        margin: ``m``. The paper raises it from 0.2 to 0.9 while it trains.
+
+    Returns:
+        The loss of each example, summed over classes.
+
+    Raises:
+        ValueError: If the label is not one integer per example.
+        TypeError: If the activations are not floating-point numbers.
+
+    References:
+        Hinton, Sabour and Frosst 2018, Eq. 3, *Matrix Capsules with EM Routing*.
+    """
+    require_unit_scale("probability", probability)
+    probability, own = _own(probability, label)
+    is_label = jax.nn.one_hot(jnp.asarray(label), probability.shape[-1])
+    each = jnp.maximum(0, margin - (own[..., None] - probability)) ** 2
+    return jnp.sum((1 - is_label) * each, axis=-1)
+
+
+def cross_entropy(
+    logit: Float[ArrayLike, "*batch n"], label: Shaped[ArrayLike, "..."]
+) -> Float[Array, "*batch"]:
+    r"""Computes ``-log softmax(logit)_label``.
+
+    Args:
+        logit: One value for each class, of any size.
+        label: The class of each example, an integer.
+
+    Raises:
+        ValueError: If the label is not one integer per example.
+    """
+    logit = jnp.asarray(logit)
+    wide = logit.astype(jnp.promote_types(logit.dtype, jnp.float32))
+    return -_own(jax.nn.log_softmax(wide), label)[1]
 
 
 def reconstruction_loss(
@@ -86,6 +148,176 @@ def reconstruction_loss(
     wide = jnp.promote_types(reconstruction.dtype, jnp.float32)
     error = (reconstruction.astype(wide) - image.astype(wide)) ** 2
     return getattr(jnp, reduction)(error, axis=(-3, -2, -1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss(abc.ABC):
+    """A loss of the class capsules, and the weight of the reconstruction beside it.
+
+    Attributes:
+        weight: Weight of the loss of the class capsules.
+        reconstruction_weight: Weight of the reconstruction's squared error; at 0 the
+            network draws nothing in training.
+        reconstruction_reduction: ``sum`` or ``mean`` over the pixels.
+        name: Name of the loss of the class capsules among the metrics.
+        activation_kind: The kind of activation that the loss compares.
+        takes_several: Whether an image may show several classes.
+    """
+
+    weight: Weight = 1.0
+    reconstruction_weight: Weight = 0.0005
+    reconstruction_reduction: Literal["sum", "mean"] = "sum"
+
+    name: ClassVar[str]
+    activation_kind: ClassVar[ActivationKind]
+    takes_several: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def __call__(
+        self, activation: Float[Array, "*batch n"], label: Shaped[Array, "..."]
+    ) -> Float[Array, "*batch"]:
+        """Computes the loss of each example, not weighted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MarginLoss(Loss):
+    """:func:`margin_loss`, for lengths.
+
+    Attributes:
+        present: Length above which a present class costs nothing.
+        absent: Length below which an absent class costs nothing.
+        down_weight: Weight of absent classes.
+    """
+
+    present: Share = 0.9
+    absent: Share = 0.1
+    down_weight: Weight = 0.5
+
+    name: ClassVar[str] = "margin_loss"
+    activation_kind: ClassVar[ActivationKind] = "length"
+    takes_several: ClassVar[bool] = True
+
+    def check(self) -> None:
+        """Compares the margins.
+
+        Raises:
+            ValueError: If ``absent`` is above ``present``.
+        """
+        if self.absent > self.present:
+            raise ValueError(
+                f"absent must be at most present={self.present}, got {self.absent}."
+            )
+
+    def __call__(
+        self, activation: Float[Array, "*batch n"], label: Shaped[Array, "..."]
+    ) -> Float[Array, "*batch"]:
+        """Computes the margin loss of each example."""
+        return margin_loss(
+            activation,
+            label,
+            present=self.present,
+            absent=self.absent,
+            down_weight=self.down_weight,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class SpreadLoss(Loss):
+    """:func:`spread_loss`, for probabilities.
+
+    Attributes:
+        margin: By how much the label's probability should exceed each other one.
+    """
+
+    margin: Share = 0.9
+
+    name: ClassVar[str] = "spread_loss"
+    activation_kind: ClassVar[ActivationKind] = "probability"
+
+    def __call__(
+        self, activation: Float[Array, "*batch n"], label: Shaped[Array, "..."]
+    ) -> Float[Array, "*batch"]:
+        """Computes the spread loss of each example."""
+        return spread_loss(activation, label, margin=self.margin)
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossEntropy(Loss):
+    """:func:`cross_entropy`, for logits."""
+
+    name: ClassVar[str] = "cross_entropy"
+    activation_kind: ClassVar[ActivationKind] = "logit"
+
+    def __call__(
+        self, activation: Float[Array, "*batch n"], label: Shaped[Array, "..."]
+    ) -> Float[Array, "*batch"]:
+        """Computes the cross-entropy of each example."""
+        return cross_entropy(activation, label)
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoLoss(Loss):
+    """The loss that fits what the network's activations are, with its default margins.
+
+    The margin loss for lengths, the spread loss for probabilities, the cross-entropy
+    for logits.
+    """
+
+    def __call__(
+        self, activation: Float[Array, "*batch n"], label: Shaped[Array, "..."]
+    ) -> Float[Array, "*batch"]:
+        """Is never computed: :func:`fitting_loss` replaces it.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError("AutoLoss is no loss yet; call fitting_loss first.")
+
+
+LOSSES: Mapping[str, type[Loss]] = {
+    "auto": AutoLoss,
+    "margin": MarginLoss,
+    "spread": SpreadLoss,
+    "cross_entropy": CrossEntropy,
+}
+
+
+def fitting_loss(loss: Loss, kind: ActivationKind) -> Loss:
+    """Returns the loss itself, or, of ``AutoLoss``, the one for that kind.
+
+    Raises:
+        ValueError: If the loss is for activations of another kind.
+    """
+    fitting: dict[str, type[Loss]] = {
+        one.activation_kind: one for one in (MarginLoss, SpreadLoss, CrossEntropy)
+    }
+    if isinstance(loss, AutoLoss):
+        return fitting[kind](**dataclasses.asdict(loss))
+    if loss.activation_kind != kind:
+        words = {value: word for word, value in LOSSES.items()}
+        word = words.get(type(loss), type(loss).__name__)
+        raise ValueError(
+            f"config.loss={word} compares activations of the kind "
+            f"{loss.activation_kind}, and those of the network are of the kind {kind}: "
+            f"choose auto or {words[fitting[kind]]}."
+        )
+    return loss
+
+
+def _own(
+    values: Float[ArrayLike, "*batch n"], label: Shaped[ArrayLike, "..."]
+) -> tuple[Float[Array, "*batch n"], Float[Array, "*batch"]]:
+    """The values of all classes, and of the label's."""
+    values, label = jnp.asarray(values), jnp.asarray(label)
+    is_one = jnp.issubdtype(label.dtype, jnp.integer)
+    if label.shape != values.shape[:-1] or not is_one:
+        raise ValueError(
+            f"label must be integers of shape {values.shape[:-1]}, got {label.dtype} "
+            f"of shape {label.shape}."
+        )
+    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    own = jnp.take_along_axis(values, label[..., None], axis=-1)[..., 0]
+    return values, own
 
 
 def _multi_hot(

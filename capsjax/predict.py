@@ -21,7 +21,6 @@ from jaxtyping import UInt8
 from capsjax.data.images import ImageError, is_visible
 from capsjax.data.picture import UnclearGroundError
 from capsjax.data.preparation import DRAWN, Preparation
-from capsjax.models import BaselineCNN
 from capsjax.runtime.compile_cache import keep_compiled_programs
 from capsjax.runtime.console import answer, command, fail, json_text, printable, warn
 from capsjax.runtime.devices import require_devices
@@ -38,30 +37,23 @@ _DIGITS = (*DRAWN, "svhn_cropped")
 
 
 def verdicts(run: Run, prediction: Prediction) -> list[dict[str, Any]]:
-    """For each image: what it shows, in words, and every class's length.
-
-    Of the baseline it is every class's probability.
-    """
-    is_baseline = isinstance(run.model, BaselineCNN)
+    """Says for each image what it shows, with every class's length or probability."""
+    kind = run.activation_kind
     result = []
-    for length in prediction.length:
-        order = np.argsort(-length, kind="stable")
+    for activation in prediction.activation:
+        order = np.argsort(-activation, kind="stable")
         names = [run.class_names[k] for k in order]
-        num_present = int((length >= PRESENT).sum())
         numbers = {
-            name: round(float(length[k]), 4)
+            name: round(float(activation[k]), 4)
             for name, k in zip(names, order, strict=True)
         }
-        result.append(
-            {"verdict": names[0], "label": names[0], "probabilities": numbers}
-            if is_baseline
-            else {
-                "verdict": _verdict(run, names, num_present),
-                "label": names[0],
-                "num_present": num_present,
-                "lengths": numbers,
-            }
-        )
+        answer: dict[str, Any] = {"verdict": names[0], "label": names[0]}
+        # Of a softmax, one class is always there.
+        if kind != "logit":
+            answer["num_present"] = int((activation >= PRESENT).sum())
+            answer["verdict"] = _verdict(run, names, answer["num_present"])
+        answer["lengths" if kind == "length" else "probabilities"] = numbers
+        result.append(answer)
     return result
 
 

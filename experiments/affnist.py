@@ -17,21 +17,28 @@ tested another CNN on affNIST); ``smoke``, a minute.
 Results: docs/results.md
 """
 
-from capsjax.config import Config, Optimizer, make_smoke, require_variant
+import dataclasses
 
-VARIANTS = ("", "cnn", "smoke")
+from capsjax.config import Adam, Config, Data
+from capsjax.config.recipes import choose, smoke
+from capsjax.data.augment import Shift
+from capsjax.models import BaselineCNN
+
+PLAIN = Config(
+    num_epochs=20,
+    stop_at=0.9923,
+    data=Data("expanded_mnist"),
+    augmentation=Shift(max_shift=0),  # The data set places the digits.
+    optimizer=Adam(learning_rate=0.001, b2=0.99),
+)
+
+RECIPES = {
+    "": PLAIN,
+    "cnn": dataclasses.replace(PLAIN, model=BaselineCNN(), optimizer=Adam()),
+    "smoke": smoke(PLAIN),
+}
 
 
 def get_config(variant: str = "") -> Config:
-    """The recipe of that name; the plain one without a name."""
-    require_variant(variant, VARIANTS, "affnist")
-    config = Config(experiment="affnist", variant=variant)
-    config.num_epochs, config.stop_at = 20, 0.9923
-    config.data.name, config.data.max_shift = "expanded_mnist", 0  # Placed by itself.
-    config.optimizer = Optimizer(learning_rate=0.001, b2=0.99)
-    if variant == "cnn":
-        config.model.name = "cnn"
-        config.optimizer = Optimizer()
-    if variant == "smoke":
-        make_smoke(config)
-    return config
+    """Returns the recipe of that name; the plain one without a name."""
+    return choose(RECIPES, variant, experiment="affnist")

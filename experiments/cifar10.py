@@ -12,19 +12,24 @@ Variants: ``smoke``, a minute.
 Results: docs/results.md
 """
 
-from capsjax.config import Config, Data, Model, Optimizer, make_smoke, require_variant
+from capsjax import CapsNet, DynamicRouting
+from capsjax.config import Config, Data
+from capsjax.config.recipes import choose, smoke
+from capsjax.data.augment import Shift
 
-VARIANTS = ("", "smoke")
+PLAIN = Config(
+    num_epochs=50,
+    data=Data("cifar10", crop=24),
+    augmentation=Shift(max_shift=0),
+    model=CapsNet(primary_types=64, routing=DynamicRouting(none_of_the_above=True)),
+)
+
+RECIPES = {
+    "": PLAIN,
+    "smoke": smoke(PLAIN),
+}
 
 
 def get_config(variant: str = "") -> Config:
-    """The recipe of that name; the plain one without a name."""
-    require_variant(variant, VARIANTS, "cifar10")
-    config = Config(experiment="cifar10", variant=variant)
-    config.num_epochs = 50
-    config.data = Data(name="cifar10", crop=24, max_shift=0)
-    config.model = Model(primary_types=64, none_of_the_above=True)
-    config.optimizer = Optimizer(learning_rate=0.001)
-    if variant == "smoke":
-        make_smoke(config)
-    return config
+    """Returns the recipe of that name; the plain one without a name."""
+    return choose(RECIPES, variant, experiment="cifar10")

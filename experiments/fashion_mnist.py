@@ -11,18 +11,21 @@ Variants: ``smoke``, a minute.
 Results: docs/results.md
 """
 
-from capsjax.config import Config, Optimizer, make_smoke, require_variant
+from capsjax.config import Adam, Config, Data
+from capsjax.config.recipes import choose, smoke
 
-VARIANTS = ("", "smoke")
+PLAIN = Config(
+    num_epochs=10,
+    data=Data("fashion_mnist"),
+    optimizer=Adam(learning_rate=0.003, b2=0.99),
+)
+
+RECIPES = {
+    "": PLAIN,
+    "smoke": smoke(PLAIN),
+}
 
 
 def get_config(variant: str = "") -> Config:
-    """The recipe of that name; the plain one without a name."""
-    require_variant(variant, VARIANTS, "fashion_mnist")
-    config = Config(experiment="fashion_mnist", variant=variant)
-    config.num_epochs = 10
-    config.data.name = "fashion_mnist"
-    config.optimizer = Optimizer(learning_rate=0.003, b2=0.99)
-    if variant == "smoke":
-        make_smoke(config)
-    return config
+    """Returns the recipe of that name; the plain one without a name."""
+    return choose(RECIPES, variant, experiment="fashion_mnist")

@@ -16,23 +16,32 @@ Variants: ``smoke``, a minute for a few hundred images.
 Results: docs/results.md
 """
 
-from capsjax.config import Config, Data, Model, Optimizer, make_smoke, require_variant
+import dataclasses
 
-VARIANTS = ("", "smoke")
+from capsjax import CapsNet
+from capsjax.config import Adam, Config, Data
+from capsjax.config.recipes import choose, smoke
+
+PLAIN = Config(
+    num_epochs=30,
+    batch_size=32,
+    data=Data("image_folder", image_size=32, num_validation=-1),
+    model=CapsNet(conv_features=128, primary_types=16),
+    optimizer=Adam(learning_rate=0.001, warmup_steps=100),
+)
+
+RECIPES = {
+    "": PLAIN,
+    "smoke": dataclasses.replace(
+        smoke(PLAIN),
+        batch_size=8,
+        steps_per_dispatch=4,
+        data=PLAIN.data,
+        optimizer=dataclasses.replace(PLAIN.optimizer, warmup_steps=10),
+    ),
+}
 
 
 def get_config(variant: str = "") -> Config:
-    """The recipe of that name; the plain one without a name."""
-    require_variant(variant, VARIANTS, "folder")
-    config = Config(experiment="folder", variant=variant)
-    config.num_epochs = 30
-    config.batch_size = 32
-    config.data = Data(name="image_folder", image_size=32, num_validation=-1)
-    config.model = Model(conv_features=128, primary_types=16)
-    config.optimizer = Optimizer(learning_rate=0.001, warmup_steps=100)
-    if variant == "smoke":
-        make_smoke(config)
-        config.batch_size, config.steps_per_dispatch = 8, 4
-        config.optimizer.warmup_steps = 10
-        config.data.num_train, config.data.num_validation = 0, -1
-    return config
+    """Returns the recipe of that name; the plain one without a name."""
+    return choose(RECIPES, variant, experiment="folder")

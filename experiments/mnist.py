@@ -19,81 +19,69 @@ smoke     A narrow network and a fifth of the images: half a minute on two cores
 Results: docs/results.md
 """
 
-from capsjax.config import (
-    Config,
-    Data,
-    Initializers,
-    Loss,
-    Model,
-    Optimizer,
-    make_smoke,
-    require_variant,
-)
+import dataclasses
 
-# The rows of the paper's table 1: rounds of routing, and whether it draws.
-TABLE_1 = ("one_round_no_reconstruction", "one_round", "no_reconstruction", "paper")
-VARIANTS = ("", "notebook", *TABLE_1, "authors", "cnn", "smoke")
+from capsjax import CapsNet, DynamicRouting
+from capsjax.config import Adam, Config
+from capsjax.config.recipes import choose, smoke
+from capsjax.data.augment import Shift
+from capsjax.losses import AutoLoss
+from capsjax.models import BaselineCNN
+
+PAPER = Config(
+    model=CapsNet(
+        conv_init="normal(0.064)",
+        primary_init="normal(0.0098)",
+        weight_init="normal(0.02)",
+    ),
+    optimizer=Adam(schedule="exponential", floor=0.0),
+)
+ONE_ROUND = PAPER.model.clone(routing=DynamicRouting(num_iterations=1))
+NO_RECONSTRUCTION = AutoLoss(reconstruction_weight=0.0)
+
+RECIPES = {
+    "": Config(num_epochs=12, optimizer=Adam(learning_rate=0.003, b2=0.99)),
+    "notebook": Config(
+        batch_size=50,
+        augmentation=Shift(max_shift=0),
+        model=CapsNet(
+            routing=DynamicRouting(num_iterations=2),
+            primary_relu=True,
+            conv_init="glorot_uniform",
+            primary_init="glorot_uniform",
+            weight_init="normal(0.1)",
+            decoder_init="glorot_uniform",
+            reconstruction_init="glorot_uniform",
+        ),
+        loss=AutoLoss(reconstruction_reduction="mean"),
+        optimizer=Adam(schedule="constant"),
+    ),
+    # The rows of the paper's table 1.
+    "one_round_no_reconstruction": dataclasses.replace(
+        PAPER, model=ONE_ROUND, loss=NO_RECONSTRUCTION
+    ),
+    "one_round": dataclasses.replace(PAPER, model=ONE_ROUND),
+    "no_reconstruction": dataclasses.replace(PAPER, loss=NO_RECONSTRUCTION),
+    "paper": PAPER,
+    "authors": Config(
+        model=CapsNet(
+            primary_scale=1 / 32,
+            routing=DynamicRouting(bias=0.1),
+            conv_init="truncated_normal(0.05)",
+            primary_init="truncated_normal(0.1)",
+            weight_init="truncated_normal(0.1)",
+            decoder_init="truncated_normal(0.1)",
+            reconstruction_init="truncated_normal(0.1)",
+            bias_init="constant(0.1)",
+        ),
+        loss=AutoLoss(weight=1 / 20),
+        optimizer=Adam(schedule="exponential", floor=1e-6),
+    ),
+    "cnn": Config(model=BaselineCNN()),
+    "smoke": smoke(Config()),
+}
 
 
 def get_config(variant: str = "") -> Config:
-    """The recipe of that name; the plain one without a name."""
-    require_variant(variant, VARIANTS, "mnist")
-    config = Config(experiment="mnist", variant=variant)
-    if variant == "":
-        config.num_epochs = 12
-        config.optimizer = Optimizer(learning_rate=0.003, b2=0.99)
-    if variant == "notebook":
-        glorot = "glorot_uniform"
-        config.batch_size = 50
-        config.data = Data(max_shift=0)
-        config.model = Model(
-            num_iterations=2,
-            primary_relu=True,
-            initializers=Initializers(
-                conv=glorot,
-                primary=glorot,
-                weight="normal(0.1)",
-                decoder=glorot,
-                reconstruction=glorot,
-                bias="zeros",
-            ),
-        )
-        config.loss = Loss(reconstruction_reduction="mean")
-        config.optimizer = Optimizer(schedule="constant")
-    if variant in TABLE_1:
-        config.model = Model(
-            initializers=Initializers(
-                conv="normal(0.064)",
-                primary="normal(0.0098)",
-                weight="normal(0.02)",
-                decoder="he_normal",
-                reconstruction="lecun_normal",
-                bias="zeros",
-            )
-        )
-        config.optimizer = Optimizer(schedule="exponential", floor=0.0)
-    if variant.startswith("one_round"):
-        config.model.num_iterations = 1
-    if variant.endswith("no_reconstruction"):
-        config.loss.reconstruction_weight = 0.0
-    if variant == "cnn":
-        config.model.name = "cnn"
-    if variant == "authors":
-        tenth = "truncated_normal(0.1)"
-        config.model = Model(
-            primary_scale=1 / 32,
-            routing_bias=True,
-            initializers=Initializers(
-                conv="truncated_normal(0.05)",
-                primary=tenth,
-                weight=tenth,
-                decoder=tenth,
-                reconstruction=tenth,
-                bias="constant(0.1)",
-            ),
-        )
-        config.loss = Loss(margin_weight=1 / 20)
-        config.optimizer = Optimizer(schedule="exponential", floor=1e-6)
-    if variant == "smoke":
-        make_smoke(config)
-    return config
+    """Returns the recipe of that name; the plain one without a name."""
+    return choose(RECIPES, variant, experiment="mnist")

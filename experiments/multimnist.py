@@ -15,18 +15,23 @@ Variants: ``smoke``, a minute.
 Results: docs/results.md
 """
 
-from capsjax.config import Config, Optimizer, make_smoke, require_variant
+from capsjax.config import Adam, Config, Data
+from capsjax.config.recipes import choose, smoke
+from capsjax.data.augment import Shift
 
-VARIANTS = ("", "smoke")
+PLAIN = Config(
+    num_epochs=18,
+    data=Data("multi_mnist"),
+    augmentation=Shift(max_shift=0),  # The data set shifts the digits.
+    optimizer=Adam(learning_rate=0.001, b2=0.99),
+)
+
+RECIPES = {
+    "": PLAIN,
+    "smoke": smoke(PLAIN),
+}
 
 
 def get_config(variant: str = "") -> Config:
-    """The recipe of that name; the plain one without a name."""
-    require_variant(variant, VARIANTS, "multimnist")
-    config = Config(experiment="multimnist", variant=variant)
-    config.num_epochs = 18
-    config.data.name, config.data.max_shift = "multi_mnist", 0  # It shifts by itself.
-    config.optimizer = Optimizer(learning_rate=0.001, b2=0.99)
-    if variant == "smoke":
-        make_smoke(config)
-    return config
+    """Returns the recipe of that name; the plain one without a name."""
+    return choose(RECIPES, variant, experiment="multimnist")

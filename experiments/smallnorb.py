@@ -10,20 +10,22 @@ Variants: ``smoke``, a minute.
 Results: docs/results.md
 """
 
-from capsjax.config import Config, Data, Optimizer, make_smoke, require_variant
+from capsjax.config import Config, Data
+from capsjax.config.recipes import choose, smoke
+from capsjax.data.augment import Shift
 
-VARIANTS = ("", "smoke")
+PLAIN = Config(
+    num_epochs=50,
+    data=Data("smallnorb", image_size=48, num_validation=2_430, crop=32),
+    augmentation=Shift(max_shift=0),
+)
+
+RECIPES = {
+    "": PLAIN,
+    "smoke": smoke(PLAIN),
+}
 
 
 def get_config(variant: str = "") -> Config:
-    """The recipe of that name; the plain one without a name."""
-    require_variant(variant, VARIANTS, "smallnorb")
-    config = Config(experiment="smallnorb", variant=variant)
-    config.num_epochs = 50
-    config.data = Data(
-        name="smallnorb", image_size=48, num_validation=2_430, max_shift=0, crop=32
-    )
-    config.optimizer = Optimizer(learning_rate=0.001)
-    if variant == "smoke":
-        make_smoke(config)
-    return config
+    """Returns the recipe of that name; the plain one without a name."""
+    return choose(RECIPES, variant, experiment="smallnorb")

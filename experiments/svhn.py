@@ -10,19 +10,24 @@ Variants: ``smoke``, a minute.
 Results: docs/results.md
 """
 
-from capsjax.config import Config, Data, Model, Optimizer, make_smoke, require_variant
+from capsjax import CapsNet
+from capsjax.config import Config, Data
+from capsjax.config.recipes import choose, smoke
+from capsjax.data.augment import Shift
 
-VARIANTS = ("", "smoke")
+PLAIN = Config(
+    num_epochs=20,
+    data=Data("svhn_cropped"),
+    augmentation=Shift(max_shift=0),
+    model=CapsNet(conv_features=64, primary_types=16, primary_dim=6, class_dim=8),
+)
+
+RECIPES = {
+    "": PLAIN,
+    "smoke": smoke(PLAIN),
+}
 
 
 def get_config(variant: str = "") -> Config:
-    """The recipe of that name; the plain one without a name."""
-    require_variant(variant, VARIANTS, "svhn")
-    config = Config(experiment="svhn", variant=variant)
-    config.num_epochs = 20
-    config.data = Data(name="svhn_cropped", max_shift=0)
-    config.model = Model(conv_features=64, primary_types=16, primary_dim=6, class_dim=8)
-    config.optimizer = Optimizer(learning_rate=0.001)
-    if variant == "smoke":
-        make_smoke(config)
-    return config
+    """Returns the recipe of that name; the plain one without a name."""
+    return choose(RECIPES, variant, experiment="svhn")

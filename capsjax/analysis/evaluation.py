@@ -16,14 +16,14 @@ from capsjax.analysis.inspection import (
     primary_lengths,
 )
 from capsjax.data import Batch, Dataset
-from capsjax.models import BaselineCNN
+from capsjax.models.network import has_stages, routing_of
 from capsjax.ops import mask_longest
+from capsjax.routings import Routed
 from capsjax.storage.run import Prediction, Run
 from capsjax.training.evaluation import means, middle
 from capsjax.training.objective import (
     Metrics,
     measure,
-    measure_probability,
 )
 
 # Couplings that are computed to compare numbers of rounds; but of so many images at
@@ -119,15 +119,17 @@ def evaluate_run(
     evaluation = Evaluation(
         means(sums, len(dataset)),
         prediction,
-        count_confusions(dataset.label, prediction.length),
+        count_confusions(dataset.label, prediction.activation),
     )
-    if isinstance(run.model, BaselineCNN) or not looks_inside:
+    if not (has_stages(run.model) and looks_inside):
         return evaluation
-    length = prediction.length
+    length = prediction.activation
     # Of many classes each number of rounds takes minutes to compile and to compare.
     compared_rounds = ROUNDS if length.shape[1] <= MOST_KEPT_CLASSES else ROUNDS[:2]
-    usual = run.model.routing.num_rounds
-    rounds = [] if usual is None else sorted({*compared_rounds, usual})
+    routing = routing_of(run.model)
+    rounds = []
+    if routing is not None:
+        rounds = sorted({*compared_rounds, routing.num_rounds or 1})
     primary = primary_lengths(run, dataset)
     num_couplings = primary.longest.size * length.shape[1]
     compared = some_images(
@@ -162,14 +164,16 @@ def evaluate_ensemble(
         dataset: The images.
         members: What each run makes of them.
     """
-    length = np.mean([one.prediction.length for one in members], axis=0)
-    prediction = Prediction(length.argmax(-1), length, None)
+    activation = np.mean([one.prediction.activation for one in members], axis=0)
+    prediction = Prediction(activation.argmax(-1), activation, None)
     summed, sums = _summed_metrics(runs[0]), []
     for part, batch in batches(runs[0], dataset):
         seen = jax.tree.map(lambda whole, part=part: whole[part], prediction)
         sums.append(jax.tree.map(np.asarray, summed(runs[0].params, batch, seen)))
     return Evaluation(
-        means(sums, len(dataset)), prediction, count_confusions(dataset.label, length)
+        means(sums, len(dataset)),
+        prediction,
+        count_confusions(dataset.label, activation),
     )
 
 
@@ -179,31 +183,33 @@ def _summed_metrics(run: Run) -> Callable[[Any, Batch, Prediction], Metrics]:
     @jax.jit
     def summed(params: Any, batch: Batch, prediction: Prediction) -> Metrics:
         image, source = middle(batch, run.model)
-        length: Any = prediction.length
-        if isinstance(run.model, BaselineCNN):
-            # Of a probability that was rounded to zero the logarithm is not finite.
-            log_probability = jnp.log(jnp.maximum(length, np.finfo(np.float32).tiny))
-            each = measure_probability(log_probability, batch.label)
-        else:
-            each = measure(
-                *(run.model, params, prediction.pose, length, image, batch.label),
-                loss=run.config.loss,
-                source=source,
-            )
+        activation: Any = prediction.activation
+        if run.activation_kind == "logit":
+            # The logarithm of a probability that was rounded to zero is not finite.
+            activation = jnp.log(jnp.maximum(activation, np.finfo(np.float32).tiny))
+        routed = Routed(prediction.pose, activation, None)
+        each = measure(
+            *(run.model, params, routed, image, batch.label),
+            loss=run.loss,
+            source=source,
+        )
         return jax.tree.map(jnp.sum, each)
 
     return summed
 
 
-def count_confusions(label: np.ndarray, length: Float[np.ndarray, "m n"]) -> np.ndarray:
+def count_confusions(
+    label: np.ndarray, activation: Float[np.ndarray, "m n"]
+) -> np.ndarray:
     """How often each class that is shown was taken for which: see ``Evaluation``."""
-    num_classes = length.shape[1]
+    num_classes = activation.shape[1]
     if label.ndim == 1:
-        pairs = label.astype(np.int64) * num_classes + length.argmax(-1)
+        pairs = label.astype(np.int64) * num_classes + activation.argmax(-1)
         confusion = np.bincount(pairs, minlength=num_classes**2)
         return confusion.reshape(num_classes, num_classes)
     shown = label
-    taken = np.asarray(mask_longest(jnp.asarray(length), jnp.asarray(shown.sum(1)))) > 0
+    count = jnp.asarray(shown.sum(1))
+    taken = np.asarray(mask_longest(jnp.asarray(activation), count)) > 0
     confusion = np.diag((shown & taken).sum(0))
     # By image and then by class; of each image as many were missed as taken for them.
     missed, instead = np.nonzero(shown & ~taken)[1], np.nonzero(taken & ~shown)[1]

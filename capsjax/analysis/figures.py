@@ -11,6 +11,7 @@ from capsjax.analysis import plots
 from capsjax.analysis.inspection import couplings, most_routed, tweaked
 from capsjax.data import Dataset
 from capsjax.data.augment import crop_middle
+from capsjax.models.network import can_draw, routing_of
 from capsjax.storage.run import Prediction, Run
 
 _MOST_SAMPLES = 30
@@ -43,7 +44,7 @@ def draw(
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.png"):  # Of another network, perhaps of other classes.
         old.unlink()
-    can_draw = run.config.loss.reconstruction_weight > 0
+    draws = run.config.loss.reconstruction_weight > 0 and can_draw(run.model)
     written = []
 
     def save(name: str, figure: Any) -> None:
@@ -69,7 +70,7 @@ def draw(
     save("training", plots.training_curves(*_curves(run.workdir.read_metrics())))
     num_routed = 0 if by_rounds is None else most_routed(run)
     if by_rounds is not None and num_routed:
-        routing: Any = run.model.routing
+        routing: Any = routing_of(run.model)
         usual = routing.num_rounds
         routed = couplings(run, seen(_some(dataset, num_routed)), max(by_rounds))
         changes = np.abs(np.diff(routed.coupling, axis=0)).mean(axis=(1, 2, 3))
@@ -79,7 +80,7 @@ def draw(
         choices = len(names) + (not routing.couplings_sum_to_one)
         save("entropy", plots.coupling_entropy(entropy, num_classes=choices))
     if dataset.is_multi_label:
-        if can_draw and dataset.source is not None and dataset.source.shape[1] == 2:
+        if draws and dataset.source is not None and dataset.source.shape[1] == 2:
             save("overlaps", _overlaps(run, dataset, length, seen))
         return written
 
@@ -99,7 +100,7 @@ def draw(
         ends = (len(wrong), len(wrong) + len(first))
         pose_of_wrong, pose_of_first, pose_of_examples = np.split(poses, ends)
     drawn = None
-    if can_draw and pose_of_wrong is not None:
+    if draws and pose_of_wrong is not None:
         drawn = np.stack([run.draw(pose_of_wrong, two[:, k]) for k in (0, 1)], axis=1)
     figure = plots.mistakes(
         seen(wrong),
@@ -113,13 +114,13 @@ def draw(
     if pose_of_first is None or pose_of_examples is None:
         return written
 
-    if can_draw:
+    if draws:
         redrawn = run.draw(pose_of_first, predicted[first])
         told = named(dataset.label[first]), named(predicted[first])
         save("reconstructions", plots.reconstructions(seen(first), redrawn, *told))
 
     for label, pose in zip(classes.tolist(), pose_of_examples, strict=True):
-        for limit in (0.5, 0.25) if can_draw else ():
+        for limit in (0.5, 0.25) if draws else ():
             limits = {"low": -limit, "high": limit}
             rows = tweaked(run, pose[label], label, **limits)
             figure = plots.tweaks(rows, **limits, title=f"{names[label]}, tweaked")
@@ -217,13 +218,11 @@ def _by_position(
 ) -> tuple[Float[np.ndarray, "round n H W"], tuple[float, float, float, float]]:
     """Sums over the types of capsules, and where on the image their centres are."""
     model: Any = run.model
-    window = model.conv_kernel + model.primary_kernel - 1
-    height, width = (
-        (size - window) // model.primary_stride + 1 for size in model.image_shape[:2]
-    )
+    window, step = model.primary_window
+    height, width = ((size - window) // step + 1 for size in model.image_shape[:2])
     rounds, images, _ = share.shape
     maps = np.asarray(share).reshape(rounds, images, height, width, -1).sum(-1)
-    start, step = (window - 1) / 2, model.primary_stride
+    start = (window - 1) / 2
     left, right = start - step / 2, start + step * (width - 0.5)
     bottom = start + step * (height - 0.5)
     return np.clip(maps, 0, None), (left, right, bottom, left)

@@ -12,7 +12,6 @@ from capsjax.data import Dataset, DatasetError, NotFoundError, load
 from capsjax.data.loading import names_images
 from capsjax.data.readers.folder_layout import own_splits
 from capsjax.data.readers.folder_layout import shortened as listed
-from capsjax.models import BaselineCNN
 from capsjax.runtime.console import printable
 from capsjax.runtime.paths import expanded
 from capsjax.storage.files import WorkdirError
@@ -51,10 +50,12 @@ def load_test_set(runs: Sequence[Run], name: str | None) -> Dataset:
     dataset = _with_classes_of(first, dataset)
     for run in runs:
         path = run.workdir.path
-        if run.config.model.name != first.config.model.name:
+        kinds = [one.activation_kind for one in (first, run)]
+        if kinds[0] != kinds[1]:
             raise WorkdirError(
-                f"{first.workdir.path} and {path} are no ensemble: the former is of a "
-                f"{first.config.model.name}, the latter of a {run.config.model.name}."
+                f"{first.workdir.path} and {path} are no ensemble: the activations of "
+                f"the former network are of the kind {kinds[0]}, those of the latter "
+                f"of the kind {kinds[1]}."
             )
         if run.image_shape != dataset.image_shape:
             raise DatasetError(
@@ -72,10 +73,10 @@ def load_test_set(runs: Sequence[Run], name: str | None) -> Dataset:
                 f"{first.workdir.path} and {path} are no ensemble: the classes that "
                 "were learnt differ."
             )
-        if isinstance(run.model, BaselineCNN) and dataset.is_multi_label:
+        if dataset.is_multi_label and not run.loss.takes_several:
             raise DatasetError(
                 f"{dataset.name} does not fit {path}: it shows several classes in an "
-                "image, of which the baseline names one."
+                "image, of which that network names one."
             )
     return dataset
 

@@ -1,16 +1,102 @@
-"""What happens to images on the device: scaling, crops, and shifts of training images.
+"""Scales, crops and shifts images on the device.
 
-All of it is pure JAX, for use inside a jitted, mapped or sharded step.
+All of it is pure JAX, for use inside a jitted, mapped or sharded step. The classes are
+values for the section ``augmentation`` of a config, where ``AUGMENTATIONS`` maps a word
+to each.
 """
 
+import abc
+import dataclasses
 import operator
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Integer, Key, Num
 
+from capsjax.bounds import Size
 from capsjax.ops import require_unit_scale
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation(abc.ABC):
+    """Random changes of training images, in two halves.
+
+    What is drawn is drawn for the batch of all devices, so that it is a function of
+    seed and step; each device applies its share.
+    """
+
+    @abc.abstractmethod
+    def draw(
+        self, key: Key[Array, ""], num_images: int, image_shape: tuple[int, int, int]
+    ) -> Any:
+        """Draws the changes of so many images: arrays whose first axis is the image."""
+
+    @abc.abstractmethod
+    def apply(
+        self, image: Num[Array, "batch h w c"], drawn: Any
+    ) -> Num[Array, "batch h w c"]:
+        """Changes images, unsigned bytes, by what was drawn for them."""
+
+    def check_image(self, image_shape: tuple[int, int, int]) -> None:
+        """Raises a ValueError if the changes do not fit images of that shape."""
+        return
+
+
+@dataclasses.dataclass(frozen=True)
+class Shift(Augmentation):
+    """Moves each image by a random whole number of pixels along each axis.
+
+    Attributes:
+        max_shift: The largest shift in pixels; 0 leaves the images alone.
+    """
+
+    max_shift: Size = 2
+
+    def draw(
+        self, key: Key[Array, ""], num_images: int, image_shape: tuple[int, int, int]
+    ) -> Any:
+        """Draws the pixels down and to the right, ``[batch, 2]``; None for no shift."""
+        return draw_shifts(key, num_images, self.max_shift) if self.max_shift else None
+
+    def apply(
+        self, image: Num[Array, "batch h w c"], drawn: Any
+    ) -> Num[Array, "batch h w c"]:
+        """Moves the images."""
+        return image if drawn is None else apply_shifts(image, drawn, self.max_shift)
+
+    def check_image(self, image_shape: tuple[int, int, int]) -> None:
+        """Raises a ValueError if a shift moves an image out of sight."""
+        height, width, _ = image_shape
+        if self.max_shift >= min(height, width):
+            raise ValueError(
+                f"max_shift={self.max_shift} moves images of {height}x{width} out of "
+                "sight."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class NoAugmentation(Augmentation):
+    """Leaves the images alone."""
+
+    def draw(
+        self, key: Key[Array, ""], num_images: int, image_shape: tuple[int, int, int]
+    ) -> None:
+        """Draws nothing."""
+
+    def apply(
+        self, image: Num[Array, "batch h w c"], drawn: Any
+    ) -> Num[Array, "batch h w c"]:
+        """Returns the images."""
+        return image
+
+
+AUGMENTATIONS: Mapping[str, type[Augmentation]] = {
+    "shift": Shift,
+    "none": NoAugmentation,
+}
 
 
 def scale_to_unit(image: Num[Array | np.ndarray, "..."]) -> Float[Array, "..."]:

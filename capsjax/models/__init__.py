@@ -1,14 +1,24 @@
-"""Whole networks: an image in, class capsules and a reconstruction out; a baseline."""
+"""Whole networks: an image in, class capsules and a reconstruction out; a baseline.
+
+``NETWORKS`` maps the word in a config to a class; a new network is a new file and a new
+line there. The contract is in :mod:`capsjax.models.network`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
 
 from capsjax.models.capsnet import CapsNet
 from capsjax.models.cnn import BaselineCNN
-from capsjax.models.network import Network, make_model, num_parameters, prepare
+from capsjax.models.network import Network, NetworkError, num_parameters, prepare
 
 __all__ = [
+    "NETWORKS",
     "BaselineCNN",
     "CapsNet",
     "Network",
-    "make_model",
+    "NetworkError",
     "num_parameters",
     "prepare",
 ]
+
+NETWORKS: Mapping[str, type[Any]] = {"capsnet": CapsNet, "cnn": BaselineCNN}

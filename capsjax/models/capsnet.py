@@ -1,19 +1,24 @@
 """The network of *Dynamic Routing Between Capsules*."""
 
-from collections.abc import Callable
-
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from capsjax.initializers import Initializer, scaled_kernel
+from capsjax.bounds import ComputeType, Count, Scale, Widths
+from capsjax.initializers import (
+    SCALED,
+    ScaledStart,
+    Start,
+    initializer,
+    scaled_kernel,
+)
 from capsjax.layers import (
     Convolution,
     Decoder,
     DenseCaps,
     PrimaryCaps,
 )
+from capsjax.models.network import UNKNOWN_SHAPE, require_data, require_shape
 from capsjax.ops import mask_longest
 from capsjax.routings import Algorithm, DynamicRouting, Routed
 
@@ -26,7 +31,8 @@ class CapsNet(nn.Module):
     the paper's 8,215,568 parameters.
 
     Attributes:
-        image_shape: Height, width and channels of an image.
+        image_shape: Height, width and channels of an image. In a config the data set
+            fills in this field and the next.
         num_classes: Class capsules.
         conv_features: Channels of the first convolution.
         conv_kernel: Its height and width.
@@ -34,17 +40,18 @@ class CapsNet(nn.Module):
         primary_dim: Components of a primary capsule.
         primary_kernel: Height and width of the primary capsules' window.
         primary_stride: Step of that window.
-        primary_activation: Applied before the primary squash; None as in the paper.
+        primary_relu: Whether a ReLU comes before the primary squash, as in the
+            notebook.
         primary_scale: Factor of the primary capsules before bias and squash.
         class_dim: Components of a class capsule.
         routing: The routing algorithm, a value.
         decoder_features: Widths of the decoder's hidden layers.
         compute_dtype: ``float32``, or ``bfloat16`` for the operands of large products.
-        conv_init: How the first convolution's kernel starts; by default scaled by its
-            fan-in.
-        primary_init: How the primary capsules' kernel starts; None as in
-            ``PrimaryCaps``.
-        weight_init: How the matrices ``W_ij`` start; None as in ``DenseCaps``.
+        conv_init: How the first convolution's kernel starts. ``scaled``, here and in
+            the next two, starts a network of any size with capsules as long as the
+            paper's.
+        primary_init: How the primary capsules' kernel starts.
+        weight_init: How the matrices ``W_ij`` start.
         decoder_init: How the decoder's hidden kernels start.
         reconstruction_init: How the decoder's last kernel starts.
         bias_init: How all biases start but the routing's.
@@ -53,29 +60,30 @@ class CapsNet(nn.Module):
         Sabour, Frosst and Hinton 2017, section 4, https://arxiv.org/abs/1710.09829.
     """
 
-    image_shape: tuple[int, int, int]
-    num_classes: int
-    conv_features: int = 256
-    conv_kernel: int = 9
-    primary_types: int = 32
-    primary_dim: int = 8
-    primary_kernel: int = 9
-    primary_stride: int = 2
-    primary_activation: Callable[[Array], Array] | None = None
-    primary_scale: float = 1.0
-    class_dim: int = 16
+    image_shape: tuple[int, int, int] = UNKNOWN_SHAPE
+    num_classes: int = 0
+    conv_features: Count = 256
+    conv_kernel: Count = 9
+    primary_types: Count = 32
+    primary_dim: Count = 8
+    primary_kernel: Count = 9
+    primary_stride: Count = 2
+    primary_relu: bool = False
+    primary_scale: Scale = 1.0
+    class_dim: Count = 16
     routing: Algorithm = DynamicRouting()
-    decoder_features: tuple[int, ...] = (512, 1024)
-    compute_dtype: str = "float32"
-    conv_init: Initializer = scaled_kernel
-    primary_init: Initializer | None = None
-    weight_init: Initializer | None = None
-    decoder_init: Initializer = jax.nn.initializers.he_normal()
-    reconstruction_init: Initializer = jax.nn.initializers.lecun_normal()
-    bias_init: Initializer = jax.nn.initializers.zeros
+    decoder_features: Widths = (512, 1024)
+    compute_dtype: ComputeType = "float32"
+    conv_init: ScaledStart = SCALED
+    primary_init: ScaledStart = SCALED
+    weight_init: ScaledStart = SCALED
+    decoder_init: Start = "he_normal"
+    reconstruction_init: Start = "lecun_normal"
+    bias_init: Start = "zeros"
 
     def setup(self):
         """Checks the image's size and makes the layers."""
+        require_data(self)
         smallest = self.conv_kernel + self.primary_kernel - 1
         height, width, _ = self.image_shape
         if min(height, width) < smallest:
@@ -89,17 +97,20 @@ class CapsNet(nn.Module):
             self.conv_features,
             self.conv_kernel,
             compute_dtype=self.compute_dtype,
-            kernel_init=self.conv_init,
+            kernel_init=initializer(self.conv_init, scaled_kernel),
         )
         self.conv_bias = self.param(
-            "conv_bias", self.bias_init, (self.conv_features,), jnp.float32
+            "conv_bias",
+            initializer(self.bias_init),
+            (self.conv_features,),
+            jnp.float32,
         )
         self.primary_caps = PrimaryCaps(
             self.primary_types,
             self.primary_dim,
             self.primary_kernel,
             self.primary_stride,
-            activation=self.primary_activation,
+            activation=nn.relu if self.primary_relu else None,
             scale=self.primary_scale,
             compute_dtype=self.compute_dtype,
             kernel_init=self.primary_init,
@@ -117,10 +128,15 @@ class CapsNet(nn.Module):
             bias_init=self.bias_init,
         )
 
+    @property
+    def primary_window(self) -> tuple[int, int]:
+        """Height and width of what a primary capsule sees, and the step to the next."""
+        return self.conv_kernel + self.primary_kernel - 1, self.primary_stride
+
     def primary(
         self, image: Float[Array, "*batch h w c"]
     ) -> Float[Array, "*batch H W t d"]:
-        """The primary capsules of images with pixels from 0 to 1.
+        """Computes the primary capsules of images with pixels from 0 to 1.
 
         Raises:
             ValueError: If an image is not of ``image_shape``, or too small for the
@@ -132,16 +148,24 @@ class CapsNet(nn.Module):
         features = nn.relu(features + jnp.broadcast_to(self.conv_bias, features.shape))
         return self.primary_caps(features)
 
-    def encode(self, image: Float[Array, "*batch h w c"]) -> Routed:
-        """The class capsules of images with pixels from 0 to 1.
+    def encode(
+        self, image: Float[Array, "*batch h w c"], *, is_training: bool = False
+    ) -> Routed:
+        """Computes the class capsules of images with pixels from 0 to 1.
+
+        Args:
+            image: The images.
+            is_training: Makes no difference: the network draws nothing.
 
         Raises:
-            ValueError: As of ``primary``.
+            ValueError: As ``primary`` does.
+            TypeError: As ``primary`` does.
         """
+        del is_training
         return self.route(self.primary(image))
 
     def route(self, primary: Float[Array, "*batch H W t d"]) -> Routed:
-        """The class capsules that primary capsules vote for."""
+        """Computes the class capsules that primary capsules vote for."""
         *batch, height, width, types, dim = primary.shape
         capsules = primary.reshape(*batch, height * width * types, dim)
         return self.class_caps(capsules)
@@ -149,7 +173,7 @@ class CapsNet(nn.Module):
     def decode(
         self, pose: Float[Array, "*batch n d"], mask: Float[Array, "*batch n"]
     ) -> Float[Array, "*batch h w c"]:
-        """The images that the class capsules under the mask stand for."""
+        """Draws images from the class capsules that the mask lets through."""
         return self.decoder(pose, mask)
 
     def __call__(
@@ -168,12 +192,3 @@ class CapsNet(nn.Module):
         if mask is None:
             mask = mask_longest(routed.activation)
         return routed, self.decode(routed.pose, mask)
-
-
-def require_shape(image: Array, image_shape: tuple[int, int, int]) -> None:
-    """Raises a ValueError if the images are not of that shape."""
-    if image.shape[-3:] != tuple(image_shape):
-        raise ValueError(
-            f"the network is for images of shape {tuple(image_shape)}, got "
-            f"{image.shape[-3:]}."
-        )

@@ -2,18 +2,17 @@
 
 import functools
 import math
+from typing import ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Float
 
-from capsjax.initializers import Initializer
-from capsjax.layers import (
-    Convolution,
-    make_dense,
-)
-from capsjax.models.capsnet import require_shape
+from capsjax.bounds import ComputeType, Count, Decay, Widths
+from capsjax.initializers import Start, initializer
+from capsjax.layers import Convolution, make_dense
+from capsjax.models.network import UNKNOWN_SHAPE, require_data, require_shape
+from capsjax.routings.algorithm import ActivationKind, Routed
 
 
 class BaselineCNN(nn.Module):
@@ -24,10 +23,11 @@ class BaselineCNN(nn.Module):
     million parameters.
 
     Attributes:
-        image_shape: Height, width and channels of an image.
+        image_shape: Height, width and channels of an image. In a config the data set
+            fills in this field and the next.
         num_classes: Classes.
         conv_features: Channels of each convolution.
-        conv_kernel: Their height and width.
+        conv_kernel: Height and width of their windows.
         hidden_features: Widths of the hidden layers.
         dropout: The share of the last hidden units that a training step leaves out.
         compute_dtype: ``float32``, or ``bfloat16`` for the operands of large products.
@@ -39,38 +39,34 @@ class BaselineCNN(nn.Module):
         Sabour, Frosst and Hinton 2017, section 5, https://arxiv.org/abs/1710.09829.
     """
 
-    image_shape: tuple[int, int, int]
-    num_classes: int
-    conv_features: tuple[int, ...] = (256, 256, 128)
-    conv_kernel: int = 5
-    hidden_features: tuple[int, ...] = (328, 192)
-    dropout: float = 0.5
-    compute_dtype: str = "float32"
-    kernel_init: Initializer = jax.nn.initializers.he_normal()
-    output_init: Initializer = jax.nn.initializers.lecun_normal()
-    bias_init: Initializer = jax.nn.initializers.zeros
+    image_shape: tuple[int, int, int] = UNKNOWN_SHAPE
+    num_classes: int = 0
+    conv_features: Widths = (256, 256, 128)
+    conv_kernel: Count = 5
+    hidden_features: Widths = (328, 192)
+    dropout: Decay = 0.5
+    compute_dtype: ComputeType = "float32"
+    kernel_init: Start = "he_normal"
+    output_init: Start = "lecun_normal"
+    bias_init: Start = "zeros"
 
-    @nn.nowrap
-    def draw_kept(self, key: Key[Array, ""], num_images: int) -> Bool[Array, "batch u"]:
-        """Draws which of the last hidden units take part, for each image."""
-        shape = (num_images, self.hidden_features[-1])
-        return jax.random.bernoulli(key, 1 - self.dropout, shape)
+    activation_kind: ClassVar[ActivationKind] = "logit"
 
     @nn.compact
-    def __call__(
-        self,
-        image: Float[Array, "*batch h w c"],
-        kept: Bool[Array, "*batch u"] | None = None,
-    ) -> Float[Array, "*batch n"]:
-        """The logarithm of each class's probability.
+    def encode(
+        self, image: Float[Array, "*batch h w c"], *, is_training: bool = False
+    ) -> Routed:
+        """Computes the logit of each class; there are no poses.
 
         Args:
             image: Pixels from 0 to 1.
-            kept: What ``draw_kept`` drew, in training; by default all units take part.
+            is_training: Leaves out some of the last hidden units, drawn from the rng
+                ``dropout``.
 
         Raises:
             ValueError: If an image is not of ``image_shape``.
         """
+        require_data(self)
         require_shape(image, self.image_shape)
         hidden = image
         for n, features in enumerate(self.conv_features):
@@ -82,7 +78,8 @@ class BaselineCNN(nn.Module):
                 padding="SAME",
                 name=f"conv{n}",
             )(hidden)
-            bias = self.param(f"conv{n}_bias", self.bias_init, (features,), jnp.float32)
+            start = initializer(self.bias_init)
+            bias = self.param(f"conv{n}_bias", start, (features,), jnp.float32)
             hidden = nn.relu(hidden + jnp.broadcast_to(bias, hidden.shape))
         hidden = hidden.reshape(*hidden.shape[:-3], math.prod(hidden.shape[-3:]))
         dense = functools.partial(
@@ -90,7 +87,6 @@ class BaselineCNN(nn.Module):
         )
         for features in self.hidden_features:
             hidden = nn.relu(dense(features, kernel_init=self.kernel_init)(hidden))
-        if kept is not None:
-            hidden = jnp.where(kept, hidden / (1 - self.dropout), 0)
+        hidden = nn.Dropout(self.dropout, deterministic=not is_training)(hidden)
         logits = dense(self.num_classes, kernel_init=self.output_init)(hidden)
-        return nn.log_softmax(logits)
+        return Routed(None, logits, None)

@@ -1,126 +1,191 @@
-"""What training and evaluation need of a network, and how one is made."""
+"""The contract of networks, and what the engine does with one.
 
-import dataclasses
+A network is a Flax Linen module with the fields ``image_shape`` and ``num_classes``,
+which the data set fills in, and these methods:
+
+``encode(image, *, is_training=False) -> Routed``
+    The class capsules. A network without poses returns None for them.
+``decode(pose, mask) -> image``
+    Only if the network can draw.
+``primary(image)``, ``route(primary)`` and ``primary_window``
+    Only if the analysis may look inside: the two stages of ``encode``, the second with
+    the algorithm in the field ``routing`` in a ``DenseCaps`` named ``class_caps``; and
+    the size in pixels of what a primary capsule sees, and the step to the next one.
+
+It declares ``activation_kind``, unless its field ``routing`` does. Batch statistics and
+dropout are Flax's: collections of variables, and the rng ``dropout``. A collection is
+the same on all devices: give ``nn.BatchNorm`` ``axis_name=capsjax.DEVICE_AXIS``.
+"""
+
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
-from capsjax import config as configs
-from capsjax.initializers import SCALED, Initializer, initializer, scaled_kernel
-from capsjax.models.capsnet import CapsNet
-from capsjax.models.cnn import BaselineCNN
-from capsjax.routings import ROUTINGS, Algorithm
+from capsjax.ops import mask_longest
+from capsjax.routings import Algorithm
+from capsjax.routings.algorithm import ActivationKind, Routed
 
-Network = CapsNet | BaselineCNN
+# Until the data set fills it in.
+UNKNOWN_SHAPE = (0, 0, 0)
+FROM_DATA = ("image_shape", "num_classes")
+# Made by ``prepare`` of the weights, so no variable of its own.
+_PREPARED = "prepared"
+
+
+class Network(Protocol):
+    """A Flax Linen module that fulfils the contract."""
+
+    image_shape: tuple[int, int, int]
+    num_classes: int
+
+    def encode(
+        self, image: Float[Array, "*batch h w c"], *, is_training: bool = False
+    ) -> Routed:
+        """Computes the class capsules of images with pixels from 0 to 1."""
+        ...
+
+    @property
+    def init(self) -> Callable[..., Any]:
+        """Flax's."""
+        ...
+
+    @property
+    def apply(self) -> Callable[..., Any]:
+        """Flax's."""
+        ...
+
+
+class NetworkError(ValueError):
+    """A network does not fulfil the contract; the message names what is missing."""
+
+
+def bind(network: Any, image_shape: tuple[int, int, int], num_classes: int) -> Network:
+    """Fills in what a data set decides of a network.
+
+    Raises:
+        NetworkError: If it is not a Linen module, or lacks a field or ``encode``.
+    """
+    name = type(network).__name__
+    if not isinstance(network, nn.Module):
+        raise NetworkError(f"{name} is no Flax Linen module, got {network!r}.")
+    missing = [f"the field {one}" for one in FROM_DATA if not hasattr(network, one)]
+    missing += ["the method encode(image, *, is_training)"] * (
+        not hasattr(network, "encode")
+    )
+    if missing:
+        raise NetworkError(f"{name} must have {' and '.join(missing)}.")
+    whole: Any = network.clone(image_shape=image_shape, num_classes=num_classes)
+    activation_kind(whole)
+    return whole
+
+
+def activation_kind(network: Any) -> ActivationKind:
+    """Returns what the activations of a network are.
+
+    Raises:
+        NetworkError: If neither the network nor its ``routing`` declares it.
+    """
+    for owner in (network, getattr(network, "routing", None)):
+        if kind := getattr(owner, "activation_kind", None):
+            return kind
+    raise NetworkError(
+        f"{type(network).__name__} must have activation_kind, one of length, "
+        "probability, logit, or a field routing with an algorithm."
+    )
+
+
+def can_draw(network: Any) -> bool:
+    """Returns whether a network draws images of its class capsules."""
+    return hasattr(network, "decode")
+
+
+def has_stages(network: Any) -> bool:
+    """Returns whether a network shows its primary capsules and routes them apart."""
+    stages = ("primary", "route", "primary_window", "routing")
+    return all(hasattr(network, name) for name in stages)
+
+
+def routing_of(network: Any) -> Algorithm | None:
+    """Returns the algorithm of a network whose rounds can be changed; else None."""
+    routing = getattr(network, "routing", None)
+    if not isinstance(routing, Algorithm) or routing.num_rounds is None:
+        return None
+    return routing
+
+
+def init_variables(network: Network, key: Key[Array, ""]) -> dict[str, Any]:
+    """Makes the variables of a network: ``params``, and its other collections."""
+    image = jnp.zeros((1, *network.image_shape), jnp.float32)
+
+    def forward(module: Any, image: Array) -> None:
+        routed = module.encode(image)
+        if can_draw(module):
+            module.decode(routed.pose, mask_longest(routed.activation))
+
+    variables = network.init(key, image, method=forward)
+    return {name: one for name, one in variables.items() if name != _PREPARED}
 
 
 def prepare(
-    model: Network, params: Any, *, batch_size: int
-) -> Callable[[Float[Array, "batch h w c"]], Any]:
-    """Compiles inference, without the decoder, of kernels that are transformed once.
+    network: Network, variables: Any, *, batch_size: int
+) -> Callable[[Float[Array, "batch h w c"]], Routed]:
+    """Compiles inference, without the decoder, with kernels transformed only once.
 
     Training can't do that: its weights change with every step.
 
     Args:
-        model: The network.
-        params: Its weights.
+        network: The network.
+        variables: Its weights and other variables.
         batch_size: Images at a time; others work, but may be slower.
 
     Returns:
-        A function from images, with pixels from 0 to 1, to class capsules, or the
-        baseline's log-probabilities.
+        A function from images, with pixels from 0 to 1, to class capsules.
     """
-    method = model.encode if isinstance(model, CapsNet) else model.__call__
 
     @jax.jit
-    def transform(params):
-        image = jnp.zeros((batch_size, *model.image_shape), jnp.float32)
-        return model.apply(params, image, method=method, mutable=["prepared"])[1]
+    def transform(variables):
+        image = jnp.zeros((batch_size, *network.image_shape), jnp.float32)
+        apply = functools.partial(network.apply, method=network.encode)
+        return apply(variables, image, mutable=[_PREPARED])[1]
 
-    encode = jax.jit(functools.partial(model.apply, method=method))
-    return functools.partial(encode, {**params, **transform(params)})
-
-
-def make_model(
-    config: configs.Model, image_shape: tuple[int, int, int], num_classes: int
-) -> Network:
-    """The network that a config describes, for images of that shape.
-
-    Raises:
-        ValueError: If the config names a routing or an initialiser that is not there.
-    """
-    init = config.initializers
-
-    def start(field: str) -> Initializer:
-        try:
-            return initializer(getattr(init, field))
-        except ValueError as error:
-            raise ValueError(f"config.model.initializers.{field}: {error}") from error
-
-    def start_or_scaled(field: str) -> Initializer | None:
-        if getattr(init, field) == SCALED:
-            return None
-        try:
-            return start(field)
-        except ValueError as error:
-            raise ValueError(f"{str(error)[:-1]}, or {SCALED}.") from error
-
-    if config.name == "cnn":
-        return BaselineCNN(
-            image_shape=image_shape,
-            num_classes=num_classes,
-            dropout=config.dropout,
-            compute_dtype=config.compute_dtype,
-            bias_init=start("bias"),
-        )
-    if config.routing not in ROUTINGS:
-        raise ValueError(
-            f"config.model.routing must be one of {sorted(ROUTINGS)}, got "
-            f"{config.routing!r}."
-        )
-    return CapsNet(
-        image_shape=image_shape,
-        num_classes=num_classes,
-        conv_features=config.conv_features,
-        conv_kernel=config.conv_kernel,
-        primary_types=config.primary_types,
-        primary_dim=config.primary_dim,
-        primary_kernel=config.primary_kernel,
-        primary_stride=config.primary_stride,
-        primary_activation=nn.relu if config.primary_relu else None,
-        primary_scale=config.primary_scale,
-        class_dim=config.class_dim,
-        routing=_make_routing(config),
-        decoder_features=config.decoder_features,
-        compute_dtype=config.compute_dtype,
-        conv_init=start_or_scaled("conv") or scaled_kernel,
-        primary_init=start_or_scaled("primary"),
-        weight_init=start_or_scaled("weight"),
-        decoder_init=start("decoder"),
-        reconstruction_init=start("reconstruction"),
-        bias_init=start("bias"),
-    )
-
-
-def _make_routing(config: configs.Model) -> Algorithm:
-    """The algorithm of that name, of the fields that it has."""
-    kind: Any = ROUTINGS[config.routing]
-    bias = config.initializers.routing_bias if config.routing_bias else None
-    options = {
-        "num_iterations": config.num_iterations,
-        "bias": bias,
-        "none_of_the_above": config.none_of_the_above,
-        "stop_gradient": config.stop_gradient,
-    }
-    own = {field.name for field in dataclasses.fields(kind)}
-    return kind(**{name: value for name, value in options.items() if name in own})
+    encode = jax.jit(functools.partial(network.apply, method=network.encode))
+    return functools.partial(encode, {**variables, **transform(variables)})
 
 
 def num_parameters(params: Any) -> int:
-    """How many numbers the weights are."""
+    """Counts the numbers in a tree of weights."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+# ---- checks of the networks that come with capsjax
+
+
+def require_data(network: Network) -> None:
+    """Refuses a network that nobody has bound to a data set.
+
+    Raises:
+        ValueError: Naming the fields.
+    """
+    if not network.num_classes or 0 in network.image_shape:
+        raise ValueError(
+            f"{type(network).__name__} needs image_shape and num_classes, got "
+            f"image_shape={network.image_shape} and num_classes={network.num_classes}."
+        )
+
+
+def require_shape(image: Array, image_shape: tuple[int, int, int]) -> None:
+    """Refuses images of another shape.
+
+    Raises:
+        ValueError: Naming both shapes.
+    """
+    if image.shape[-3:] != tuple(image_shape):
+        raise ValueError(
+            f"the network is for images of shape {tuple(image_shape)}, got "
+            f"{image.shape[-3:]}."
+        )

@@ -7,7 +7,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from capsjax.kernels.varying import leave_sharding_to_xla, spec_of
+from capsjax.losses import ActivationKind
 from capsjax.routings.competition import (
     Compete,
     Competition,
@@ -23,14 +24,12 @@ from capsjax.routings.competition import (
 )
 from capsjax.votes import cast_votes
 
-ActivationKind = Literal["length", "probability", "logit"]
-
 
 class Routed(NamedTuple):
     """What a routing algorithm returns.
 
     Attributes:
-        pose: The upper capsules.
+        pose: The upper capsules; None from a network that has none.
         activation: How present each upper capsule is, in the algorithm's
             ``activation_kind``: the pose's length for dynamic routing.
         coupling: The share of lower capsule ``i`` that went to upper capsule ``j``; the
@@ -38,7 +37,7 @@ class Routed(NamedTuple):
             the above"). None from ``from_capsules``, which may never hold them.
     """
 
-    pose: Float[Array, "*batch j d"]
+    pose: Float[Array, "*batch j d"] | Any
     activation: Float[Array, "*batch j"]
     coupling: Float[Array, "*batch i j"] | None
 

@@ -6,6 +6,7 @@ Letters: ``i`` input capsules with ``c`` components, ``j`` output capsules with 
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from capsjax.kernels.dynamic_routing import Rounds, route_capsules
+from capsjax.bounds import Rounds
+from capsjax.kernels import dynamic_routing as kernel
 from capsjax.kernels.varying import leave_sharding_to_xla, spec_of, vary_alike
 from capsjax.ops import safe_norm, squash
 from capsjax.routings.algorithm import (
@@ -32,7 +34,8 @@ from capsjax.routings.competition import (
 )
 from capsjax.votes import cast_votes
 
-REMATS = ("none", "body", "full", "offload")
+Remat = Literal["none", "body", "full", "offload"]
+REMATS = get_args(Remat)
 FORMS = ("auto", "votes", "votes_free")
 
 
@@ -100,13 +103,14 @@ def routing(
     References:
         Sabour, Frosst and Hinton 2017, Procedure 1, https://arxiv.org/abs/1710.09829.
     """
+    checked: Any = remat
     algorithm = DynamicRouting(
         num_iterations=num_iterations,
         bias=None if bias is None else 0.0,
         none_of_the_above=none_of_the_above,
         stop_gradient=stop_gradient,
         unroll=unroll,
-        remat=remat,
+        remat=checked,
     )
     return algorithm(
         votes,
@@ -138,13 +142,13 @@ class DynamicRouting(Algorithm):
         ValueError: If a field has a value that is not allowed.
     """
 
-    num_iterations: int = 3
+    num_iterations: Rounds = 3
     bias: float | None = None
     none_of_the_above: bool = False
     stop_gradient: bool = False
     unroll: int | bool = True
-    remat: str = "none"
-    form: str = "auto"
+    remat: Remat = "none"
+    form: Literal["auto", "votes", "votes_free"] = "auto"
     # True == 1, yet they are two programs: without this they would share one in caches.
     _is_written_out: bool = dataclasses.field(init=False, repr=False)
 
@@ -274,11 +278,11 @@ def _route_capsules(
     capsules = competition.without_masked_capsules(capsules)
     start = competition.start_logit(wide)
     *batch, _, _ = spec_of(capsules)
-    rounds = Rounds(
+    rounds = kernel.Rounds(
         options.num_iterations, options.none_of_the_above, options.stop_gradient
     )
     by_votes = None if options.form == "votes_free" else _ByVotes(options)
-    route = functools.partial(route_capsules, rounds=rounds, by_votes=by_votes)
+    route = functools.partial(kernel.route_capsules, rounds=rounds, by_votes=by_votes)
     arrays = vary_alike(capsules, weight, bias, *([] if start is None else [start]))
     pose = leave_sharding_to_xla(route, P(*batch, None, None), *arrays)
     routed = Routed(pose=pose, activation=safe_norm(pose), coupling=None)

@@ -13,9 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
+from capsjax import config as configs
 from capsjax.data.augment import crop_middle, cropped_shape, scale_to_unit
 from capsjax.data.preparation import LARGEST_SIDE, Preparation, first_edition
-from capsjax.models import CapsNet, Network, make_model, prepare
+from capsjax.losses import ActivationKind, Loss, fitting_loss
+from capsjax.models import Network, prepare
+from capsjax.models.network import (
+    activation_kind,
+    bind,
+    can_draw,
+    init_variables,
+)
 from capsjax.storage.checkpoints import Checkpoints
 from capsjax.storage.files import WorkdirError
 from capsjax.storage.workdir import Workdir
@@ -25,15 +33,20 @@ class Prediction(NamedTuple):
     """What a network sees in some images.
 
     Attributes:
-        label: The longest class capsule of each image, an index into ``class_names``.
-        length: The length of every class capsule, from 0 to 1; of the baseline, which
-            has none, every class's probability.
-        pose: The poses of the class capsules; None of the baseline.
+        label: The most active class of each image, an index into ``class_names``.
+        activation: The length of every class capsule, or the probability of every
+            class, from 0 to 1: the run's ``activation_kind`` names which.
+        pose: The poses of the class capsules; None from a network that has none.
     """
 
     label: Int[np.ndarray, " n"]
-    length: Float[np.ndarray, "n classes"]
+    activation: Float[np.ndarray, "n classes"]
     pose: Float[np.ndarray, "n classes d"] | None
+
+    @property
+    def length(self) -> Float[np.ndarray, "n classes"]:
+        """The length of every class capsule: former name of ``activation``."""
+        return self.activation
 
 
 class Run:
@@ -50,12 +63,15 @@ class Run:
         num_shown: How many classes each image shows; None where that differs.
         preparation: How a picture becomes such an image.
         model: The network.
-        params: Its weights, or their moving average where the recipe evaluates that.
+        activation_kind: ``length``, ``probability``, or, of a network with logits,
+            ``logit``: its predictions hold the softmax.
+        params: The network's variables, or their moving average where the recipe
+            evaluates that.
         step: The optimizer steps after which these were the weights.
     """
 
-    def __init__(self, workdir: Workdir):
-        self.workdir, self.config = workdir, workdir.read_config()
+    def __init__(self, workdir: Workdir, own: configs.Config | None = None):
+        self.workdir, self.config = workdir, workdir.read_config(own)
         about = workdir.read_json(workdir.dataset)
         try:
             self.class_names = _names(about["class_names"])
@@ -69,8 +85,9 @@ class Run:
             raise WorkdirError(f"{workdir.dataset} is damaged: {error!r}.") from error
         try:
             self.model = self._make_model()
-            image = jax.ShapeDtypeStruct((1, *self.model.image_shape), jnp.float32)
-            params = jax.eval_shape(self.model.init, jax.random.key(0), image)
+            params = jax.eval_shape(
+                lambda: init_variables(self.model, jax.random.key(0))
+            )
         except ValueError as error:
             raise WorkdirError(f"{workdir.path}: {error}") from error
         self.step, self.params = self._restored(params)
@@ -78,7 +95,17 @@ class Run:
 
     def _make_model(self) -> Network:
         shape = cropped_shape(self.image_shape, self.config.data.crop)
-        return make_model(self.config.model, shape, len(self.class_names))
+        return bind(self.config.model, shape, len(self.class_names))
+
+    @property
+    def activation_kind(self) -> ActivationKind:
+        """What the network's activations are."""
+        return activation_kind(self.model)
+
+    @property
+    def loss(self) -> Loss:
+        """The loss that fits the network, with the margins of the recipe."""
+        return fitting_loss(self.config.loss, self.activation_kind)
 
     def __getstate__(self) -> dict[str, Any]:
         """The run as it is pickled: weights on the host, nothing that is compiled."""
@@ -149,22 +176,22 @@ class Run:
         size = min(_next_power_of_two(len(image)), self.config.eval_batch_size)
         if size not in self._encoders:
             self._encoders[size] = prepare(self.model, self.params, batch_size=size)
-        num_classes, pose = len(self.class_names), None
-        if isinstance(self.model, CapsNet):
-            pose = np.empty((len(image), num_classes, self.model.class_dim), np.float32)
-        length = np.empty((len(image), num_classes), np.float32)
+        activation = np.empty((len(image), len(self.class_names)), np.float32)
+        pose = None
         for start in range(0, len(image), size):
             part = slice(start, start + size)
             batch = image[part]
             filled = np.zeros((size, *shape), np.uint8)
             filled[: len(batch)] = batch
             seen = self._encoders[size](scale_to_unit(filled))
-            if pose is None:
-                length[part] = np.exp(seen[: len(batch)])
-            else:
+            if seen.pose is not None:
+                if pose is None:
+                    pose = np.empty((len(image), *seen.pose.shape[1:]), np.float32)
                 pose[part] = seen.pose[: len(batch)]
-                length[part] = seen.activation[: len(batch)]
-        return Prediction(length.argmax(-1), length, pose)
+            if self.activation_kind == "logit":
+                seen = seen._replace(activation=jax.nn.softmax(seen.activation))
+            activation[part] = seen.activation[: len(batch)]
+        return Prediction(activation.argmax(-1), activation, pose)
 
     def draw(
         self, pose: Float[Any, "n classes d"], label: Int[Any, " n"]
@@ -174,10 +201,13 @@ class Run:
         They are as large as what the network sees.
 
         Raises:
-            ValueError: If the network is the baseline, which draws nothing.
+            ValueError: If the network draws nothing.
         """
-        if not isinstance(self.model, CapsNet):
-            raise ValueError(f"{self.workdir.path} is a baseline: it draws nothing.")
+        if not can_draw(self.model):
+            raise ValueError(
+                f"the network of {self.workdir.path} draws nothing: "
+                f"{type(self.model).__name__} has no decode."
+            )
         if not len(pose):
             return np.zeros((0, *self.model.image_shape), np.float32)
         mask = jax.nn.one_hot(label, len(self.class_names), dtype=jnp.float32)
@@ -185,11 +215,13 @@ class Run:
 
     @functools.cached_property
     def _decode(self) -> Any:
-        model: Any = self.model
-        return jax.jit(functools.partial(model.apply, method=model.decode))
+        drawing: Any = self.model
+        return jax.jit(functools.partial(self.model.apply, method=drawing.decode))
 
 
-def load_run(path: str | os.PathLike[str]) -> Run:
+def load_run(
+    path: str | os.PathLike[str], *, config: configs.Config | None = None
+) -> Run:
     """Opens the best network of a run: by validation loss, or else the last.
 
     Of a run that was to stop at an accuracy (``stop_at``) it is the last. A run that
@@ -197,12 +229,14 @@ def load_run(path: str | os.PathLike[str]) -> Run:
 
     Args:
         path: The run's folder, the ``--workdir`` of the training.
+        config: The config of the run's experiment file, needed if that puts classes of
+            its own into it.
 
     Raises:
         WorkdirError: If it holds no run, or none that has saved anything.
         CheckpointError: If the checkpoint can't be read.
     """
-    return Run(Workdir(path))
+    return Run(Workdir(path), config)
 
 
 def _next_power_of_two(n: int) -> int:

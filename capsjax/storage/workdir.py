@@ -26,6 +26,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
 from capsjax import config as configs
+from capsjax.config import former
 from capsjax.data import BY_CLASS, FIRST_EDITION, Dataset, Generated
 from capsjax.data.loading import may_name_a_place
 from capsjax.data.sampling import SPLIT_RULES
@@ -186,7 +187,7 @@ class Workdir:
             )
         with contextlib.suppress(configs.ConfigError):
             # Fields that it does not have yet have their defaults.
-            there = configs.to_dict(configs.from_dict(there))
+            there = configs.to_dict(configs.from_dict(there, config))
         different = differences(there, configs.to_dict(config))
         final = [line for name, line in different if name not in configs.CHANGEABLE]
         before = self._identities(sets or {})
@@ -269,7 +270,7 @@ class Workdir:
         """Returns the config with the first weights of the run that is here, if any.
 
         A run of the first edition goes on under the command line that began it, whose
-        defaults are ``scaled`` now and were ``configs.FORMER_INITIALIZERS`` then. Its
+        defaults are ``scaled`` now and were ``former.INITIALIZERS`` then. Its
         ``config.json`` keeps telling how it began, and where no checkpoint was saved it
         begins like that again. Any other difference is left to ``check``.
 
@@ -278,21 +279,23 @@ class Workdir:
         """
         self.require_plain_files()
         try:
-            there = configs.from_dict(self.read_json(self.config)).model.initializers
+            there = configs.from_dict(self.read_json(self.config)).model
         except (WorkdirError, configs.ConfigError):
             return config  # There is none, or it is damaged.
-        here = config.model.initializers
-        former = {
+        here = config.model
+        kept = {
             name: value
-            for name, value in configs.FORMER_INITIALIZERS.items()
-            if getattr(here, name) == SCALED and getattr(there, name) == value
+            for name, value in former.INITIALIZERS.items()
+            if getattr(here, name, None) == SCALED
+            and getattr(there, name, None) == value
         }
-        initializers = dataclasses.replace(here, **former)
-        model = dataclasses.replace(config.model, initializers=initializers)
-        return dataclasses.replace(config, model=model)
+        return dataclasses.replace(config, model=configs.replaced(here, **kept))
 
-    def read_config(self) -> configs.Config:
-        """The configuration of the run that is here.
+    def read_config(self, own: configs.Config | None = None) -> configs.Config:
+        """Reads the configuration of the run that is here.
+
+        Args:
+            own: The config of the run's experiment file, if it has classes of its own.
 
         Raises:
             WorkdirError: If there is none, it can't be read, or something in the folder
@@ -304,7 +307,7 @@ class Workdir:
                 f"{self.path} holds no run: there is no {self.config.name} in it."
             )
         try:
-            config = configs.from_dict(self.read_json(self.config))
+            config = configs.from_dict(self.read_json(self.config), own)
             configs.validate(config)
             return config
         except configs.ConfigError as error:

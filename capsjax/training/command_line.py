@@ -3,7 +3,7 @@
 A config file is Python code, and runs.
 """
 
-import dataclasses
+import collections
 import os
 import re
 import sys
@@ -62,8 +62,7 @@ def parse(argv: Sequence[str], about: str) -> Command:
         argv = with_paths(argv)
     except RecipeError as error:
         raise UsageError(str(error)) from error
-    for argument in argv[1:]:
-        _check_field(argument)
+    argv, assignments = _split_overrides(argv)
     config_flags = _config_flags()
     try:
         holder = config_flags.DEFINE_config_file(
@@ -82,6 +81,8 @@ def parse(argv: Sequence[str], about: str) -> Command:
         getattr(config, "seed", None)
     except UsageError:
         raise
+    except configs.ConfigError as error:
+        raise UsageError(str(error)) from error
     except (flags.Error, OSError) as error:
         raise UsageError(_last_line(error)) from error
     except ValueError as error:
@@ -105,6 +106,10 @@ def parse(argv: Sequence[str], about: str) -> Command:
             "get_config() of the config file must return a capsjax.config.Config, got "
             f"{type(config).__name__}"
         )
+    try:
+        config = configs.override(config, assignments)
+    except configs.ConfigError as error:
+        raise UsageError(str(error)) from error
     return Command(
         config,
         os.fspath(workdir.value) if workdir.value else None,
@@ -146,11 +151,17 @@ def _define_hosts(values: flags.FlagValues) -> dict[str, flags.FlagHolder]:
 
 
 def _flags_help() -> str:
-    return """  --config FILE.py[:VARIANT]   the experiment; required; one that comes
+    words = "".join(
+        f"\n{'':31}{name}: {', '.join(configs.words(name))}"
+        for name in ("model", "model.routing", "loss", "optimizer", "augmentation")
+    )
+    return f"""  --config FILE.py[:VARIANT]   the experiment; required; one that comes
                                with capsjax is capsjax:NAME, e.g. capsjax:mnist:smoke
-  --config.FIELD=VALUE         overrides a field, e.g. --config.num_epochs=5 or
-                               --config.optimizer.learning_rate=1e-4; the fields are
-                               those of capsjax/config.py
+  --config.FIELD=VALUE         sets a field, e.g. --config.num_epochs=5 or
+                               --config.optimizer.learning_rate=1e-4
+  --config.SECTION=WORD        chooses what stands there, whose fields then follow:
+                               --config.optimizer=adamw
+                               --config.optimizer.weight_decay=1e-4; there are{words}
   --workdir DIR                the run's folder; default
                                runs/<experiment>-<variant>-seed<seed>
   --num_cpu_devices N          divides the processor into N devices
@@ -166,13 +177,32 @@ def _last_line(error: Exception) -> str:
     return told[-1].removeprefix("ValueError: ")
 
 
-def _check_field(argument: str) -> None:
-    """The library's own message about an unknown field names a class, not the field."""
-    match = re.match(r"--?config\.([\w.]+)", argument)
-    section: Any = configs.Config
-    path = "config"
-    for name in match[1].split(".") if match else ():
-        if (told := configs.missing_field(path, section, name)) is not None:
-            raise UsageError(told)
-        types = {field.name: field.type for field in dataclasses.fields(section)}
-        section, path = types[name], f"{path}.{name}"
+def _split_overrides(
+    argv: Sequence[str],
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """Parts ``--config.field=value`` from the other arguments.
+
+    Also understands ``--config.field value``, ``--config.field`` for true and
+    ``--noconfig.field`` for false.
+
+    Returns:
+        The other arguments, and names of fields with texts.
+    """
+    others, assignments = [], []
+    arguments = collections.deque(argv)
+    while arguments:
+        argument = arguments.popleft()
+        match = re.fullmatch(
+            r"--?(no)?config\.([\w.]+)(=(.*))?", argument, flags=re.DOTALL
+        )
+        if match is None:
+            others.append(argument)
+            continue
+        is_false, name, has_value, value = match.groups()
+        if is_false:
+            value = "false"
+        elif not has_value:
+            is_flag = not arguments or re.match("--?[A-Za-z]", arguments[0])
+            value = "true" if is_flag else arguments.popleft()
+        assignments.append((name, value))
+    return others, assignments

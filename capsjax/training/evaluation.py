@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from capsjax import config as configs
 from capsjax.data import Batch, Dataset
 from capsjax.data.augment import crop_middle, scale_to_unit
+from capsjax.losses import Loss
 from capsjax.models import Network
 from capsjax.runtime.devices import AXIS, my_shares
 from capsjax.training.objective import (
@@ -21,21 +21,23 @@ from capsjax.training.objective import (
 
 def make_eval_step(
     model: Network,
-    loss: configs.Loss,
+    loss: Loss,
     class_weight: Float[np.ndarray, " n"] | None = None,
 ) -> Callable[..., Metrics]:
-    """The sums of the metrics of a batch over all devices, as a per-device function.
+    """Makes the per-device function that sums metrics of a batch over all devices.
 
-    The returned function takes the weights, one device's share of the batch and, for
-    each of its images, 1 if it counts and 0 if it only fills the batch up. The loss is
-    weighted by class as ``image_metrics`` does it.
+    The function takes the variables of the network, one device's share of the batch
+    and, for each of its images, 1 if it counts and 0 if it only fills the batch up. The
+    loss is weighted by class as ``image_metrics`` does it.
     """
 
-    def eval_step(params: Any, share: tuple[Batch, Float[Array, " batch"]]) -> Metrics:
+    def eval_step(
+        variables: Any, share: tuple[Batch, Float[Array, " batch"]]
+    ) -> Metrics:
         batch, counts = share
         image, source = middle(batch, model)
         each = image_metrics(
-            *(model, params, image, batch.label),
+            *(model, variables, image, batch.label),
             loss=loss,
             source=source,
             class_weight=class_weight,
@@ -49,7 +51,7 @@ def make_eval_step(
 
 def evaluate(
     eval_step: Callable[..., Metrics],
-    params: Any,
+    variables: Any,
     dataset: Dataset,
     *,
     batch_size: int,
@@ -59,7 +61,7 @@ def evaluate(
 
     Args:
         eval_step: What ``make_eval_step`` made, mapped over the devices.
-        params: The network's weights.
+        variables: Of the network.
         dataset: The images.
         batch_size: Images at once over all devices; rounded up to a whole share each.
             The last batch is filled up with images that do not count.
@@ -81,7 +83,7 @@ def evaluate(
         share = (dataset.batch(mine), my_shares(counts))
         if sums:
             read_last()
-        sums.append(eval_step(params, share))
+        sums.append(eval_step(variables, share))
     read_last()
     return means(sums, len(dataset))
 

@@ -15,11 +15,12 @@ from jax.extend.core import Jaxpr, Var, jaxprs_in_params
 
 from capsjax import config as configs
 from capsjax.data import Batch, Dataset, Generated
+from capsjax.losses import Loss
 from capsjax.models import Network
 from capsjax.runtime.devices import AXIS
 from capsjax.training.evaluation import make_eval_step
 from capsjax.training.feed import is_held, num_bytes, steps_per_dispatch
-from capsjax.training.step import init_state, make_optimizer, make_train_step
+from capsjax.training.step import init_state, make_train_step
 
 
 class Memory(NamedTuple):
@@ -50,27 +51,31 @@ class Memory(NamedTuple):
 
 
 def estimate_memory(
-    model: Network, config: configs.Config, datasets: Sequence[Dataset | Generated]
+    model: Network,
+    loss: Loss,
+    config: configs.Config,
+    datasets: Sequence[Dataset | Generated],
 ) -> Memory:
     """Roughly what training takes, in gigabytes; on a CPU over all of its devices.
 
     Args:
         model: The network.
+        loss: The loss, which fits the network.
         config: The run.
         datasets: All that are held in memory; the first is trained on.
     """
-    optimizer = make_optimizer(config.optimizer, 1)
+    optimizer = config.optimizer.make(1)
     state = jax.eval_shape(lambda: init_state(model, optimizer, config))
     example = datasets[0].batch(np.arange(1))
     batch = _of_size(example, config.batch_size // jax.device_count())
     step = jax.make_jaxpr(
-        make_train_step(model, optimizer, config),
+        make_train_step(model, optimizer, config, loss),
         axis_env=[(AXIS, jax.device_count())],
     )(state, batch)
     evaluated = _of_size(example, -(-config.eval_batch_size // jax.device_count()))
     counts = jax.ShapeDtypeStruct((len(evaluated.image),), np.float32)
     eval_step = jax.make_jaxpr(
-        make_eval_step(model, config.loss), axis_env=[(AXIS, jax.device_count())]
+        make_eval_step(model, loss), axis_env=[(AXIS, jax.device_count())]
     )(state.params, (evaluated, counts))
     # Those of a CPU share its memory.
     devices = jax.local_device_count() if jax.default_backend() == "cpu" else 1

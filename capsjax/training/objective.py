@@ -1,4 +1,4 @@
-"""What is measured of images: losses, and whether their classes were found."""
+"""Losses and accuracy of images."""
 
 from typing import Any, NamedTuple
 
@@ -6,87 +6,72 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from capsjax import config as configs
-from capsjax.losses import margin_loss, reconstruction_loss
-from capsjax.models import BaselineCNN, CapsNet, Network
+from capsjax.losses import Loss, reconstruction_loss
+from capsjax.models import Network
+from capsjax.models.network import can_draw
 from capsjax.ops import mask_longest, split_mask
-
-_PARTS = ("margin_loss", "reconstruction_loss", "cross_entropy")
+from capsjax.routings import Routed
 
 Label = Int[Array, " batch"] | Bool[Array, "batch n"]
 
 
 class Metrics(NamedTuple):
-    """Of each image, or means or sums over images; None where there is none.
+    """Losses and accuracies, per image or reduced; None where there is none.
 
     Attributes:
-        loss: What is minimised: margin loss and reconstruction loss, weighted; or the
-            baseline's cross-entropy; times the weight of the image's class, if classes
-            have weights.
+        loss: The loss that is minimised: ``parts``, weighted; times the weight of the
+            image's class, if classes have weights.
         accuracy: Whether the longest capsule is the label's; of images that show
             several classes, whether the longest capsules are exactly those of these.
         label_accuracy: Of images that show several: the share of their classes whose
             capsules are among the longest.
-        margin_loss: Margin loss, not weighted.
-        reconstruction_loss: Squared error of the reconstruction, not weighted; summed
-            over the classes where each is drawn alone. None if its weight is 0, as
-            nothing is drawn then.
-        cross_entropy: The baseline's.
+        parts: The losses that the loss is made of, by name, not weighted: the loss of
+            the class capsules, and ``reconstruction_loss`` if its weight is above 0,
+            summed over the classes where each is drawn alone.
     """
 
     loss: Float[Array | float, "*batch"]
     accuracy: Float[Array | float, "*batch"]
-    label_accuracy: Float[Array | float, "*batch"] | None = None
-    margin_loss: Float[Array | float, "*batch"] | None = None
-    reconstruction_loss: Float[Array | float, "*batch"] | None = None
-    cross_entropy: Float[Array | float, "*batch"] | None = None
+    label_accuracy: Float[Array | float, "*batch"] | None
+    parts: dict[str, Any]
 
     def known(self) -> dict[str, Any]:
-        """What there is, by name."""
-        return {name: one for name, one in self._asdict().items() if one is not None}
-
-    def parts(self) -> dict[str, Any]:
-        """The losses that the loss is made of, by name."""
-        return {name: one for name, one in self.known().items() if name in _PARTS}
+        """Returns the metrics that are not None, by name."""
+        named = {**self._asdict(), **self.parts}
+        del named["parts"]
+        return {name: one for name, one in named.items() if one is not None}
 
 
 def image_metrics(
     model: Network,
-    params: Any,
+    variables: Any,
     image: Float[Array, "batch h w c"],
     label: Label,
     *,
-    loss: configs.Loss,
+    loss: Loss,
     source: Float[Array, "batch s h w c"] | None = None,
-    mask: Float[Array, "batch n"] | None = None,
-    kept: Bool[Array, "batch u"] | None = None,
     class_weight: Float[np.ndarray, " n"] | None = None,
 ) -> Metrics:
-    """Losses and correctness of each image.
+    """Computes losses and correctness of each image, as in inference.
 
     Args:
         model: The network.
-        params: Its weights.
+        variables: Its weights and other variables.
         image: Pixels from 0 to 1.
         label: The class of each image, or true for each of its classes.
-        loss: Weights and margins.
-        source: As of ``measure``.
-        mask: As of ``measure``.
-        kept: The baseline's units that take part, in training; None for all.
-        class_weight: What the loss of an image of each class is multiplied by; None
-            for nothing.
+        loss: The loss, which fits the network.
+        source: As for ``measure``.
+        class_weight: Factors of the loss, by the image's class; None for none.
     """
-    if isinstance(model, BaselineCNN):
-        log_probability: Any = model.apply(params, image, kept)
-        each = measure_probability(log_probability, label)
-    else:
-        routed: Any = model.apply(params, image, method=model.encode)
-        each = measure(
-            *(model, params, routed.pose, routed.activation, image, label),
-            loss=loss,
-            source=source,
-            mask=mask,
-        )
+    routed: Any = model.apply(variables, image, method=model.encode)
+    each = measure(model, variables, routed, image, label, loss=loss, source=source)
+    return weighted(each, label, class_weight)
+
+
+def weighted(
+    each: Metrics, label: Label, class_weight: Float[np.ndarray, " n"] | None
+) -> Metrics:
+    """Multiplies each image's loss by the weight of its class, if classes have any."""
     if class_weight is None:
         return each
     return each._replace(loss=each.loss * jnp.asarray(class_weight)[label])
@@ -108,79 +93,58 @@ def balanced_weights(num_images: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n
 
 
 def measure(
-    model: CapsNet,
-    params: Any,
-    pose: Float[Array | np.ndarray, "batch j d"] | None,
-    length: Float[Array, "batch j"],
+    model: Network,
+    variables: Any,
+    routed: Routed,
     image: Float[Array, "batch h w c"],
     label: Label,
     *,
-    loss: configs.Loss,
+    loss: Loss,
     source: Float[Array, "batch s h w c"] | None = None,
     mask: Float[Array, "batch j"] | None = None,
 ) -> Metrics:
-    """Losses and correctness of each image, given its class capsules.
+    """Computes losses and correctness of each image, given its class capsules.
 
     Args:
         model: The network, which draws.
-        params: Its weights.
-        pose: Of the class capsules; None to draw nothing.
-        length: Of the class capsules.
+        variables: Its weights and other variables.
+        routed: The class capsules; with poses of None nothing is drawn.
         image: Pixels from 0 to 1.
         label: The class of each image, or true for each of its classes.
-        loss: Weights and margins.
+        loss: The loss, which fits the network.
         source: What each class of the image looks like alone, in the order of the
             classes. The capsules under the mask, in the same order, are drawn one by
             one and compared with these, instead of all together with the image.
         mask: The capsules to draw from: the label's in training; None for the longest
             ones, as many as there are classes in the image, as in inference.
     """
-    margin = margin_loss(
-        length,
-        label,
-        present=loss.present,
-        absent=loss.absent,
-        down_weight=loss.down_weight,
-    )
-    total, error = loss.margin_weight * margin, None
-    if pose is not None and loss.reconstruction_weight:
+    pose, activation, _ = routed
+    own = loss(activation, label)
+    total, parts = loss.weight * own, {loss.name: own}
+    if pose is not None and loss.reconstruction_weight and can_draw(model):
         if mask is None:
             count = 1 if label.ndim == 1 else jnp.sum(label, axis=-1)
-            mask = mask_longest(length, count)
+            mask = mask_longest(activation, count)
         if source is not None:
             mask = split_mask(mask, source.shape[1])
             pose = jnp.broadcast_to(pose[:, None], (*mask.shape, pose.shape[-1]))
-        drawn: Any = model.apply(params, pose, mask, method=model.decode)
+        drawing: Any = model
+        drawn = model.apply(variables, pose, mask, method=drawing.decode)
         error = reconstruction_loss(
             drawn,
             image if source is None else source,
             reduction=loss.reconstruction_reduction,
         )
-        error = jnp.sum(error.reshape(len(margin), -1), axis=-1)
+        error = jnp.sum(error.reshape(len(own), -1), axis=-1)
         total = total + loss.reconstruction_weight * error
-    return Metrics(
-        total, *found(length, label), margin_loss=margin, reconstruction_loss=error
-    )
-
-
-def measure_probability(
-    log_probability: Float[Array, "batch n"], label: Int[Array, " batch"]
-) -> Metrics:
-    """Cross-entropy and correctness of each image, given what the baseline made of it.
-
-    Args:
-        log_probability: The logarithm of each class's probability.
-        label: The class of each image.
-    """
-    own = jnp.take_along_axis(log_probability, label[:, None], axis=-1)
-    entropy = -own[:, 0]
-    return Metrics(entropy, *found(log_probability, label), cross_entropy=entropy)
+        parts["reconstruction_loss"] = error
+    return Metrics(total, *found(activation, label), parts)
 
 
 def found(
     activation: Float[Array, "batch n"], label: Label
 ) -> tuple[Float[Array, " batch"], Float[Array, " batch"] | None]:
-    """Accuracy and label accuracy of each image, as of ``Metrics``."""
+    """Computes accuracy and label accuracy of each image, as in ``Metrics``."""
     if label.ndim == 1:
         is_right = jnp.argmax(activation, axis=-1) == label
         return is_right.astype(jnp.float32), None

@@ -1,6 +1,6 @@
 """The training step: a pure function of the state and one device's share of a batch.
 
-Several steps run in one call of the device program, which
+Several steps run in one call of the device program, to which
 ``capsjax.training.feed`` hands the batches.
 """
 
@@ -17,18 +17,19 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from capsjax import config as configs
 from capsjax.data import Batch
 from capsjax.data.augment import (
+    Augmentation,
     apply_crops,
-    apply_shifts,
     draw_corners,
-    draw_shifts,
     scale_to_unit,
 )
-from capsjax.models import BaselineCNN, Network
+from capsjax.losses import Loss
+from capsjax.models import Network
+from capsjax.models.network import init_variables
 from capsjax.runtime.devices import AXIS
-from capsjax.training.objective import Metrics, image_metrics
+from capsjax.training.objective import Metrics, measure, weighted
 
-# What a step folds into its key to draw the crops, and the dropout. The shifts take the
-# key itself, of which they use what 0 and 1 would make.
+# Folded into a step's key for the crops and the dropout. The augmentation takes the key
+# itself, of which it uses what 0 and 1 would make.
 _CROPS, _DROPOUT = 2, 3
 
 
@@ -37,10 +38,11 @@ class TrainState(NamedTuple):
 
     Attributes:
         step: Optimizer steps done.
-        augment_key: Of which each step folds its own key.
-        params: The network's weights.
+        augment_key: Key from which each step folds its own.
+        params: The network's variables: its weights, under Flax's name ``params``, and
+            other collections, such as batch statistics.
         opt_state: The optimizer's.
-        average: The moving average of the weights, if the recipe wants one.
+        average: The moving average of the variables, if the recipe wants one.
     """
 
     step: Int[Array, ""]
@@ -51,120 +53,129 @@ class TrainState(NamedTuple):
 
     @property
     def evaluated(self) -> Any:
-        """The weights that are evaluated: the average, if there is one."""
+        """The variables that are evaluated: the average, if there is one."""
         return getattr(self, self.evaluated_name)
 
     @property
     def evaluated_name(self) -> str:
-        """Of the field with the weights that are evaluated."""
+        """Name of the field whose variables are evaluated."""
         return "params" if self.average is None else "average"
 
 
 class Outcome(NamedTuple):
-    """What is told of a step.
+    """Metrics of one step, and whether its numbers were sound.
 
     Attributes:
         metrics: Means over its batch.
         is_finite: For each of ``parts``, whether its numbers were finite. The update is
             applied if all are.
+        is_shared: Whether the collections besides the weights are the same on all
+            devices.
     """
 
     metrics: Metrics
     is_finite: Bool[Array, "*steps parts"]
+    is_shared: Bool[Array, "*steps"]
 
 
-def parts(params: Any, metrics: Metrics) -> list[str]:
-    """What is looked at for numbers that are not finite, in the outcome's order."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
+def split_weights(variables: Any) -> tuple[Any, Any]:
+    """Parts the weights, which are trained, from the other collections."""
+    others = {name: one for name, one in variables.items() if name != "params"}
+    return {"params": variables["params"]}, others
+
+
+def parts(variables: Any, metrics: Metrics) -> list[str]:
+    """Returns the names of the values checked, in the order of ``is_finite``."""
+    weights, _ = split_weights(variables)
+    leaves = jax.tree_util.tree_leaves_with_path(weights)
     names = [jax.tree_util.keystr(k, simple=True, separator="/") for k, _ in leaves]
     return [
-        *(name.replace("_", " ") for name in metrics.parts()),
+        *(name.replace("_", " ") for name in sorted(metrics.parts)),
         *(f"gradient of {name}" for name in names),
     ]
-
-
-def make_optimizer(
-    config: configs.Optimizer, num_steps: int
-) -> optax.GradientTransformation:
-    """Adam with the learning rate's schedule over so many steps."""
-    rate = config.learning_rate
-    after = max(1, num_steps - config.warmup_steps)
-    schedule = {
-        "constant": lambda: optax.constant_schedule(rate),
-        "exponential": lambda: optax.exponential_decay(
-            rate, config.decay_steps, config.decay_rate, end_value=config.floor
-        ),
-        "cosine": lambda: optax.cosine_decay_schedule(
-            rate, after, alpha=config.floor / rate
-        ),
-    }[config.schedule]()
-    if config.warmup_steps:
-        rise = optax.linear_schedule(0.0, rate, config.warmup_steps)
-        schedule = optax.join_schedules([rise, schedule], [config.warmup_steps])
-    return optax.adam(schedule, config.b1, config.b2, config.eps)
 
 
 def init_state(
     model: Network, optimizer: optax.GradientTransformation, config: configs.Config
 ) -> TrainState:
-    """The state before the first step: a function of the seed."""
+    """Makes the state before the first step: a function of the seed."""
     init_key, augment_key = jax.random.split(jax.random.key(config.seed))
-    params = model.init(init_key, jnp.zeros((1, *model.image_shape), jnp.float32))
-    average = jax.tree.map(jnp.copy, params) if config.optimizer.average else None
+    variables = init_variables(model, init_key)
+    average = jax.tree.map(jnp.copy, variables) if config.optimizer.average else None
+    opt_state = optimizer.init(split_weights(variables)[0])
     step = jnp.zeros((), jnp.int32)
-    return TrainState(step, augment_key, params, optimizer.init(params), average)
+    return TrainState(step, augment_key, variables, opt_state, average)
 
 
 def make_train_step(
     model: Network,
     optimizer: optax.GradientTransformation,
     config: configs.Config,
+    loss: Loss,
     class_weight: Float[np.ndarray, " n"] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Outcome]]:
-    """One update, as a function of the state and one device's share of the batch.
+    """Makes one update, a function of the state and one device's share of the batch.
 
     It runs under ``AXIS``, over which gradients and metrics are averaged. The update of
     losses or gradients that are not finite is left out: of the state only the step
-    changes. The loss is weighted by class as ``image_metrics`` does it.
+    changes.
+
+    Args:
+        model: The network.
+        optimizer: The optimizer.
+        config: The run.
+        loss: The loss, which fits the network.
+        class_weight: Factors of the loss, by the image's class; None for none.
     """
 
-    def loss_fn(params, image, source, label, kept):
+    def loss_fn(weights, others, image, source, label, dropout_key):
+        routed, others = model.apply(
+            {**weights, **others},
+            image,
+            is_training=True,
+            method=model.encode,
+            mutable=list(others),
+            rngs={"dropout": dropout_key},
+        )
         is_shown = label if label.ndim > 1 else jax.nn.one_hot(label, model.num_classes)
-        each = image_metrics(
+        each = measure(
             model,
-            params,
+            {**weights, **others},
+            routed,
             image,
             label,
-            loss=config.loss,
+            loss=loss,
             source=source,
             mask=is_shown.astype(jnp.float32),
-            kept=kept,
-            class_weight=class_weight,
         )
-        means = jax.tree.map(jnp.mean, each)
-        return means.loss, means
+        means = jax.tree.map(jnp.mean, weighted(each, label, class_weight))
+        return means.loss, (means, others)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Outcome]:
+        # Draw the batch.
         key = jax.random.fold_in(state.augment_key, state.step)
-        image, source = _augmented(key, batch, config.data.max_shift, model.image_shape)
-        kept = None
-        if isinstance(model, BaselineCNN):
-            key = jax.random.fold_in(key, _DROPOUT)
-            kept = _my_share(model.draw_kept(key, _num_images(batch)))
-        grads, metrics = jax.grad(loss_fn, has_aux=True)(
-            state.params, image, source, batch.label, kept
+        image, source = _augmented(key, batch, config.augmentation, model.image_shape)
+        dropout_key = jax.random.fold_in(key, _DROPOUT)
+        dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(AXIS))
+        # Differentiate, and average over the devices.
+        weights, others = split_weights(state.params)
+        grads, (metrics, others) = jax.grad(loss_fn, has_aux=True)(
+            weights, others, image, source, batch.label, dropout_key
         )
         grads, metrics = jax.lax.pmean((grads, metrics), AXIS)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        # Update.
+        updates, opt_state = optimizer.update(grads, state.opt_state, weights)
+        weights: Any = optax.apply_updates(weights, updates)
+        params = {**weights, **others}
         average = state.average
         if config.optimizer.average:
             decay = _average_decay(state.step, config.optimizer.average)
-            average = optax.incremental_update(params, average, 1 - decay)
+            average = _averaged(params, average, decay)
+        # Leave the update out if a number is not finite.
         is_finite = jnp.isfinite(
             jnp.stack(
                 [
-                    *metrics.parts().values(),
+                    *(metrics.parts[name] for name in sorted(metrics.parts)),
                     # Adam squares them: what overflows there spoils its moments. Where
                     # it does not, updates are finite, by the bounds of the config: to
                     # look at them too would take longer than Adam itself.
@@ -178,9 +189,31 @@ def make_train_step(
             (state.params, state.opt_state, state.average),
         )
         new = TrainState(state.step + 1, state.augment_key, params, opt_state, average)
-        return new, Outcome(metrics, is_finite)
+        return new, Outcome(metrics, is_finite, _is_shared(others))
 
     return train_step
+
+
+def _is_shared(collections: Any) -> Bool[Array, ""]:
+    """Whether the collections are the same on all devices."""
+    is_shared = jnp.ones((), bool)
+    for array in jax.tree.leaves(collections):
+        largest, smallest = jax.lax.pmax(array, AXIS), jax.lax.pmin(array, AXIS)
+        # What is not finite is found in the loss.
+        is_same = (largest == smallest) | ~jnp.isfinite(largest - smallest)
+        is_shared &= is_same.all()
+    return is_shared
+
+
+def _averaged(new: Any, old: Any, decay: Array) -> Any:
+    """Moves the average towards new variables; whole numbers are taken as they are."""
+
+    def moved(new, old):
+        if not jnp.issubdtype(new.dtype, jnp.inexact):
+            return new
+        return optax.incremental_update(new, old, 1 - decay)
+
+    return jax.tree.map(moved, new, old)
 
 
 def make_train_chunk(train_step: Callable) -> Callable:
@@ -193,27 +226,29 @@ def make_train_chunk(train_step: Callable) -> Callable:
 
 
 def _augmented(
-    key: Key[Array, ""], batch: Batch, max_shift: int, shape: tuple[int, int, int]
+    key: Key[Array, ""],
+    batch: Batch,
+    augmentation: Augmentation,
+    shape: tuple[int, int, int],
 ) -> tuple[Float[Array, "batch h w c"], Float[Array, "batch s h w c"] | None]:
-    """Shifts, crops and scales this device's images, and what is in them alike.
+    """Changes, crops and scales this device's images, and what is in them alike.
 
-    It is drawn for the batch of all devices, and so a function of seed and step, not of
-    the number of devices.
+    The changes are drawn for the batch of all devices, and so are a function of seed
+    and step, not of the number of devices.
     """
     *_, height, width, channels = batch.image.shape
     whole = (height, width, channels)
-    changes = []
-    if max_shift:
-        shifts = _my_share(draw_shifts(key, _num_images(batch), max_shift))
-        changes.append(lambda image: apply_shifts(image, shifts, max_shift))
+    number = _num_images(batch)
+    drawn = jax.tree.map(_my_share, augmentation.draw(key, number, whole))
+    corners = None
     if whole != shape:
         key = jax.random.fold_in(key, _CROPS)
-        corners = _my_share(draw_corners(key, _num_images(batch), whole, shape))
-        changes.append(lambda image: apply_crops(image, corners, shape))
+        corners = _my_share(draw_corners(key, number, whole, shape))
 
     def changed(image):
-        for change in changes:
-            image = change(image)
+        image = augmentation.apply(image, drawn)
+        if corners is not None:
+            image = apply_crops(image, corners, shape)
         return scale_to_unit(image)
 
     source = batch.source

@@ -6,7 +6,6 @@ import importlib.util
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -26,7 +25,9 @@ from capsjax.data.augment import cropped_shape
 from capsjax.data.loading import may_name_a_place
 from capsjax.data.preparation import Preparation
 from capsjax.data.readers.folder_layout import shortened
-from capsjax.models import BaselineCNN, Network, make_model, num_parameters
+from capsjax.losses import Loss, fitting_loss
+from capsjax.models import Network, num_parameters
+from capsjax.models.network import activation_kind, bind, init_variables
 from capsjax.runtime.console import say
 from capsjax.training.memory import estimate_memory
 from capsjax.training.objective import balanced_weights
@@ -40,6 +41,7 @@ class Task(NamedTuple):
         validation_set: By what the best network is chosen, if there is a choice.
         test_set: By what it is judged.
         model: The network, which has no weights yet.
+        loss: The loss, which fits the network.
         split_rule: By which rule the training images were divided.
         class_weight: What the loss of an image of each class counts in training and
             validation, if not all count alike.
@@ -49,6 +51,7 @@ class Task(NamedTuple):
     validation_set: Dataset | None
     test_set: Dataset
     model: Network
+    loss: Loss
     split_rule: str = BY_CLASS
     class_weight: Float[np.ndarray, " n"] | None = None
 
@@ -254,24 +257,25 @@ def _describe(
 ) -> Task:
     data = config.data
     height, width, _ = train_set.image_shape
-    if data.max_shift >= min(height, width):
-        raise configs.ConfigError(
-            f"config.data.max_shift={data.max_shift} moves images of {height}x{width} "
-            "out of sight."
-        )
+    try:
+        config.augmentation.check_image(train_set.image_shape)
+    except ValueError as error:
+        raise configs.ConfigError(f"config.augmentation.{error}") from error
     if data.crop > min(height, width):
         raise configs.ConfigError(
             f"config.data.crop={data.crop} is more than images of {height}x{width} are."
         )
     shape = cropped_shape(train_set.image_shape, data.crop)
     try:
-        model = make_model(config.model, shape, train_set.num_classes)
+        model = bind(config.model, shape, train_set.num_classes)
+        loss = fitting_loss(config.loss, activation_kind(model))
     except ValueError as error:
         raise configs.ConfigError(str(error)) from error
-    if isinstance(model, BaselineCNN) and train_set.is_multi_label:
+    if train_set.is_multi_label and not loss.takes_several:
         raise configs.ConfigError(
-            f"config.model.name=cnn names one class an image, and {data.name} shows "
-            "several; choose capsnet."
+            f"the {loss.name.replace('_', ' ')} of {type(model).__name__} is for one "
+            f"class an image, and {data.name} shows several; choose a network with "
+            "lengths, such as config.model=capsnet, and config.loss=auto."
         )
     class_weight = None
     if data.class_weights == "balanced":
@@ -281,22 +285,25 @@ def _describe(
                 f"{data.name} shows several; choose none."
             )
         class_weight = balanced_weights(train_set.images_by_class())
-    return Task(train_set, validation_set, test_set, model, class_weight=class_weight)
+    return Task(
+        *(train_set, validation_set, test_set, model, loss), class_weight=class_weight
+    )
 
 
 def _check_memory(config: configs.Config, task: Task) -> None:
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    image = jax.ShapeDtypeStruct((1, *task.model.image_shape), jnp.float32)
     try:
-        params = jax.eval_shape(task.model.init, key, image)
+        variables = jax.eval_shape(
+            lambda: init_variables(task.model, jax.random.key(0))
+        )
     except ValueError as error:
         raise configs.ConfigError(str(error)) from error
     sets = [one for one in task[:3] if one is not None]
-    memory = estimate_memory(task.model, config, sets)
-    say(f"{num_parameters(params):,} parameters; training takes about {memory}")
+    memory = estimate_memory(task.model, task.loss, config, sets)
+    num_weights = num_parameters(variables["params"])
+    say(f"{num_weights:,} parameters; training takes about {memory}")
     if memory.total > config.max_gigabytes:
         fields = "config.data.image_size or config.batch_size"
-        if config.model.name == "capsnet":
+        if hasattr(config.model, "primary_types"):
             fields = (
                 "config.data.image_size, config.model.primary_types or "
                 "config.batch_size, raise config.model.primary_stride"

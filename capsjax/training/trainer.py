@@ -43,10 +43,10 @@ from capsjax.training.step import (
     Outcome,
     TrainState,
     init_state,
-    make_optimizer,
     make_train_chunk,
     make_train_step,
     parts,
+    split_weights,
 )
 from capsjax.training.task import Task, make_task, wherever
 
@@ -162,18 +162,19 @@ class Trainer:
         self.skipped_in_a_row = self.num_chunks = 0
         self.unread: collections.deque[_Call] = collections.deque()
         self.read_at = 0.0  # When the outcome of a call was last at hand.
-        self.train_set, self.validation_set, self.test_set, self.model, *_ = task
+        self.train_set, self.validation_set, self.test_set, *_ = task
+        self.model, self.loss = task.model, task.loss
         self.class_weight = task.class_weight
         self.steps_per_epoch = len(self.train_set) // config.batch_size
         self.num_steps = config.num_epochs * self.steps_per_epoch
-        self.optimizer = make_optimizer(config.optimizer, self.num_steps)
+        self.optimizer = config.optimizer.make(self.num_steps)
         self.feed = Feed(config, self.train_set)
         self.test_step = self.validation_step = parallel(
-            make_eval_step(self.model, config.loss)
+            make_eval_step(self.model, self.loss)
         )
         if self.class_weight is not None:
             self.validation_step = parallel(
-                make_eval_step(self.model, config.loss, self.class_weight)
+                make_eval_step(self.model, self.loss, self.class_weight)
             )
         self.chunks: dict[int, Callable] = {}  # by number of steps
         self.checkpoints: Checkpoints[TrainState] = Checkpoints(workdir.checkpoints)
@@ -286,7 +287,8 @@ class Trainer:
         if len(steps) not in self.chunks:
             say(f"compiling the training step ({len(steps)} in one call) ...")
             train_step = make_train_step(
-                self.model, self.optimizer, self.config, self.class_weight
+                *(self.model, self.optimizer, self.config, self.loss),
+                self.class_weight,
             )
             program = parallel(make_train_chunk(train_step), donate=True)
             self.chunks[len(steps)] = program.lower(
@@ -318,6 +320,7 @@ class Trainer:
         """Waits for a call and writes down the mean metrics of its good steps."""
         steps, outcome, started = call
         is_finite = np.asarray(outcome.is_finite)
+        self._require_shared(np.asarray(outcome.is_shared))
         seconds = -max(started, self.read_at)
         self.read_at = time.monotonic()
         seconds += self.read_at
@@ -336,6 +339,17 @@ class Trainer:
             "train", step=steps.stop, epoch=self._epoch_of(steps.stop), **means
         )
         return means
+
+    def _require_shared(self, is_shared: np.ndarray) -> None:
+        if is_shared.all():
+            return
+        _, others = split_weights(self.state.params)
+        raise configs.ConfigError(
+            f"{', '.join(others)} of {type(self.model).__name__} differ between the "
+            "devices, each of which saw its share of the batch only. Give each "
+            "nn.BatchNorm axis_name=capsjax.DEVICE_AXIS, so that its statistics are "
+            "those of the whole batch."
+        )
 
     def _bad_numbers(self, step: int, is_finite: np.ndarray, metrics: Metrics) -> None:
         """Tells of a step whose update was left out; stops if that is to be."""
@@ -449,7 +463,7 @@ class Trainer:
             "validation": self._validated(best_step),
             "validation_of_last": self._validated(self.step),
             "history": self.history,
-            "num_parameters": num_parameters(self.state.params),
+            "num_parameters": num_parameters(self.state.params["params"]),
             "num_epochs": self.config.num_epochs,
             "epochs_done": self.epoch,
             "seconds": round(self._seconds(), 1) if is_writer() else None,

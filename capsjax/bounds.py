@@ -1,0 +1,156 @@
+"""Ranges of hyperparameters, as types that stand in their annotations.
+
+``num_iterations: Rounds = 3`` declares type, range and default in one place. Whoever
+sets a field by its name, such as the command line, checks it with :func:`require`.
+"""
+
+import sys
+import types
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NamedTuple
+
+
+class Allowed(NamedTuple):
+    """A range, for ``Annotated``.
+
+    Attributes:
+        words: The range, to follow "must be".
+        holds: Returns whether a value lies in the range.
+    """
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+def at_least(low: float) -> Allowed:
+    """Allows numbers from ``low`` on."""
+    return Allowed(f"at least {low}", lambda value: value >= low)
+
+
+def above(low: float, high: float = float("inf")) -> Allowed:
+    """Allows numbers above ``low``, up to ``high``."""
+    words = f"above {low}" + (f", at most {high}" if high < float("inf") else "")
+    return Allowed(words, lambda value: low < value <= high)
+
+
+def between(low: float, high: float) -> Allowed:
+    """Allows numbers from ``low`` to ``high``."""
+    return Allowed(f"from {low} to {high}", lambda value: low <= value <= high)
+
+
+# No layer is as wide by far; the product of three is still counted in 64 bits.
+_WIDEST = 2**16
+
+Count = Annotated[int, between(1, _WIDEST)]
+Size = Annotated[int, between(0, _WIDEST)]
+Rounds = Annotated[int, between(1, 100)]
+# Steps are counted on the device, in 32 bits.
+Steps = Annotated[int, between(0, 2**31 - 1)]
+Share = Annotated[float, between(0, 1)]
+Weight = Annotated[float, at_least(0)]
+Scale = Annotated[float, above(0)]
+# Of a moving average: at 1 it would never move.
+Decay = Annotated[float, Allowed("at least 0, below 1", lambda value: 0 <= value < 1)]
+Widths = Annotated[
+    tuple[int, ...],
+    Allowed(
+        f"at most 100 integers from 1 to {_WIDEST}",
+        lambda value: len(value) <= 100 and all(1 <= n <= _WIDEST for n in value),
+    ),
+]
+ComputeType = Literal["float32", "bfloat16"]
+
+_WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a finite number",
+    str: "a text",
+    bool: "true or false",
+}
+_TRUE, _FALSE = ("true", "t", "1", "yes"), ("false", "f", "0", "no")
+
+
+def require(value: Any, hint: Any, name: str) -> None:
+    """Checks a value against its annotation.
+
+    Types that are none of ``int``, ``float``, ``str``, ``bool``, tuples of whole
+    numbers, ``Literal``, these with ``Annotated`` or ``| None``, allow everything.
+
+    Raises:
+        ValueError: Naming the value and what is allowed.
+    """
+    kind, allowed, is_optional = _parts(hint)
+    if value is None and is_optional:
+        return
+    choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+    if choices and value not in choices:
+        one_of = ", ".join(map(str, choices))
+        raise ValueError(f"{name} must be one of {one_of}, got {value!r}.")
+    if not _is_of(value, kind):
+        raise ValueError(f"{name} must be {_words(kind)}, got {value!r}.")
+    numbers = value if type(value) is tuple else (value,)
+    if any(type(n) is int and abs(n) >= 2**32 for n in numbers):
+        raise ValueError(f"{name} must be below 2^32, got {value!r}.")
+    for one in allowed:
+        if not one.holds(value):
+            raise ValueError(f"{name} must be {one.words}, got {value!r}.")
+
+
+def parse(text: str, hint: Any, name: str) -> Any:
+    """Reads a value from a command line, by its annotation; ``none`` where allowed.
+
+    Raises:
+        ValueError: If the text is not of that type.
+    """
+    kind, _, is_optional = _parts(hint)
+    if is_optional and text.lower() == "none":
+        return None
+    try:
+        if kind is bool and text.lower() in (*_TRUE, *_FALSE):
+            return text.lower() in _TRUE
+        if kind in (int, float):
+            return kind(text)
+        if _is_tuple(kind):
+            return tuple(int(part) for part in text.strip("()[], ").split(","))
+    except ValueError:
+        pass
+    if kind in (int, float, bool) or _is_tuple(kind):
+        raise ValueError(f"{name} must be {_words(kind)}, got {text!r}.")
+    return text
+
+
+def plain(hint: Any) -> Any:
+    """Returns the type in an annotation; ``Any`` where it allows several."""
+    return _parts(hint)[0]
+
+
+def _parts(hint: Any) -> tuple[Any, list[Allowed], bool]:
+    """The plain type of an annotation, its ranges, and whether it allows None."""
+    allowed: list[Allowed] = []
+    is_optional = False
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        kinds = [one for one in typing.get_args(hint) if one is not type(None)]
+        is_optional = len(kinds) < len(typing.get_args(hint))
+        hint = kinds[0] if len(kinds) == 1 else Any
+    if typing.get_origin(hint) is Annotated:
+        hint, *rest = typing.get_args(hint)
+        allowed = [one for one in rest if isinstance(one, Allowed)]
+    return hint, allowed, is_optional
+
+
+def _is_tuple(kind: Any) -> bool:
+    return typing.get_origin(kind) is tuple and set(typing.get_args(kind)) <= {int, ...}
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    if kind is float:
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    if kind in _WORDS:
+        return type(value) is kind
+    if _is_tuple(kind):
+        return type(value) is tuple and all(type(number) is int for number in value)
+    return True
+
+
+def _words(kind: Any) -> str:
+    return _WORDS.get(kind, "a tuple of whole numbers")

@@ -1,0 +1,127 @@
+"""Names of former editions: runs that have them are read, flags get the new name."""
+
+from typing import Any
+
+from capsjax.config.values import ConfigError
+
+# Fields that are elsewhere now.
+_MOVED = {
+    "data.max_shift": "augmentation.max_shift",
+    "model.name": "model",
+    "model.num_iterations": "model.routing.num_iterations",
+    "model.none_of_the_above": "model.routing.none_of_the_above",
+    "model.stop_gradient": "model.routing.stop_gradient",
+    "model.routing_bias": "model.routing.bias",
+    "model.initializers.routing_bias": "model.routing.bias",
+    **{
+        f"model.initializers.{name}": f"model.{name}_init"
+        for name in ("conv", "primary", "weight", "decoder", "reconstruction", "bias")
+    },
+    "loss.margin_weight": "loss.weight",
+}
+# Classes that sections were values of.
+CLASSES = {
+    "Model": "capsjax.CapsNet, or another network",
+    "Initializers": "the fields conv_init, primary_init ... of capsjax.CapsNet",
+    "Loss": "capsjax.losses.AutoLoss, or another loss",
+}
+# How weights started before there was "scaled": with these, any size as the paper's.
+INITIALIZERS = {
+    "conv_init": "normal(0.064)",
+    "primary_init": "normal(0.0098)",
+    "weight_init": "normal(0.02)",
+}
+# Fields of the section ``model`` that the baseline had, too.
+_OF_CNN = ("dropout", "compute_dtype", "bias_init")
+_OF_ROUTING = ("num_iterations", "bias", "none_of_the_above", "stop_gradient")
+_MARGINS = {"present": 0.9, "absent": 0.1, "down_weight": 0.5}
+
+
+def require_no_former_name(name: str, text: str) -> None:
+    """Refuses a flag of a former edition.
+
+    Raises:
+        ConfigError: Naming the flag that replaces it.
+    """
+    if name not in _MOVED:
+        return
+    now = _MOVED[name]
+    if name == "model.routing_bias":
+        text = "0.1" if text.lower() in ("true", "1") else "none"
+    raise ConfigError(
+        f"config.{name} is config.{now} now: write --config.{now}={text}."
+    )
+
+
+def require_no_former_field(config: Any) -> None:
+    """Refuses a field that a config file set as in a former edition.
+
+    Raises:
+        ConfigError: Naming the field that replaces it.
+    """
+    if "max_shift" in vars(config.data):
+        require_no_former_name("data.max_shift", str(vars(config.data)["max_shift"]))
+
+
+def translated(stored: dict[str, Any]) -> dict[str, Any]:
+    """Rewrites a config of a former edition; one of this edition is returned as it is.
+
+    A former edition's section ``model`` has no kind, but the field ``name``, perhaps.
+    """
+    model = stored.get("model", {})
+    if not isinstance(model, dict) or {"kind", "class"} & model.keys():
+        return stored
+    if not all(isinstance(stored.get(name, {}), dict) for name in _FORMER_SECTIONS):
+        return stored
+    stored = {**stored}
+    for name in _FORMER_SECTIONS & stored.keys():
+        stored[name] = dict(stored[name])
+    _translate_model(stored)
+    _translate_loss(stored)
+    if "optimizer" in stored:
+        stored["optimizer"]["kind"] = "adam"
+    if "max_shift" in stored.get("data", {}):
+        shift = stored["data"].pop("max_shift")
+        stored["augmentation"] = {"kind": "shift", "max_shift": shift}
+    return stored
+
+
+_FORMER_SECTIONS = {"data", "model", "loss", "optimizer"}
+
+
+def _translate_model(stored: dict[str, Any]) -> None:
+    model = stored.setdefault("model", {})
+    kind = model.pop("name", "capsnet")
+    starts = model.pop("initializers", None)
+    if starts is None:  # It is of the first edition, which had no such section.
+        starts = {}
+    bias_start = starts.pop("routing_bias", 0.1)
+    model.update({f"{name}_init": start for name, start in starts.items()})
+    bias = bias_start if model.pop("routing_bias", False) else None
+    routing = {"kind": model.pop("routing", "dynamic"), "bias": bias}
+    for name in _OF_ROUTING:
+        if name in model:
+            routing[name] = model.pop(name)
+    if kind == "cnn":
+        # Its other fields had no effect.
+        stored["model"] = {"kind": kind}
+        stored["model"] |= {name: model[name] for name in _OF_CNN if name in model}
+        return
+    model.pop("dropout", None)
+    if routing["kind"] == "uniform":
+        routing = {name: routing[name] for name in ("kind", "bias")}
+    stored["model"] = {"kind": kind, **model, "routing": routing}
+
+
+def _translate_loss(stored: dict[str, Any]) -> None:
+    loss = stored.get("loss")
+    if loss is None:
+        return
+    if "margin_weight" in loss:
+        loss["weight"] = loss.pop("margin_weight")
+    margins = {name: loss.pop(name) for name in _MARGINS if name in loss}
+    is_default = {**_MARGINS, **margins} == _MARGINS
+    is_margin = stored["model"].get("kind") != "cnn" and not is_default
+    loss["kind"] = "margin" if is_margin else "auto"
+    if is_margin:
+        loss.update(margins)

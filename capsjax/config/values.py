@@ -1,0 +1,274 @@
+"""Sections of a config as values: their fields, words, and form in JSON.
+
+A section is a dataclass or a Flax module. Where a table has its class, a word chooses
+it: ``adamw`` in ``OPTIMIZERS``. A class that stands in no table is a user's own.
+"""
+
+import dataclasses
+import difflib
+import inspect
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+
+from capsjax import bounds
+from capsjax.config.optimizers import OPTIMIZERS, Optimizer
+from capsjax.data.augment import AUGMENTATIONS, Augmentation
+from capsjax.losses import LOSSES, Loss
+from capsjax.models import NETWORKS
+from capsjax.models.network import FROM_DATA
+from capsjax.routings import ROUTINGS, Algorithm
+
+_TABLES: tuple[tuple[type, Mapping[str, Any]], ...] = (
+    (nn.Module, NETWORKS),
+    (Algorithm, ROUTINGS),
+    (Loss, LOSSES),
+    (Optimizer, OPTIMIZERS),
+    (Augmentation, AUGMENTATIONS),
+)
+# What names the class of a section in JSON: a word of a table, or a user's own class.
+_KIND, _OWN = "kind", "class"
+
+
+class ConfigError(ValueError):
+    """A field of a config has a value that is not allowed."""
+
+
+def is_section(value: Any) -> bool:
+    """Returns whether a value has fields of its own."""
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def fields_of(section: Any) -> dict[str, Any]:
+    """Returns the fields of a section, or of its class, and their annotations."""
+    kind = section if isinstance(section, type) else type(section)
+    hidden = ("parent", "name", *FROM_DATA) if issubclass(kind, nn.Module) else ()
+    return {
+        field.name: _hint(kind, field)
+        for field in dataclasses.fields(kind)
+        if field.init and field.name not in hidden
+    }
+
+
+def _hint(kind: type, field: dataclasses.Field) -> Any:
+    """An annotation may be a text that only its own module understands."""
+    if not isinstance(field.type, str):
+        return field.type
+    try:
+        return eval(field.type, vars(sys.modules[kind.__module__]))
+    except Exception:
+        return Any
+
+
+def replaced(section: Any, **values: Any) -> Any:
+    """Returns a copy of a section with other values in some fields."""
+    if isinstance(section, nn.Module):
+        return section.clone(**values)
+    return dataclasses.replace(section, **values)
+
+
+def word_of(section: Any) -> str | None:
+    """Returns the word that chooses the class of a section; None if no table has it."""
+    for word, kind in table_of(type(section)).items():
+        if kind is type(section):
+            return word
+    return None
+
+
+def table_of(kind: type) -> Mapping[str, Any]:
+    """Returns the table with the classes that may stand in the place of this one."""
+    for base, table in _TABLES:
+        if issubclass(kind, base):
+            return table
+    return {}
+
+
+def words(name: str) -> list[str]:
+    """Returns the words from which the section of that name is chosen."""
+    tables = {"model": NETWORKS, "model.routing": ROUTINGS, "loss": LOSSES}
+    tables |= {"optimizer": OPTIMIZERS, "augmentation": AUGMENTATIONS}
+    return [*tables[name]]
+
+
+def require_field(path: str, section: Any, name: str) -> None:
+    """Refuses a field that a section does not have.
+
+    Raises:
+        ConfigError: Naming the fields that it has, and the kind that has that field.
+    """
+    fields = fields_of(section) if is_section(section) else {}
+    if name in fields:
+        return
+    near = difflib.get_close_matches(name, fields, n=1)
+    hint = f"; did you mean {near[0]}?" if near else "."
+    known = f" It has {', '.join(fields)}." if fields else ""
+    kind = word_of(section)
+    which = path if kind is None else f"{path}={kind}"
+    others = [
+        word
+        for word, other in table_of(type(section)).items()
+        if name in fields_of(other)
+    ]
+    if others:
+        hint = f"; {path}={' or '.join(others)} has."
+    raise ConfigError(f"{which} has no field {name}{hint}{known}")
+
+
+def check(path: str, section: Any) -> None:
+    """Checks the type and range of every field, also of sections within.
+
+    Raises:
+        ConfigError: Naming the field, its value and what is allowed.
+    """
+    for name in vars(section):
+        if not name.startswith("_") and not isinstance(section, nn.Module):
+            require_field(path, section, name)
+    for name, hint in fields_of(section).items():
+        value, where = getattr(section, name), f"{path}.{name}"
+        if is_section(value):
+            check(where, value)
+            continue
+        try:
+            bounds.require(value, hint, where)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        if not _is_plain(value):
+            raise ConfigError(
+                f"{where} must be a number, a text, true or false, a tuple of these or "
+                f"a section, got {value!r}: it is written into config.json."
+            )
+    if not isinstance(section, nn.Module) and hasattr(section, "check"):
+        try:
+            section.check()
+        except ValueError as error:
+            raise ConfigError(f"{path}.{error}") from error
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def assigned(section: Any, path: str, names: Sequence[str], text: str) -> Any:
+    """Returns a copy of a section in which one field has the value in a text.
+
+    Args:
+        section: Where the path begins.
+        path: Name of the section.
+        names: The field, one name for each section on the way to it.
+        text: A value; where the field is a section, the word that chooses its kind.
+
+    Raises:
+        ConfigError: Naming the field, the text and what is allowed.
+    """
+    name, *rest = names
+    require_field(path, section, name)
+    value, where = getattr(section, name), f"{path}.{name}"
+    if rest:
+        value = assigned(value, where, rest, text)
+    elif is_section(value):
+        value = chosen(value, where, text)
+    else:
+        hint = fields_of(section)[name]
+        if value is not None and type(value) in (bool, int, float, str):
+            hint = type(value) if hint is Any or _is_mixed(hint) else hint
+        try:
+            value = bounds.parse(text, hint, where)
+            bounds.require(value, hint, where)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    try:
+        return replaced(section, **{name: value})
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _is_mixed(hint: Any) -> bool:
+    return bounds.plain(hint) is Any
+
+
+def chosen(section: Any, path: str, word: str) -> Any:
+    """Returns the kind of section that a word chooses, in the place of another.
+
+    It is the section itself if that is of this kind. Otherwise it has its defaults, but
+    for the fields that both inherit from a common base, such as ``learning_rate``.
+
+    Raises:
+        ConfigError: Naming the words that there are.
+    """
+    table = table_of(type(section))
+    if word not in table:
+        there = f"one of {', '.join(table)}" if table else "set field by field"
+        near = difflib.get_close_matches(word, table, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "."
+        raise ConfigError(f"{path} must be {there}, got {word!r}{hint}")
+    kind = table[word]
+    if type(section) is kind:
+        return section
+    bases = set(kind.__mro__) & set(type(section).__mro__)
+    common = {name for base in bases for name in inspect.get_annotations(base)}
+    kept = fields_of(kind).keys() & fields_of(section).keys() & common
+    return kind(**{name: getattr(section, name) for name in kept})
+
+
+def to_json(section: Any) -> dict[str, Any]:
+    """Returns a section as nested plain values, its class by a word."""
+    word = word_of(section)
+    values: dict[str, Any] = {}
+    if word is not None:
+        values[_KIND] = word
+    elif table_of(type(section)):
+        values[_OWN] = type(section).__name__
+    for name in fields_of(section):
+        value = getattr(section, name)
+        values[name] = to_json(value) if is_section(value) else value
+    return values
+
+
+def from_json(section: Any, values: Any, path: str) -> Any:
+    """Reads what ``to_json`` wrote, perhaps before some fields were invented.
+
+    Args:
+        section: Has the values of fields that are missing; and the class, where a
+            user's own stands there.
+        values: The nested plain values.
+        path: Name of the section.
+
+    Raises:
+        ConfigError: If a field or the kind is unknown.
+    """
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must be an object with fields, got {values!r}.")
+    values = dict(values)
+    if _KIND in values:
+        section = chosen(section, path, str(values.pop(_KIND)))
+        section = type(section)()
+    elif _OWN in values and (own := values.pop(_OWN)) != type(section).__name__:
+        raise ConfigError(
+            f"{path} is {own}, a class that is not of capsjax: open the run with the "
+            f"experiment file that has it."
+        )
+    fields = fields_of(section)
+    if unknown := sorted(values.keys() - fields.keys()):
+        raise ConfigError(f"{path} has unknown fields: {', '.join(unknown)}.")
+    read = {}
+    for name, value in values.items():
+        here = getattr(section, name)
+        if is_section(here):
+            value = from_json(here, value, f"{path}.{name}")
+        elif isinstance(value, list):
+            value = tuple(value)
+        else:
+            # Before the class sees it, which may refuse it in words of its own.
+            try:
+                bounds.require(value, fields[name], f"{path}.{name}")
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
+        read[name] = value
+    try:
+        return replaced(section, **read)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from error
