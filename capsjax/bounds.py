@@ -4,6 +4,7 @@
 sets a field by its name, such as the command line, checks it with :func:`require`.
 """
 
+import math
 import sys
 import types
 import typing
@@ -23,18 +24,18 @@ class Allowed(NamedTuple):
     holds: Callable[[Any], bool]
 
 
-def at_least(low: float) -> Allowed:
+def at_least(low: float | int) -> Allowed:
     """Allows numbers from ``low`` on."""
     return Allowed(f"at least {low}", lambda value: value >= low)
 
 
-def above(low: float, high: float = float("inf")) -> Allowed:
+def above(low: float | int, high: float | int = math.inf) -> Allowed:
     """Allows numbers above ``low``, up to ``high``."""
-    words = f"above {low}" + (f", at most {high}" if high < float("inf") else "")
+    words = f"above {low}" + (f", at most {high}" if high < math.inf else "")
     return Allowed(words, lambda value: low < value <= high)
 
 
-def between(low: float, high: float) -> Allowed:
+def between(low: float | int, high: float | int) -> Allowed:
     """Allows numbers from ``low`` to ``high``."""
     return Allowed(f"from {low} to {high}", lambda value: low <= value <= high)
 

@@ -57,11 +57,9 @@ def tiny_run(tmp_path_factory) -> pathlib.Path:
     config.experiment = "tiny"
     config.data = configs.Data(digits(), num_train=320, num_validation=100)
     config.model = tiny_model(
-        initializers=configs.Initializers(
-            conv="he_normal", primary="he_normal", weight="normal(0.3)"
-        )
+        conv_init="he_normal", primary_init="he_normal", weight_init="normal(0.3)"
     )
-    config.optimizer.learning_rate = 3e-3
+    config.optimizer = configs.Adam(learning_rate=3e-3)
     path = tmp_path_factory.mktemp("run")
     train.train(config, Workdir(path))
     return path

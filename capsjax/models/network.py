@@ -19,7 +19,7 @@ the same on all devices: give ``nn.BatchNorm`` ``axis_name=capsjax.DEVICE_AXIS``
 
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -37,6 +37,7 @@ FROM_DATA = ("image_shape", "num_classes")
 _PREPARED = "prepared"
 
 
+@runtime_checkable
 class Network(Protocol):
     """A Flax Linen module that fulfils the contract."""
 

@@ -14,8 +14,9 @@ import numpy as np
 
 from capsjax import config as configs
 from capsjax.data import Dataset, load
-from capsjax.models import BaselineCNN, make_model
-from capsjax.training.step import init_state, make_optimizer
+from capsjax.models import BaselineCNN, CapsNet
+from capsjax.models.network import bind
+from capsjax.training.step import init_state
 
 
 def idx_bytes(array, *, shape=None, type_code=8):
@@ -54,9 +55,9 @@ TINY_MODEL = (
 )
 
 
-def tiny_model(**options) -> configs.Model:
-    """The configuration of 30,784 parameters."""
-    return configs.Model(
+def tiny_model(**options):
+    """A network of 30,784 parameters."""
+    return CapsNet(
         conv_features=8,
         primary_types=2,
         primary_stride=4,
@@ -71,15 +72,15 @@ def tiny(**options):
     config = configs.Config(num_epochs=2, batch_size=8, steps_per_dispatch=3, **options)
     config.data = configs.Data(digits(), num_train=40, num_validation=50)
     config.model = tiny_model()
-    config.optimizer.learning_rate = 3e-3
+    config.optimizer = configs.Adam(learning_rate=3e-3)
     return config
 
 
 def made(config, model=None):
     """The network (the config's by default), its optimizer and its first state."""
     if model is None:
-        model = make_model(config.model, (28, 28, 1), 10)
-    optimizer = make_optimizer(config.optimizer, 10)
+        model = bind(config.model, (28, 28, 1), 10)
+    optimizer = config.optimizer.make(10)
     state = jax.jit(lambda: init_state(model, optimizer, config))()
     return model, optimizer, state
 
