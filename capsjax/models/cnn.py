@@ -90,3 +90,9 @@ class BaselineCNN(nn.Module):
         hidden = nn.Dropout(self.dropout, deterministic=not is_training)(hidden)
         logits = dense(self.num_classes, kernel_init=self.output_init)(hidden)
         return Routed(None, logits, None)
+
+    def __call__(
+        self, image: Float[Array, "*batch h w c"], *, is_training: bool = False
+    ) -> Routed:
+        """Does what ``encode`` does."""
+        return self.encode(image, is_training=is_training)
