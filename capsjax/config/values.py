@@ -228,12 +228,12 @@ def to_json(section: Any) -> dict[str, Any]:
     return values
 
 
-def from_json(section: Any, values: Any, path: str) -> Any:
+def from_json(template: Any, values: Any, path: str) -> Any:
     """Reads what ``to_json`` wrote, perhaps before some fields were invented.
 
     Args:
-        section: Has the values of fields that are missing; and the class, where a
-            user's own stands there.
+        template: A section whose class stands there, where that is a user's own; such a
+            class has the template's values in fields that are missing.
         values: The nested plain values.
         path: Name of the section.
 
@@ -244,20 +244,20 @@ def from_json(section: Any, values: Any, path: str) -> Any:
         raise ConfigError(f"{path} must be an object with fields, got {values!r}.")
     values = dict(values)
     if _KIND in values:
-        section = chosen(section, path, str(values.pop(_KIND)))
-        section = type(section)()
-    elif _OWN in values and (own := values.pop(_OWN)) != type(section).__name__:
+        template = chosen(template, path, str(values.pop(_KIND)))
+    elif _OWN in values and (own := values.pop(_OWN)) != type(template).__name__:
         raise ConfigError(
             f"{path} is {own}, a class that is not of capsjax: open the run with the "
             f"experiment file that has it."
         )
+    is_own = bool(table_of(type(template))) and word_of(template) is None
+    section = template if is_own else type(template)()
     fields = fields_of(section)
     if unknown := sorted(values.keys() - fields.keys()):
         raise ConfigError(f"{path} has unknown fields: {', '.join(unknown)}.")
     read = {}
     for name, value in values.items():
-        here = getattr(section, name)
-        if is_section(here):
+        if is_section(here := getattr(template, name)):
             value = from_json(here, value, f"{path}.{name}")
         elif isinstance(value, list):
             value = tuple(value)

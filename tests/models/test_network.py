@@ -1,0 +1,255 @@
+"""Networks and algorithms of a user's own go through the whole engine."""
+
+import dataclasses
+import functools
+import importlib.util
+import json
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from places import ROOT
+from tiny import digits, tiny
+
+import capsjax
+from capsjax import config as configs
+from capsjax import load_run
+from capsjax.data import load
+from capsjax.losses import fitting_loss
+from capsjax.models.network import NetworkError, activation_kind, bind
+from capsjax.routings import Algorithm, Routed
+from capsjax.runtime.devices import AXIS
+from capsjax.storage.files import WorkdirError
+from capsjax.training.command_line import UsageError, parse
+from capsjax.training.step import init_state, make_train_step
+from capsjax.training.trainer import train
+
+
+def blocks(page):
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """The experiment file of docs/networks.md."""
+    path = tmp_path_factory.mktemp("own") / "my_experiment.py"
+    path.write_text("\n".join(blocks("networks.md")))
+    return path
+
+
+@pytest.fixture(scope="module")
+def own(file):
+    spec = importlib.util.spec_from_file_location("my_experiment", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def small(config, **model):
+    """Makes two epochs of five steps of the config, with a narrow network."""
+    config.num_epochs, config.batch_size, config.steps_per_dispatch = 2, 8, 5
+    config.data = configs.Data(digits(), num_train=40, num_validation=50)
+    config.model = config.model.clone(features=8, **model)
+    config.optimizer = configs.AdamW(schedule="constant", clip_norm=1.0)
+    return config
+
+
+@pytest.fixture(scope="module")
+def run_path(own, tmp_path_factory):
+    path = tmp_path_factory.mktemp("run")
+    train(small(own.get_config()), path)
+    return path
+
+
+def test_the_network_of_the_page_trains_and_config_json_names_it(run_path):
+    stored = json.loads((run_path / "config.json").read_text())["model"]
+    assert stored.pop("routing")["kind"] == "dynamic"
+    assert stored == {"class": "ConvCapsNet", "features": 8, "dropout": 0.1}
+    result = json.loads((run_path / "result.json").read_text())
+    assert result["test"]["margin_loss"] == result["test"]["loss"]  # It does not draw.
+
+
+def test_its_run_is_opened_with_its_file_and_not_without(own, run_path):
+    run = load_run(run_path, config=own.get_config())
+    assert type(run.model).__name__ == "ConvCapsNet"
+    assert run.model.features == 8
+    # The statistics have moved, and are those that predict.
+    mean = run.params["batch_stats"]["BatchNorm_0"]["mean"]
+    assert np.abs(mean).max() > 0
+    image = load(digits(), "test").image
+    seen = run.model.apply(run.params, jnp.asarray(image) / 255, method="encode")
+    np.testing.assert_allclose(run.predict(image).length, seen.activation, atol=1e-6)
+    with pytest.raises(
+        WorkdirError, match=r"config.model is ConvCapsNet, a class that"
+    ):
+        load_run(run_path)
+
+
+def test_a_resumed_run_equals_one_that_was_not_stopped_bit_for_bit(
+    own, run_path, tmp_path
+):
+    config = small(own.get_config())
+    config.num_epochs = 1
+    train(config, tmp_path / "parts")
+    config.num_epochs = 2
+    train(config, tmp_path / "parts")
+    runs = [load_run(path, config=config) for path in (run_path, tmp_path / "parts")]
+    jax.tree.map(np.testing.assert_array_equal, runs[0].params, runs[1].params)
+
+
+def test_flags_set_the_fields_of_an_own_network(file):
+    flags = ["--config.model.features=5", "--config.model.routing=uniform"]
+    model = parse(["train", f"--config={file}", *flags], "").config.model
+    assert (model.features, model.routing) == (5, capsjax.UniformRouting())
+    for flag, message in (
+        ("model.width=3", r"has no field width. It has features, dropout, routing"),
+        ("model.features=wide", r"config.model.features must be a whole number"),
+        ("model.num_classes=3", r"has no field num_classes"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            parse(["train", f"--config={file}", f"--config.{flag}"], "")
+
+
+def test_an_own_algorithm_trains_in_the_network_that_comes_with_capsjax(tmp_path):
+    names = {"jnp": jnp, "squash": capsjax.squash, "safe_norm": capsjax.safe_norm}
+    names |= {"dataclasses": dataclasses, "Algorithm": Algorithm, "Routed": Routed}
+    (block,) = (one for one in blocks("algorithms.md") if "CosineRouting" in one)
+    exec(block, names)
+    config = tiny()
+    config.model = config.model.clone(routing=names["CosineRouting"](sharpness=2.0))
+    train(config, tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    routing = stored["model"]["routing"]
+    assert (routing["class"], routing["sharpness"]) == ("CosineRouting", 2.0)
+    assert load_run(tmp_path, config=config).model.routing == config.model.routing
+
+
+# ---- several devices
+
+
+def step_on(devices, model, config):
+    """Variables after two steps on so many devices, and whether they were shared."""
+    loss = fitting_loss(config.loss, "length")
+    optimizer = config.optimizer.make(10)
+    state = init_state(model, optimizer, config)
+    step = jax.pmap(
+        make_train_step(model, optimizer, config, loss),
+        axis_name=AXIS,
+        in_axes=(None, 0),
+        out_axes=None,
+        devices=jax.devices()[:devices],
+    )
+    batch = load(digits(), "train").batch(np.arange(8))
+    shares = jax.tree.map(lambda a: a.reshape(devices, -1, *a.shape[1:]), batch)
+    for _ in range(2):
+        state, outcome = step(state, shares)
+    return state.params, bool(outcome.is_shared)
+
+
+def test_batch_statistics_are_those_of_the_batch_of_all_devices(own):
+    config = small(own.get_config())
+    model = bind(config.model.clone(dropout=0.0), (28, 28, 1), 10)
+    one, is_shared = step_on(1, model, config)
+    assert is_shared
+    for devices in (2, 4):
+        several, is_shared = step_on(devices, model, config)
+        assert is_shared
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
+            one["batch_stats"],
+            several["batch_stats"],
+        )
+
+
+class Foreign(nn.Module):
+    """Batch norm whose author did not think of several devices."""
+
+    image_shape: tuple[int, int, int] = (0, 0, 0)
+    num_classes: int = 0
+    features: int = 8
+
+    @nn.compact
+    def encode(self, image, *, is_training=False):
+        hidden = nn.BatchNorm(not is_training)(image)
+        flat = hidden.reshape(len(image), -1, 8)
+        return capsjax.DenseCaps(self.num_classes, 4)(capsjax.squash(flat))
+
+    activation_kind = "length"
+
+
+def test_statistics_that_differ_between_devices_are_refused_with_the_remedy(tmp_path):
+    config = small(configs.Config(model=Foreign()))
+    model = bind(config.model, (28, 28, 1), 10)
+    assert step_on(1, model, config)[1]
+    assert not step_on(2, model, config)[1]
+    message = "batch_stats of Foreign differ .* axis_name=capsjax.DEVICE_AXIS"
+    with pytest.raises(configs.ConfigError, match=message) as error:
+        train(config, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+class Noisy(nn.Module):
+    """Adds to its activations what dropout left of ones."""
+
+    image_shape: tuple[int, int, int] = (28, 28, 1)
+    num_classes: int = 10
+    activation_kind = "length"
+
+    @nn.compact
+    def encode(self, image, *, is_training=False):
+        scale = self.param("scale", nn.initializers.ones, (10,))
+        ones = jnp.ones((len(image), 10)) * scale[None]
+        kept = nn.Dropout(0.5, deterministic=not is_training)(ones)
+        seen = self.variable("seen", "kept", jnp.zeros, (4, 20))
+        if is_training:
+            seen.value = jax.lax.all_gather(kept, AXIS).reshape(4, 20)
+        return Routed(ones[..., None], kept / 4, None)
+
+
+def test_each_device_draws_dropout_of_its_own_and_each_step_another():
+    config = configs.Config(batch_size=8)
+    first = step_on(4, Noisy(), config)[0]["seen"]["kept"]
+    again = step_on(4, Noisy(), config)[0]["seen"]["kept"]
+    np.testing.assert_array_equal(first, again)
+    assert len({row.tobytes() for row in np.asarray(first)}) == 4
+
+
+# ---- the contract
+
+
+class NoEncode(nn.Module):
+    image_shape: tuple[int, int, int] = (0, 0, 0)
+    num_classes: int = 0
+
+
+class NoKind(NoEncode):
+    def encode(self, image, *, is_training=False):
+        return Routed(None, image, None)
+
+
+class NoFields(nn.Module):
+    def encode(self, image, *, is_training=False):
+        return Routed(None, image, None)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (3, "int is no Flax Linen module, got 3"),
+        (NoEncode(), r"NoEncode must have the method encode\(image, \*, is_training\)"),
+        (NoFields(), "must have the field image_shape and the field num_classes"),
+        (NoKind(), "NoKind must have activation_kind, one of length, probability, lo"),
+    ],
+)
+def test_what_a_network_lacks_is_one_line(network, message):
+    with pytest.raises(NetworkError, match=message):
+        bind(network, (28, 28, 1), 10)
+
+
+def test_a_network_has_the_kind_of_its_algorithm_unless_it_declares_one():
+    assert activation_kind(capsjax.CapsNet()) == "length"
+    assert activation_kind(capsjax.models.BaselineCNN()) == "logit"
+    assert activation_kind(Foreign()) == "length"
