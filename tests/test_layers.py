@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +7,8 @@ import reference
 
 from capsjax import DynamicRouting
 from capsjax.initializers import initializer
-from capsjax.layers import Decoder, DenseCaps, PrimaryCaps
+from capsjax.layers import Convolution, Decoder, DenseCaps, PrimaryCaps
+from capsjax.routings import UniformRouting
 
 normal = jax.nn.initializers.normal
 
@@ -103,14 +105,35 @@ def test_the_decoder_sees_only_what_the_mask_lets_through(key):
 
 
 @pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
-def test_layers_take_any_number_of_batch_axes(key, batch):
-    image = jax.random.normal(key, (*batch, 9, 9, 2))
-    layer = primary_caps()
-    params = layer.init(key, image)
-    capsules = layer.apply(params, image)
-    assert capsules.shape == (*batch, 4, 4, 3, 4)
-    flat = layer.apply(params, image.reshape(-1, 9, 9, 2))
-    np.testing.assert_allclose(capsules.reshape(flat.shape), flat, rtol=1e-5, atol=1e-7)
+@pytest.mark.parametrize(
+    ("layer", "shapes"),
+    [
+        (Convolution(4, 3, 2), [(9, 9, 2)]),
+        (primary_caps(bias_init=normal(0.1)), [(9, 9, 2)]),
+        (DenseCaps(3, 5, DynamicRouting(bias=0.1), normal(1.0)), [(6, 4)]),
+        (DenseCaps(3, 5, UniformRouting(), normal(1.0)), [(6, 4)]),
+        (DenseCaps(3, 5, weight_init=normal(1.0), share_weight=True), [(6, 4)]),
+        (Decoder((6, 7, 2), (8,), bias_init=normal(0.1)), [(4, 5), (4,)]),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_layers_take_any_number_of_batch_axes(key, layer, shapes, batch):
+    inputs = [jax.random.normal(key, (*batch, *shape)) for shape in shapes]
+    params = layer.init(key, *inputs)
+    # The batch adds no weights.
+    alone = jax.eval_shape(layer.init, key, *(jnp.zeros(shape) for shape in shapes))
+    assert shapes_of(params) == shapes_of(alone)
+    found = jax.tree.leaves(layer.apply(params, *inputs))
+    assert found
+    assert all(leaf.shape[: len(batch)] == batch for leaf in found)
+    for index in np.ndindex(batch):
+        one = jax.tree.leaves(layer.apply(params, *(x[index] for x in inputs)))
+        for actual, expected in zip(found, one, strict=True):
+            np.testing.assert_allclose(actual[index], expected, rtol=1e-5, atol=1e-6)
+
+
+def shapes_of(tree):
+    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -157,3 +180,57 @@ def test_weights_are_drawn_as_the_initializer_s_name_says(
     share = np.mean(np.abs(drawn) > 0.1)
     assert abs(share - beyond) < 5 * (beyond * (1 - beyond) / num_drawn) ** 0.5
     assert longest[0] < np.abs(drawn).max() < longest[1]
+
+
+@pytest.mark.parametrize(
+    ("layer", "shapes"),
+    [
+        (
+            PrimaryCaps(
+                2, 4, 3, kernel_init="constant(0.5)", bias_init="constant(0.25)"
+            ),
+            [(5, 5, 1)],
+        ),
+        (DenseCaps(3, 5, weight_init="constant(0.5)"), [(6, 4)]),
+        (
+            Decoder((2, 2, 1), (8,), "float32", "constant(0.5)", "constant(0.75)"),
+            [(4, 5), (4,)],
+        ),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_an_initializer_is_taken_by_name_or_as_a_function(key, layer, shapes):
+    inputs = [jnp.ones(shape) for shape in shapes]
+    named = layer.init(key, *inputs)
+    functions = {
+        field: initializer(getattr(layer, field))
+        for field in ("kernel_init", "output_init", "weight_init", "bias_init")
+        if hasattr(layer, field)
+    }
+    made = layer.clone(**functions).init(key, *inputs)
+    jax.tree.map(np.testing.assert_array_equal, made, named)
+    values = {float(leaf.ravel()[0]) for leaf in jax.tree.leaves(named)}
+    assert (
+        values
+        == {
+            PrimaryCaps: {0.5, 0.25},
+            DenseCaps: {0.5},
+            Decoder: {0.5, 0.75, 0.0},
+        }[type(layer)]
+    )
+
+
+def test_the_rule_named_scaled_is_the_default_of_capsules_alone(key):
+    image, capsules = jnp.ones((9, 9, 2)), jnp.ones((6, 4))
+    for layer, inputs, field in (
+        (primary_caps(), image, "kernel_init"),
+        (DenseCaps(3, 5), capsules, "weight_init"),
+    ):
+        scaled = layer.clone(**{field: "scaled"})
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            scaled.init(key, inputs),
+            layer.init(key, inputs),
+        )
+    with pytest.raises(ValueError, match="unknown initializer 'scaled'; choose from"):
+        Convolution(4, 3, kernel_init="scaled").init(key, image)

@@ -1,3 +1,6 @@
+import dataclasses
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +8,15 @@ import pytest
 import reference
 
 from capsjax import margin_loss, reconstruction_loss
+from capsjax.losses import (
+    AutoLoss,
+    CrossEntropy,
+    MarginLoss,
+    SpreadLoss,
+    cross_entropy,
+    fitting_loss,
+    spread_loss,
+)
 
 
 def test_margin_loss_equals_the_value_worked_out_by_hand():
@@ -83,3 +95,191 @@ def test_bytes_are_refused_where_numbers_from_0_to_1_belong():
             loss(*images)
     with pytest.raises(TypeError, match="length is uint8, and must be floating"):
         margin_loss.__wrapped__(np.zeros((2, 3), "u1"), np.zeros(2, int))
+    with pytest.raises(TypeError, match="probability is uint8, and must be floating"):
+        spread_loss.__wrapped__(np.zeros((2, 3), "u1"), np.zeros(2, int))
+
+
+def spread_of(row, label, margin):
+    """Computes equation 3 of *Matrix Capsules with EM Routing* for one example."""
+    loss = 0.0
+    for n in range(len(row)):
+        if n != label:
+            loss += max(0.0, margin - (row[label] - row[n])) ** 2
+    return loss
+
+
+def entropy_of(row, label):
+    """Computes ``-log softmax(row)[label]`` for one example."""
+    total = 0.0
+    for logit in row:
+        total += math.exp(logit - max(row))
+    return math.log(total) - (row[label] - max(row))
+
+
+def test_spread_loss_equals_the_value_worked_out_by_hand():
+    # Class 0 leads class 1 by 0.65, 0.25 too little, and class 2 by 0.3, 0.6 too
+    # little: 0.0625 + 0.36.
+    probability = jnp.array([0.7, 0.05, 0.4])
+    loss = spread_loss(probability, jnp.array(0))
+    np.testing.assert_allclose(loss, 0.4225, rtol=1e-6)
+
+
+@pytest.mark.parametrize("margin", [0.2, 0.5, 0.9])
+def test_spread_loss_follows_equation_3_of_its_paper(key, margin):
+    probability = jax.random.uniform(key, (2, 5, 10))
+    label = jax.random.randint(key, (2, 5), 0, 10)
+    actual = spread_loss(probability, label, margin=margin)
+    assert actual.shape == (2, 5)
+    for index in np.ndindex(2, 5):
+        row = np.asarray(probability[index], np.float64)
+        expected = spread_of(row, int(label[index]), margin)
+        np.testing.assert_allclose(actual[index], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_label_that_leads_by_the_margin_costs_nothing():
+    probability = jnp.array([0.95, 0.05, 0.0])
+    assert spread_loss(probability, jnp.array(0), margin=0.875) == 0
+
+
+def test_cross_entropy_equals_the_value_worked_out_by_hand():
+    # The softmax is (1/2, 1/4, 1/4).
+    logit = jnp.log(jnp.array([2.0, 1.0, 1.0]))
+    loss = [cross_entropy(logit, jnp.array(n)) for n in range(3)]
+    np.testing.assert_allclose(loss, np.log([2, 4, 4]), rtol=1e-6)
+
+
+def test_cross_entropy_is_minus_the_log_of_the_softmax(key):
+    logit = 10 * jax.random.normal(key, (2, 5, 10))
+    label = jax.random.randint(key, (2, 5), 0, 10)
+    actual = cross_entropy(logit, label)
+    assert actual.shape == (2, 5)
+    for index in np.ndindex(2, 5):
+        row = np.asarray(logit[index], np.float64)
+        expected = entropy_of(row, int(label[index]))
+        np.testing.assert_allclose(actual[index], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_cross_entropy_is_finite_for_logits_of_any_size():
+    logit = jnp.array([1e4, 0.0, -1e4])
+    loss = [cross_entropy(logit, jnp.array(n)) for n in range(3)]
+    np.testing.assert_array_equal(loss, [0, 1e4, 2e4])
+
+
+@pytest.mark.parametrize("function", [spread_loss, cross_entropy])
+def test_gradients_are_the_slopes_of_the_formula(key, function):
+    values, step = jax.random.uniform(key, (10,)), 1e-6
+    gradient = jax.grad(function)(values, jnp.array(3))
+    formula = {
+        spread_loss: lambda row: spread_of(row, 3, 0.9),
+        cross_entropy: lambda row: entropy_of(row, 3),
+    }[function]
+    row = np.asarray(values, np.float64)
+    for n in range(10):
+        move = step * np.eye(10)[n]
+        slope = (formula(row + move) - formula(row - move)) / (2 * step)
+        np.testing.assert_allclose(gradient[n], slope, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("function", [spread_loss, cross_entropy])
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        (np.zeros((4, 10), np.int32), r"int32 of shape \(4, 10\)"),
+        (np.zeros(3, np.int32), r"int32 of shape \(3,\)"),
+        (np.zeros(4, np.float32), r"float32 of shape \(4,\)"),
+    ],
+    ids=["rows", "too few", "no integers"],
+)
+def test_losses_of_one_class_refuse_labels_of_another_shape(function, label, words):
+    message = rf"label must be integers of shape \(4,\), got {words}\."
+    with pytest.raises(ValueError, match=message):
+        function(jnp.full((4, 10), 0.5), jnp.asarray(label))
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [(spread_loss, 9 * 0.9**2), (cross_entropy, np.log(10))],
+)
+def test_losses_are_float32_for_bfloat16_activations(function, expected):
+    loss = function(jnp.full((10,), 0.5, jnp.bfloat16), jnp.array(1))
+    assert loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("function", [margin_loss, spread_loss, cross_entropy])
+def test_losses_stay_float32_where_64_bits_are_enabled(function):
+    activation, label = np.full((2, 3), 0.5, np.float32), np.zeros(2, np.int32)
+    with jax.enable_x64(True):
+        assert function(activation, label).dtype == jnp.float32
+        # And have the width of activations of 64 bits.
+        assert function(activation.astype("f8"), label).dtype == jnp.float64
+
+
+WEIGHTS = {
+    "weight": 0.25,
+    "reconstruction_weight": 0.125,
+    "reconstruction_reduction": "mean",
+}
+OPTIONS = {
+    MarginLoss: {"present": 0.95, "absent": 0.05, "down_weight": 0.8},
+    SpreadLoss: {"margin": 0.3},
+    CrossEntropy: {},
+}
+FUNCTIONS = {
+    MarginLoss: margin_loss,
+    SpreadLoss: spread_loss,
+    CrossEntropy: cross_entropy,
+}
+KINDS = {"length": MarginLoss, "probability": SpreadLoss, "logit": CrossEntropy}
+WORDS = {MarginLoss: "margin", SpreadLoss: "spread", CrossEntropy: "cross_entropy"}
+
+
+@pytest.mark.parametrize("loss", FUNCTIONS)
+def test_a_loss_computes_its_function_with_its_fields_and_without_its_weight(key, loss):
+    activation = jax.random.uniform(key, (5, 10))
+    label = jax.random.randint(key, (5,), 0, 10)
+    actual = loss(**OPTIONS[loss], weight=7.0)(activation, label)
+    expected = FUNCTIONS[loss](activation, label, **OPTIONS[loss])
+    np.testing.assert_array_equal(actual, expected)
+    if OPTIONS[loss]:
+        assert np.abs(loss()(activation, label) - expected).max() > 0.01
+
+
+@pytest.mark.parametrize(("kind", "loss"), KINDS.items())
+def test_the_fitting_loss_has_the_weights_of_auto_and_its_own_margins(kind, loss):
+    fitting = fitting_loss(AutoLoss(**WEIGHTS), kind)
+    assert type(fitting) is loss
+    assert fitting.activation_kind == kind
+    assert dataclasses.asdict(fitting) == dataclasses.asdict(loss()) | WEIGHTS
+
+
+@pytest.mark.parametrize(("kind", "loss"), KINDS.items())
+def test_a_loss_of_that_kind_is_its_own_fitting_loss(kind, loss):
+    own = loss(**OPTIONS[loss], **WEIGHTS)
+    assert fitting_loss(own, kind) is own
+
+
+@pytest.mark.parametrize(
+    ("loss", "kind"),
+    [(loss, kind) for loss in FUNCTIONS for kind in KINDS if KINDS[kind] is not loss],
+)
+def test_a_loss_of_another_kind_is_refused_with_those_that_fit(loss, kind):
+    with pytest.raises(ValueError, match="compares") as caught:
+        fitting_loss(loss(), kind)
+    assert str(caught.value) == (
+        f"config.loss={WORDS[loss]} compares activations of the kind "
+        f"{loss.activation_kind}, and those of the network are of the kind {kind}: "
+        f"choose auto or {WORDS[KINDS[kind]]}."
+    )
+
+
+def test_auto_computes_nothing_before_it_is_fitted():
+    with pytest.raises(TypeError, match="AutoLoss is no loss yet; call fitting_loss"):
+        AutoLoss()(jnp.zeros((2, 3)), jnp.zeros(2, jnp.int32))
+
+
+def test_margins_in_the_wrong_order_are_refused():
+    MarginLoss(present=0.5, absent=0.5).check()
+    message = r"absent must be at most present=0\.5, got 0\.6"
+    with pytest.raises(ValueError, match=message):
+        MarginLoss(present=0.5, absent=0.6).check()
