@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import types
+from collections.abc import Callable
 
 import numpy as np
 
@@ -20,8 +21,8 @@ from capsjax.runtime.paths import expanded
 
 _SPLITS = ("train", "validation", "test")
 _IMAGE_FOLDER = "image_folder"
-# Names that say how images are made; every other one says where they are.
-_OWN_NAMES = ("mnist", _IMAGE_FOLDER, *RECIPES)
+# Sets with a reader of their own: a new one is a function and a line here.
+READERS: dict[str, Callable[..., Dataset]] = {"mnist": load_mnist}
 
 
 def load(
@@ -138,7 +139,7 @@ def has_validation(
 
         folder = expanded(path)
         return folder.is_dir() and "validation" in own_splits(folder)
-    if name in _OWN_NAMES:
+    if _is_own(name):
         return False
     if _is_folder(name):
         return has_idx_files(expanded(name), "validation")
@@ -147,16 +148,20 @@ def has_validation(
 
 def may_name_a_place(name: str) -> bool:
     """Whether the name of a data set may say no more than where its files are."""
-    return name not in _OWN_NAMES
+    return not _is_own(name)
 
 
 def names_images(name: str) -> bool:
     """Whether a name is that of a folder with images, and not with IDX archives."""
     return (
-        name not in _OWN_NAMES
+        not _is_own(name)
         and os.path.isdir(folder := expanded(name))
         and not any(has_idx_files(folder, split) for split in _SPLITS)
     )
+
+
+def _is_own(name: str) -> bool:
+    return name in (*READERS, _IMAGE_FOLDER, *RECIPES)
 
 
 def _is_folder(name: str) -> bool:
@@ -186,8 +191,8 @@ def _load_whole(
     image_size: int,
     max_bytes: int,
 ) -> Dataset:
-    if name == "mnist":
-        dataset = load_mnist(split, max_bytes=max_bytes)
+    if name in READERS:
+        dataset = READERS[name](split, max_bytes=max_bytes)
         preparation = Preparation.of(name, dataset.image_shape)
         return dataclasses.replace(dataset, preparation=preparation)
     if _is_folder(name):
