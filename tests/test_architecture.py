@@ -114,3 +114,11 @@ def test_the_tests_that_the_documents_name_are_there(name):
             assert f"def test_{test}(" in path.read_text()
     for file in re.findall(r"`(test_\w+\.py)`", text):
         assert [*tests.rglob(file)], file
+
+
+def test_the_walk_of_one_image_names_twelve_files_and_functions_that_are_there():
+    text = (TESTS.parent / "docs" / "one-image.md").read_text()
+    rows = re.findall(r"^\| \d+ \| `([\w/]+\.py)` \| `(\w+)` \|", text, re.M)
+    assert len({file for file, _ in rows}) == len(rows) == 12
+    for file, function in rows:
+        assert f"def {function}(" in (PACKAGE / file).read_text(), file
