@@ -15,59 +15,17 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-from jaxtyping import UInt8
-
+from capsjax.analysis.verdicts import judge, numbers_name
 from capsjax.data.images import ImageError, is_visible
-from capsjax.data.picture import UnclearGroundError
-from capsjax.data.preparation import DRAWN, Preparation
 from capsjax.runtime.compile_cache import keep_compiled_programs
 from capsjax.runtime.console import answer, command, fail, json_text, printable, warn
 from capsjax.runtime.devices import require_devices
 from capsjax.runtime.paths import expanded
 from capsjax.storage.checkpoints import CheckpointError
 from capsjax.storage.files import WorkdirError
-from capsjax.storage.run import Prediction, Run, load_run
+from capsjax.storage.run import load_run
 
 _NAME = "capsjax.predict"
-# Half way between the lengths that training asks of absent and present capsules.
-PRESENT = 0.5
-# Data sets whose classes are digits.
-_DIGITS = (*DRAWN, "svhn_cropped")
-
-
-def verdicts(run: Run, prediction: Prediction) -> list[dict[str, Any]]:
-    """Says for each image what it shows, with every class's length or probability."""
-    kind = run.activation_kind
-    result = []
-    for activation in prediction.activation:
-        order = np.argsort(-activation, kind="stable")
-        names = [run.class_names[k] for k in order]
-        numbers = {
-            name: round(float(activation[k]), 4)
-            for name, k in zip(names, order, strict=True)
-        }
-        answer: dict[str, Any] = {"verdict": names[0], "label": names[0]}
-        # Of a softmax, one class is always there.
-        if kind != "logit":
-            answer["num_present"] = int((activation >= PRESENT).sum())
-            answer["verdict"] = _verdict(run, names, answer["num_present"])
-        answer["lengths" if kind == "length" else "probabilities"] = numbers
-        result.append(answer)
-    return result
-
-
-def _verdict(run: Run, names: Sequence[str], num_present: int) -> str:
-    """Who is present, given the classes from the longest capsule on."""
-    are_digits = run.config.data.name in _DIGITS
-    noun, nouns = ("digit", "digits") if are_digits else ("class", "classes")
-    if num_present == 0:
-        return f"no {noun}"
-    if run.num_shown != 1:
-        return " and ".join(names[: min(num_present, run.num_shown or num_present)])
-    if num_present == 1:
-        return names[0]
-    return f"{names[0]}, or two {nouns}? ({names[0]} and {names[1]})"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -108,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for file in files:
             notes = []
             try:
-                write(_answer(run, file, invert=arguments.invert, notes=notes))
+                write(judge(run, file, invert=arguments.invert, notes=notes))
             except ImageError as error:
                 bad.append(file)
                 fail(f"{_NAME}: error: {error}")
@@ -149,7 +107,7 @@ def _table(files: Sequence[str]) -> Iterator[Writer]:
 
     def write(told: dict[str, Any]) -> None:
         nonlocal is_begun
-        kind = _kind(told)
+        kind = numbers_name(told)
         if not is_begun:
             head = {"lengths": "longest capsules", "probabilities": "most probable"}
             answer(f"{'image':{wide}}  {head[kind]:18}  answer")
@@ -178,34 +136,6 @@ def _json_array() -> Iterator[Writer]:
         yield write
     finally:
         answer("", "]")
-
-
-def _kind(told: dict[str, Any]) -> str:
-    return "lengths" if "lengths" in told else "probabilities"
-
-
-def _answer(
-    run: Run, path: str, *, invert: bool | None, notes: list[str] | None = None
-) -> dict[str, Any]:
-    """What is told of a picture.
-
-    Raises:
-        ImageError: If it can't be read.
-    """
-    images = [*_prepared(run.preparation, path, invert=invert, notes=notes)]
-    told = verdicts(run, run.predict(np.stack(images)))
-    return {"file": path, **max(told, key=lambda one: max(one[_kind(one)].values()))}
-
-
-def _prepared(
-    preparation: Preparation, path: str, *, invert: bool | None, notes: list[str] | None
-) -> Iterator[UInt8[np.ndarray, "h w c"]]:
-    """As the run's own images were made; both ways where the ground is not plain."""
-    try:
-        yield preparation.apply(path, invert=invert, notes=notes)
-    except UnclearGroundError:
-        yield preparation.apply(path, invert=True)
-        yield preparation.apply(path, invert=False)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from tiny import digits, pairs, tiny
 
-from capsjax import evaluate, load_run, models, predict, train
+from capsjax import evaluate, load_run, models, train
 from capsjax.analysis import figures, images
 from capsjax.analysis.evaluation import (
     count_confusions,
     evaluate_ensemble,
     evaluate_run,
 )
+from capsjax.analysis.verdicts import verdicts
 from capsjax.data import Dataset, load
 from capsjax.storage.workdir import Workdir
 from capsjax.training import task
@@ -149,7 +150,7 @@ def test_of_several_classes_the_longest_are_named(capsules, two_digits):
     length = prediction.length * 0.6 / np.sort(prediction.length)[:, -2:-1]
     prediction = prediction._replace(length=length)
     for told, length in zip(
-        predict.verdicts(run, prediction), prediction.length, strict=True
+        verdicts(run, prediction), prediction.length, strict=True
     ):
         first, second = np.argsort(-length)[:2]
         assert told["verdict"] == f"{first} and {second}"
@@ -205,7 +206,7 @@ def test_the_baseline_predicts_probabilities_and_draws_nothing(baseline, corners
         run.params, jnp.asarray(corners.image[:5, 2:10, 2:10]) / 255
     )
     np.testing.assert_allclose(prediction.length, np.exp(expected), rtol=1e-4)
-    (told,) = predict.verdicts(run, run.predict(corners.image[0]))
+    (told,) = verdicts(run, run.predict(corners.image[0]))
     assert told["verdict"] == str(prediction.label[0])
     assert set(told) == {"verdict", "label", "probabilities"}
     with pytest.raises(ValueError, match="is a baseline: it draws nothing"):

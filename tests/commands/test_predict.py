@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 
 from capsjax import config as configs
 from capsjax import load_run, predict
+from capsjax.analysis.verdicts import judge, verdicts
 from capsjax.data.preparation import Preparation
 from capsjax.storage.run import Prediction, Run
 
@@ -36,7 +37,7 @@ def verdict_of(lengths, *, data="mnist", num_shown=1):
     run.class_names, run.num_shown, run.model = tuple("0123456789"), num_shown, None
     run.config = configs.Config(data=configs.Data(data))
     pose = np.zeros((1, 10, 4), np.float32)
-    (told,) = predict.verdicts(run, Prediction(length.argmax(-1), length, pose))
+    (told,) = verdicts(run, Prediction(length.argmax(-1), length, pose))
     assert list(told["lengths"].values()) == sorted(told["lengths"].values())[::-1]
     return told["verdict"]
 
@@ -117,7 +118,7 @@ def test_where_the_ground_is_not_plain_the_longer_capsule_counts(tiny_run, tmp_p
     run.preparation = Preparation.of("mnist", run.image_shape)
     both = [run.preparation.apply(image, invert=invert) for invert in (True, False)]
     longest = run.predict(np.stack(both)).length.max()
-    told = predict._answer(run, str(tmp_path / "grey.png"), invert=None)
+    told = judge(run, str(tmp_path / "grey.png"), invert=None)
     assert max(told["lengths"].values()) == pytest.approx(longest, abs=1e-4)
 
 
@@ -149,7 +150,7 @@ def test_what_there_is_stays_after_ctrl_c(
     paths = [str(tmp_path / f"{name}.png") for name in "abc"]
     for path in paths:
         drawing().save(path)
-    answer, printed = predict._answer, []
+    answer, printed = judge, []
 
     def interrupted(run, path, **options):
         printed.append(capsys.readouterr().out)

@@ -1,0 +1,89 @@
+"""Says in words what a network sees in a picture."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from capsjax.data.picture import UnclearGroundError
+from capsjax.data.preparation import DRAWN, Preparation
+from capsjax.storage.run import Prediction, Run
+
+# Half way between the lengths that training asks of absent and present capsules.
+PRESENT = 0.5
+# Data sets whose classes are digits.
+_DIGITS = (*DRAWN, "svhn_cropped")
+
+
+def verdicts(run: Run, prediction: Prediction) -> list[dict[str, Any]]:
+    """Says for each image what it shows, with every class's length or probability."""
+    kind = run.activation_kind
+    result = []
+    for activation in prediction.activation:
+        order = np.argsort(-activation, kind="stable")
+        names = [run.class_names[k] for k in order]
+        numbers = {
+            name: round(float(activation[k]), 4)
+            for name, k in zip(names, order, strict=True)
+        }
+        answer: dict[str, Any] = {"verdict": names[0], "label": names[0]}
+        # Of a softmax, one class is always there.
+        if kind != "logit":
+            answer["num_present"] = int((activation >= PRESENT).sum())
+            answer["verdict"] = _verdict(run, names, answer["num_present"])
+        answer["lengths" if kind == "length" else "probabilities"] = numbers
+        result.append(answer)
+    return result
+
+
+def _verdict(run: Run, names: Sequence[str], num_present: int) -> str:
+    """Names who is present, given the classes from the longest capsule on."""
+    are_digits = run.config.data.name in _DIGITS
+    noun, nouns = ("digit", "digits") if are_digits else ("class", "classes")
+    if num_present == 0:
+        return f"no {noun}"
+    if run.num_shown != 1:
+        return " and ".join(names[: min(num_present, run.num_shown or num_present)])
+    if num_present == 1:
+        return names[0]
+    return f"{names[0]}, or two {nouns}? ({names[0]} and {names[1]})"
+
+
+def numbers_name(answer: dict[str, Any]) -> str:
+    """Returns which numbers an answer has: ``lengths`` or ``probabilities``."""
+    return "lengths" if "lengths" in answer else "probabilities"
+
+
+def judge(
+    run: Run, path: str, *, invert: bool | None, notes: list[str] | None = None
+) -> dict[str, Any]:
+    """Reads a picture, prepares it as the run's images were, and names its class.
+
+    Args:
+        run: The run.
+        path: The picture's file.
+        invert: Whether the picture is dark on light; None to find out.
+        notes: Gets sentences on what was changed in the picture.
+
+    Raises:
+        ImageError: If the picture can't be read.
+    """
+    images = [*_prepared(run.preparation, path, invert=invert, notes=notes)]
+    answers = verdicts(run, run.predict(np.stack(images)))
+
+    def largest(answer: dict[str, Any]) -> float:
+        return max(answer[numbers_name(answer)].values())
+
+    return {"file": path, **max(answers, key=largest)}
+
+
+def _prepared(
+    preparation: Preparation, path: str, *, invert: bool | None, notes: list[str] | None
+) -> Iterator[UInt8[np.ndarray, "h w c"]]:
+    """Prepares a picture; in both ways if its ground is unclear."""
+    try:
+        yield preparation.apply(path, invert=invert, notes=notes)
+    except UnclearGroundError:
+        yield preparation.apply(path, invert=True)
+        yield preparation.apply(path, invert=False)
