@@ -1,15 +1,19 @@
 """A network of any size starts as the paper's network starts, whose weights stay."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from capsjax import config as configs
+from capsjax.config import former
 from capsjax.data import load
 from capsjax.initializers import CLASS_LENGTH, PRIMARY_LENGTH
 from capsjax.layers import DenseCaps, PrimaryCaps
-from capsjax.models import CapsNet, make_model
+from capsjax.models import CapsNet
+from capsjax.models.network import bind, init_variables
 from capsjax.ops import safe_norm
 
 # Of the class capsules of the paper's network, over 64 digits and seeds 0 to 2.
@@ -40,22 +44,21 @@ def starting_lengths(model, image):
 
 
 def test_the_papers_network_starts_at_the_very_bits_of_its_normal_weights(key):
-    former = configs.Initializers(**configs.FORMER_INITIALIZERS)
-    assert (former.conv, former.primary, former.weight) == (
-        *("normal(0.064)", "normal(0.0098)", "normal(0.02)"),
+    assert former.INITIALIZERS == {
+        "conv_init": "normal(0.064)",
+        "primary_init": "normal(0.0098)",
+        "weight_init": "normal(0.02)",
+    }
+    default = CapsNet(decoder_features=(1,))
+    assert default.conv_init == default.primary_init == default.weight_init == "scaled"
+    normal, scaled = (
+        jax.jit(functools.partial(init_variables, bind(network, (28, 28, 1), 10)))(key)
+        for network in (default.clone(**former.INITIALIZERS), default)
     )
-    image, decoder = jnp.zeros((1, 28, 28, 1)), {"decoder_features": (1,)}
-    normal, default, direct = (
-        jax.jit(model.init)(key, image)
-        for model in (
-            make_model(configs.Model(initializers=former, **decoder), (28, 28, 1), 10),
-            make_model(configs.Model(**decoder), (28, 28, 1), 10),
-            CapsNet((28, 28, 1), 10, **decoder),
-        )
-    )
-    assert configs.Model().initializers.weight == "scaled"
-    for params in (default, direct):
-        jax.tree.map(np.testing.assert_array_equal, params, normal)
+    direct = CapsNet((28, 28, 1), 10, decoder_features=(1,))
+    of_flax = jax.jit(direct.init)(key, jnp.zeros((1, 28, 28, 1)))
+    for variables in (scaled, of_flax):
+        jax.tree.map(np.testing.assert_array_equal, variables, normal)
 
 
 @pytest.mark.slow
@@ -155,17 +158,34 @@ def test_the_last_of_several_layers_starts_as_long_as_a_single_one(hidden):
 
 @pytest.mark.parametrize("length", [0.0, -1.0, float("nan"), float("inf")])
 def test_an_input_length_that_is_none_is_refused(key, length):
-    told = f"input_length must be .* a finite number above 0; got {length}"
-    with pytest.raises(ValueError, match=told):
+    message = f"input_length must be .* a finite number above 0; got {length}"
+    with pytest.raises(ValueError, match=message):
         DenseCaps(3, 4, input_length=length).init(key, jnp.ones((1, 5, 2)))
 
 
-def test_only_what_has_a_size_to_scale_by_can_be_scaled():
-    for field in ("decoder", "reconstruction", "bias"):
-        init = configs.Initializers(**{field: "scaled"})
-        told = rf"initializers\.{field}: unknown initializer 'scaled'; choose from"
-        with pytest.raises(ValueError, match=told):
-            make_model(configs.Model(initializers=init), (28, 28, 1), 10)
-    init = configs.Initializers(weight="scald")
-    with pytest.raises(ValueError, match=r"weight: unknown .*'scald'; .*, or scaled"):
-        make_model(configs.Model(initializers=init), (28, 28, 1), 10)
+def test_only_what_has_a_size_to_scale_by_can_be_scaled(key):
+    def init(**fields):
+        init_variables(CapsNet((28, 28, 1), 10, decoder_features=(1,), **fields), key)
+
+    def require(**fields):
+        configs.validate(configs.Config(model=CapsNet(**fields)))
+
+    for start, fields, last in (
+        (
+            "scaled",
+            ("decoder_init", "reconstruction_init", "bias_init"),
+            r"truncated_normal\(NUMBER\)",
+        ),
+        ("scald", ("conv_init", "primary_init", "weight_init"), "scaled"),
+    ):
+        for field in fields:
+            message = rf"unknown initializer '{start}'; choose from .*, {last}\."
+            with pytest.raises(ValueError, match=message):
+                init(**{field: start})
+            message = (
+                rf"^config\.model\.{field} must be one of .*, {last}, got '{start}'"
+            )
+            with pytest.raises(configs.ConfigError, match=message):
+                require(**{field: start})
+    for field in ("conv_init", "primary_init", "weight_init"):
+        require(**{field: "scaled"})
