@@ -1,5 +1,6 @@
 """Names of former editions: runs that have them are read, flags get the new name."""
 
+import copy
 from typing import Any
 
 from capsjax.config.values import ConfigError
@@ -66,24 +67,28 @@ def require_no_former_field(config: Any) -> None:
 def translated(stored: dict[str, Any]) -> dict[str, Any]:
     """Rewrites a config of a former edition; one of this edition is returned as it is.
 
-    A former edition's section ``model`` has no kind, but the field ``name``, perhaps.
+    A former edition's section ``model`` has no kind, but perhaps the field ``name``.
+
+    Raises:
+        ConfigError: If a section has no fields.
     """
-    model = stored.get("model", {})
-    if not isinstance(model, dict) or {"kind", "class"} & model.keys():
-        return stored
-    if not all(isinstance(stored.get(name, {}), dict) for name in _FORMER_SECTIONS):
-        return stored
-    stored = {**stored}
     for name in _FORMER_SECTIONS & stored.keys():
-        stored[name] = dict(stored[name])
+        _require_object(f"config.{name}", stored[name])
+    if {"kind", "class"} & stored.get("model", {}).keys():
+        return stored
+    stored = copy.deepcopy(stored)
     _translate_model(stored)
     _translate_loss(stored)
-    if "optimizer" in stored:
-        stored["optimizer"]["kind"] = "adam"
+    stored.setdefault("optimizer", {})["kind"] = "adam"
     if "max_shift" in stored.get("data", {}):
         shift = stored["data"].pop("max_shift")
         stored["augmentation"] = {"kind": "shift", "max_shift": shift}
     return stored
+
+
+def _require_object(path: str, value: Any) -> None:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} must be an object with fields, got {value!r}.")
 
 
 _FORMER_SECTIONS = {"data", "model", "loss", "optimizer"}
@@ -92,9 +97,8 @@ _FORMER_SECTIONS = {"data", "model", "loss", "optimizer"}
 def _translate_model(stored: dict[str, Any]) -> None:
     model = stored.setdefault("model", {})
     kind = model.pop("name", "capsnet")
-    starts = model.pop("initializers", None)
-    if starts is None:  # It is of the first edition, which had no such section.
-        starts = {}
+    starts = model.pop("initializers", {})
+    _require_object("config.model.initializers", starts)
     bias_start = starts.pop("routing_bias", 0.1)
     model.update({f"{name}_init": start for name, start in starts.items()})
     bias = bias_start if model.pop("routing_bias", False) else None
@@ -114,9 +118,7 @@ def _translate_model(stored: dict[str, Any]) -> None:
 
 
 def _translate_loss(stored: dict[str, Any]) -> None:
-    loss = stored.get("loss")
-    if loss is None:
-        return
+    loss = stored.setdefault("loss", {})
     if "margin_weight" in loss:
         loss["weight"] = loss.pop("margin_weight")
     margins = {name: loss.pop(name) for name in _MARGINS if name in loss}

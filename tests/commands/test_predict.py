@@ -158,7 +158,7 @@ def test_what_there_is_stays_after_ctrl_c(
             raise KeyboardInterrupt
         return answer(run, path, **options)
 
-    monkeypatch.setattr(predict, "_answer", interrupted)
+    monkeypatch.setattr(predict, "judge", interrupted)
     options = ["--json"] * is_json
     assert predict.main(["--workdir", str(tiny_run), *options, *paths]) == 130
     # Each answer was there before the next picture was read.
