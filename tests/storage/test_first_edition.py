@@ -9,6 +9,7 @@ from places import FIRST_EDITION
 
 from capsjax import config as configs
 from capsjax import evaluate, load_run, train
+from capsjax.config import former
 from capsjax.data import load
 from capsjax.storage.files import write_json
 from capsjax.storage.workdir import Workdir
@@ -45,13 +46,12 @@ def test_it_goes_on_as_the_first_edition_went_on(run_path):
     config.num_epochs = 3
     # Weights that are saved start no more: let it be one of the defaults of then, which
     # the same command line goes on with the defaults of now.
-    former = configs.Initializers(**configs.FORMER_INITIALIZERS)
-    config.model.initializers = former
+    config.model = started = config.model.clone(**former.INITIALIZERS)
     write_json(workdir.config, configs.to_dict(config))
-    config.model.initializers = configs.Initializers()
+    config.model = started.clone(**dict.fromkeys(former.INITIALIZERS, "scaled"))
     result = train.train(config, workdir)
     assert result["epochs_done"] == 3
-    assert workdir.read_config().model.initializers == former
+    assert workdir.read_config().model == started
     # The order of the images, the split and the schedule are what they were: after a
     # step on other images the lengths differ in the second digit.
     expected = LENGTHS[f"{run_path.name}_resumed"]

@@ -18,7 +18,7 @@ from capsjax.runtime.devices import replicated
 from capsjax.storage.checkpoints import Checkpoints
 from capsjax.storage.files import WorkdirError
 from capsjax.storage.workdir import Workdir
-from capsjax.training.step import init_state, make_optimizer
+from capsjax.training.step import init_state
 
 pytestmark = pytest.mark.slow  # it trains one first
 
@@ -31,7 +31,7 @@ def run(tiny_run):
 def test_it_is_the_best_network_of_the_run(run, tiny_run):
     checkpoints = Checkpoints(Workdir(tiny_run).checkpoints, read_only=True)
     best, _ = checkpoints.best
-    optimizer = make_optimizer(run.config.optimizer, 10)
+    optimizer = run.config.optimizer.make(10)
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated()),
         jax.eval_shape(lambda: init_state(run.model, optimizer, run.config)),
@@ -60,7 +60,8 @@ def test_it_answers_as_the_model_however_many_images_there_are(run):
         run.params, jnp.asarray(image) / 255, method=run.model.encode
     )
     for n in (0, 1, 5, 70):
-        label, length, pose = run.predict(image[:n])
+        label, length, pose = prediction = run.predict(image[:n])
+        assert prediction.length is length
         assert len(label) == n
         np.testing.assert_allclose(pose, routed.pose[:n], rtol=1e-3, atol=1e-6)
         np.testing.assert_allclose(length, routed.activation[:n], rtol=1e-3, atol=1e-6)
@@ -68,7 +69,7 @@ def test_it_answers_as_the_model_however_many_images_there_are(run):
     np.testing.assert_array_equal(run.predict(image[0]).label, label[:1])
 
 
-def test_it_draws_from_the_capsule_that_is_asked_for(run):
+def test_it_draws_from_the_labels_capsule(run):
     pose = run.predict(load("mnist", "test").image[:3]).pose
     label = np.array([3, 1, 4])
     mask = jax.nn.one_hot(label, 10)
@@ -117,7 +118,7 @@ def test_what_is_no_run_is_refused(tmp_path, tiny_run):
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_an_edited_run_is_told_in_a_line(tmp_path, tiny_run):
+def test_an_edited_run_is_refused_in_a_line(tmp_path, tiny_run):
     for name in ("config.json", "dataset.json"):
         (tmp_path / name).write_bytes((tiny_run / name).read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
@@ -126,9 +127,9 @@ def test_an_edited_run_is_told_in_a_line(tmp_path, tiny_run):
     with pytest.raises(WorkdirError, match="eval_batch_size must be"):
         capsjax.load_run(tmp_path)
     config["eval_batch_size"] = 8
-    config["model"]["routing"] = "x"
+    config["model"]["routing"]["kind"] = "x"
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(WorkdirError, match="routing must be one of"):
+    with pytest.raises(WorkdirError, match=r"model\.routing must be one of dynamic, "):
         capsjax.load_run(tmp_path)
 
 

@@ -16,6 +16,7 @@ from rights import as_nobody, public_folder
 
 from capsjax import config as configs
 from capsjax.analysis.comparison import read_run
+from capsjax.config import former
 from capsjax.data import Dataset
 from capsjax.runtime.console import Progress
 from capsjax.storage.checkpoints import Checkpoints
@@ -37,8 +38,8 @@ def test_another_configuration_is_refused_with_the_fields_that_differ(tmp_path):
     write_json(workdir.config, configs.to_dict(configs.Config()))
     before = workdir.config.read_bytes()
     other = configs.Config(seed=4)
-    other.model.num_iterations = 2
-    told = "seed is 0 there, 4 here; model.num_iterations is 3 there, 2 here"
+    other = configs.override(other, [("model.routing.num_iterations", "2")])
+    told = "seed is 0 there, 4 here; model.routing.num_iterations is 3 there, 2 here"
     with pytest.raises(WorkdirError, match=told):
         workdir.check(other)
     assert workdir.config.read_bytes() == before
@@ -47,7 +48,7 @@ def test_another_configuration_is_refused_with_the_fields_that_differ(tmp_path):
 def test_epochs_and_logging_may_change_and_tuples_are_lists(tmp_path):
     workdir = Workdir(tmp_path)
     config = configs.Config(num_epochs=2)
-    config.model.decoder_features = (3, 4)
+    config.model = config.model.clone(decoder_features=(3, 4))
     write_json(workdir.config, configs.to_dict(config))
     config.num_epochs, config.tensorboard = 5, True
     workdir.check(config)
@@ -69,19 +70,20 @@ def test_a_run_of_the_first_edition_keeps_how_it_started(tmp_path):
     workdir, config = Workdir(tmp_path), configs.Config()
     assert workdir.keep_start(config) == config  # There is no run yet.
     there = configs.Config()
-    there.model.initializers = configs.Initializers(**configs.FORMER_INITIALIZERS)
+    there.model = there.model.clone(**former.INITIALIZERS)
     write_json(workdir.config, configs.to_dict(there))
     assert workdir.keep_start(config) == there
     workdir.check(workdir.keep_start(config))
     # What is not the default of then and now is another run.
-    for field, value in (("weight", "normal(0.3)"), ("decoder", "zeros")):
+    for field, value in (("weight_init", "normal(0.3)"), ("decoder_init", "zeros")):
         other = configs.Config()
-        setattr(other.model.initializers, field, value)
+        other.model = other.model.clone(**{field: value})
         with pytest.raises(WorkdirError, match=rf"{field} is .*{re.escape(value)}"):
             workdir.check(workdir.keep_start(other))
-    there.model.initializers.weight = "normal(0.3)"
+    there.model = there.model.clone(weight_init="normal(0.3)")
     write_json(workdir.config, configs.to_dict(there))
-    with pytest.raises(WorkdirError, match=r"weight is 'normal\(0.3\)' there, 'scaled"):
+    told = r"weight_init is 'normal\(0.3\)' there, 'scaled"
+    with pytest.raises(WorkdirError, match=told):
         workdir.check(workdir.keep_start(config))
     workdir.config.write_text("{")
     assert workdir.keep_start(config) == config  # That it is damaged, is told later.

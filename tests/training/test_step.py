@@ -1,5 +1,6 @@
 """One training step, several in one call, and what they may not depend on."""
 
+import dataclasses
 import functools
 import os
 import subprocess
@@ -17,17 +18,29 @@ from tiny import made, pairs, tiny, tiny_cnn
 
 from capsjax import config as configs
 from capsjax.data import augment, load
-from capsjax.models import make_model
+from capsjax.losses import AutoLoss, fitting_loss
+from capsjax.models.network import activation_kind, bind
 from capsjax.runtime.devices import AXIS, _devices, my_shares, parallel, replicated
 from capsjax.training.evaluation import evaluate, make_eval_step
 from capsjax.training.feed import stack_batches
 from capsjax.training.objective import image_metrics
 from capsjax.training.step import (
     _augmented,
-    make_optimizer,
     make_train_chunk,
     make_train_step,
 )
+
+
+def fitting(config, model):
+    return fitting_loss(config.loss, activation_kind(model))
+
+
+def chunk_of(model, optimizer, config, class_weight=None):
+    """The program of several steps with the loss of the config."""
+    loss = fitting(config, model)
+    return make_train_chunk(
+        make_train_step(model, optimizer, config, loss, class_weight)
+    )
 
 
 def mapped(step, devices):
@@ -67,7 +80,7 @@ def gradients_and_moments(devices):
     # A trace that forgets at once holds the gradients.
     optimizer = optax.chain(optax.trace(decay=0.0), adam)
     state = state._replace(opt_state=optimizer.init(state.params))
-    step = mapped(make_train_chunk(make_train_step(model, optimizer, config)), devices)
+    step = mapped(chunk_of(model, optimizer, config), devices)
     stacked, kept = batches(3, devices, config), {}
     for n in range(3):
         state, outcome = step(
@@ -127,14 +140,14 @@ def test_any_number_of_devices_trains_like_one(devices, on_one_device, tmp_path)
 
 
 def cropped_model(config):
-    return make_model(config.model, (24, 24, 1), 10)
+    return bind(config.model, (24, 24, 1), 10)
 
 
 CASES = {
     "crops": (cropped_model, None),
     "several classes": (None, lambda: pairs(32)),
     "several classes and crops": (cropped_model, lambda: pairs(32)),
-    "the baseline": (lambda _: tiny_cnn((28, 28, 1)), None),
+    "the baseline": (lambda _: tiny_cnn((28, 28, 1), dropout=0.0), None),
 }
 
 
@@ -144,7 +157,7 @@ def test_other_tasks_train_on_four_devices_as_on_one(case):
     config = tiny()
     model, optimizer, state = made(config, make and make(config))
     dataset = load_set and load_set()
-    step = make_train_chunk(make_train_step(model, optimizer, config))
+    step = chunk_of(model, optimizer, config)
     one, one_outcome = mapped(step, 1)(state, batches(3, 1, config, dataset))
     four, four_outcome = mapped(step, 4)(state, batches(3, 4, config, dataset))
     # Moments, not losses: a missing pmean leaves the first losses as they are.
@@ -161,10 +174,27 @@ def test_other_tasks_train_on_four_devices_as_on_one(case):
     )
 
 
+def test_dropout_repeats_with_the_step_and_differs_between_devices():
+    config = tiny()
+    config.augmentation = augment.NoAugmentation()
+    model, optimizer, state = made(config, tiny_cnn(dropout=0.5))
+    step, one = chunk_of(model, optimizer, config), batches(1, 1, config)
+    # The same images on both devices.
+    two = jax.tree.map(lambda a: np.concatenate([a, a]), one)
+
+    def loss(devices, batch, number=0):
+        start = state._replace(step=jnp.array(number))
+        return mapped(step, devices)(start, batch)[1].metrics.loss.item()
+
+    assert loss(1, one) == loss(1, one)
+    assert loss(1, one) != pytest.approx(loss(1, one, 1), rel=1e-3)
+    assert loss(1, one) != pytest.approx(loss(2, two), rel=1e-3)
+
+
 def test_the_state_is_donated_and_never_stacked():
     config = tiny()
     model, optimizer, state = made(config)
-    step = make_train_chunk(make_train_step(model, optimizer, config))
+    step = chunk_of(model, optimizer, config)
     state = jax.device_put(state, replicated())
     shapes = jax.tree.map(jnp.shape, state.params)
     new, _ = parallel(step, donate=True)(state, batches(1, 4, config))
@@ -197,7 +227,7 @@ def test_shifts_and_crops_depend_on_seed_and_step_only(shape):
     def augmented(devices):
         split = jax.tree.map(lambda a: a.reshape(devices, -1, *a.shape[1:]), batch)
         image, source = jax.pmap(
-            lambda batch: _augmented(key, batch, 2, shape),
+            lambda batch: _augmented(key, batch, augment.Shift(max_shift=2), shape),
             axis_name=AXIS,
             devices=jax.devices()[:devices],
         )(split)
@@ -215,7 +245,7 @@ def test_shifts_and_crops_depend_on_seed_and_step_only(shape):
 def test_several_steps_in_one_call_equal_single_steps():
     config = tiny()
     model, optimizer, state = made(config)
-    step = mapped(make_train_chunk(make_train_step(model, optimizer, config)), 1)
+    step = mapped(chunk_of(model, optimizer, config), 1)
     stacked = batches(3, 1, config)
     together, outcome = step(state, stacked)
     for n in range(3):
@@ -235,14 +265,14 @@ def test_the_schedules_end_where_they_should():
         ("cosine", 1e-6),
         ("exponential", 1e-3 / 4),
     ]:
-        config = configs.Optimizer(
+        adam = configs.Adam(
             schedule=schedule,
             decay_rate=0.5,
             decay_steps=50,
             floor=1e-6,
             warmup_steps=10,
         )
-        optimizer = make_optimizer(config, 110)
+        optimizer = adam.make(110)
         params = jnp.ones(1)
 
         def update(state, _, optimizer=optimizer, params=params):
@@ -260,9 +290,9 @@ def test_the_schedules_end_where_they_should():
 
 def test_the_average_follows_the_weights_and_is_what_is_evaluated():
     config = tiny()
-    config.optimizer.average = 0.9
+    config.optimizer = dataclasses.replace(config.optimizer, average=0.9)
     model, optimizer, state = made(config)
-    step = make_train_chunk(make_train_step(model, optimizer, config))
+    step = chunk_of(model, optimizer, config)
     expected, new = state.params, state
     for n in range(3):
         stacked = jax.tree.map(lambda a, n=n: a[:, n : n + 1], batches(3, 1, config))
@@ -282,10 +312,14 @@ def test_evaluation_counts_every_image_exactly_once():
     config = tiny()
     model, _, state = made(config)
     dataset = load("mnist", "test").subset(np.arange(103))
-    step = parallel(make_eval_step(model, config.loss))
+    step = parallel(make_eval_step(model, fitting(config, model)))
     image = jnp.asarray(dataset.image, jnp.float32) / 255
     each = image_metrics(
-        model, state.params, image, jnp.asarray(dataset.label), loss=config.loss
+        model,
+        state.params,
+        image,
+        jnp.asarray(dataset.label),
+        loss=fitting(config, model),
     )
     expected = {k: np.asarray(v).mean() for k, v in each.known().items()}
     for batch_size in (7, 32, 103, 500):
@@ -297,14 +331,14 @@ def test_evaluation_looks_at_the_middle_and_draws_from_the_longest():
     config = tiny()
     model, _, state = made(config, cropped_model(config))
     dataset = pairs(10)
-    step = parallel(make_eval_step(model, config.loss))
+    step = parallel(make_eval_step(model, fitting(config, model)))
     actual = evaluate(step, state.params, dataset, batch_size=7)
     each = image_metrics(
         model,
         state.params,
         jnp.asarray(dataset.image[:, 2:26, 2:26], jnp.float32) / 255,
         jnp.asarray(dataset.label),
-        loss=config.loss,
+        loss=fitting(config, model),
         source=jnp.asarray(dataset.source[:, :, 2:26, 2:26], jnp.float32) / 255,
     )
     expected = {k: np.asarray(v).mean() for k, v in each.known().items()}
@@ -312,16 +346,21 @@ def test_evaluation_looks_at_the_middle_and_draws_from_the_longest():
     assert set(expected) >= {"label_accuracy", "reconstruction_loss"}
 
 
+# Long capsules, so that it matters where a digit is and which of them is drawn.
+LONG = {
+    "primary_init": "normal(0.3)",
+    "weight_init": "normal(1.0)",
+    "decoder_init": "normal(1.0)",
+}
+
+
 def test_the_step_masks_by_label_and_weighs_as_the_recipe_says():
     config = tiny()
-    config.data.max_shift = 0
-    config.loss = configs.Loss(margin_weight=0.05, reconstruction_weight=0.3)
-    # Long capsules, so that it matters which of them is drawn.
-    config.model.initializers = configs.Initializers(
-        primary="normal(0.3)", weight="normal(1.0)", decoder="normal(1.0)"
-    )
+    config.augmentation = augment.NoAugmentation()
+    config.loss = AutoLoss(weight=0.05, reconstruction_weight=0.3)
+    config.model = config.model.clone(**LONG)
     model, optimizer, state = made(config)
-    step = make_train_chunk(make_train_step(model, optimizer, config))
+    step = chunk_of(model, optimizer, config)
     stacked = batches(1, 1, config)
     image = jnp.asarray(stacked.image[0, 0], jnp.float32) / 255
     label = stacked.label[0, 0]
@@ -332,9 +371,13 @@ def test_the_step_masks_by_label_and_weighs_as_the_recipe_says():
 
     metrics = mapped(step, 1)(state, stacked)[1].metrics
     by_label = error(jnp.eye(10)[label])
-    np.testing.assert_allclose(metrics.reconstruction_loss[0], by_label, rtol=1e-5)
+    np.testing.assert_allclose(
+        metrics.parts["reconstruction_loss"][0], by_label, rtol=1e-5
+    )
     assert abs(error(None) - by_label) > 1e-4 * by_label
-    weighted = 0.05 * metrics.margin_loss + 0.3 * metrics.reconstruction_loss
+    weighted = (
+        0.05 * metrics.parts["margin_loss"] + 0.3 * metrics.parts["reconstruction_loss"]
+    )
     np.testing.assert_allclose(metrics.loss, weighted, rtol=1e-5)
 
 
@@ -347,11 +390,12 @@ def test_a_class_without_weight_teaches_nothing():
     params = {}
     for shown in (0, 1):
         weight = np.where(np.isin(np.arange(10), label), shown, 1).astype(np.float32)
-        step = make_train_chunk(make_train_step(model, optimizer, config, weight))
+        step = chunk_of(model, optimizer, config, weight)
         new, outcome = mapped(step, 1)(state, stacked)
         params[shown] = new.params
         expected = shown * (
-            outcome.metrics.margin_loss + 0.0005 * outcome.metrics.reconstruction_loss
+            outcome.metrics.parts["margin_loss"]
+            + 0.0005 * outcome.metrics.parts["reconstruction_loss"]
         )
         np.testing.assert_allclose(outcome.metrics.loss, expected, rtol=1e-5)
     jax.tree.map(np.testing.assert_array_equal, params[0], state.params)
@@ -362,17 +406,11 @@ def test_a_class_without_weight_teaches_nothing():
 def test_the_whole_step_lowers_for_gpu_and_tpu():
     config = configs.Config(batch_size=4)
     model, optimizer, state = made(config)
-    step = parallel(make_train_chunk(make_train_step(model, optimizer, config)))
+    step = parallel(chunk_of(model, optimizer, config))
     exported = jax.export.export(jax.jit(step), platforms=["cuda", "tpu"])(
         state, batches(2, 4, config)
     )
     assert "stablehlo.convolution" in exported.mlir_module()
-
-
-# Long capsules, so that it matters where a digit is and which of them is drawn.
-LONG = configs.Initializers(
-    primary="normal(0.3)", weight="normal(1.0)", decoder="normal(1.0)"
-)
 
 
 def shifted_by_hand(image, shifts):
@@ -383,10 +421,10 @@ def shifted_by_hand(image, shifts):
 
 def test_a_step_shifts_its_images_as_seed_and_step_say():
     config = tiny(seed=3)
-    config.model.initializers = LONG
+    config.model = config.model.clone(**LONG)
     model, optimizer, state = made(config)
     stacked = batches(1, 1, config)
-    step = mapped(make_train_chunk(make_train_step(model, optimizer, config)), 1)
+    step = mapped(chunk_of(model, optimizer, config), 1)
     metrics = step(state._replace(step=jnp.array(7)), stacked)[1].metrics
     _, augment_key = jax.random.split(jax.random.key(3))
     shifts = jax.random.randint(jax.random.fold_in(augment_key, 7), (8, 2), -2, 3)
@@ -399,16 +437,18 @@ def test_a_step_shifts_its_images_as_seed_and_step_say():
         return np.sum((np.asarray(drawn) - image) ** 2, axis=(1, 2, 3)).mean()
 
     expected = error(shifted_by_hand(image, shifts))
-    np.testing.assert_allclose(metrics.reconstruction_loss[0], expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        metrics.parts["reconstruction_loss"][0], expected, rtol=1e-5
+    )
     assert abs(error(image) / expected - 1) > 1e-3
 
 
 def test_evaluation_takes_each_image_alone_unshifted_and_without_its_label():
     config = tiny()
-    config.model.initializers = LONG
+    config.model = config.model.clone(**LONG)
     model, _, state = made(config)
     dataset = load("mnist", "test").subset(np.arange(23))
-    step = parallel(make_eval_step(model, config.loss))
+    step = parallel(make_eval_step(model, fitting(config, model)))
     actual = evaluate(step, state.params, dataset, batch_size=8)
     encode, decode = (
         jax.jit(functools.partial(model.apply, method=method))
@@ -432,8 +472,8 @@ def test_evaluation_takes_each_image_alone_unshifted_and_without_its_label():
         return np.mean(each, axis=0)
 
     margin, error, accuracy = expected(dataset.image)
-    np.testing.assert_allclose(actual.margin_loss, margin, rtol=1e-5)
-    np.testing.assert_allclose(actual.reconstruction_loss, error, rtol=1e-5)
+    np.testing.assert_allclose(actual.parts["margin_loss"], margin, rtol=1e-5)
+    np.testing.assert_allclose(actual.parts["reconstruction_loss"], error, rtol=1e-5)
     np.testing.assert_allclose(actual.loss, margin + 0.0005 * error, rtol=1e-5)
     np.testing.assert_allclose(actual.accuracy, accuracy, rtol=1e-6)
     # Were it otherwise, this would show.
@@ -447,9 +487,9 @@ def test_bfloat16_trains_a_float32_state():
     losses = {}
     for dtype in ("float32", "bfloat16"):
         config = tiny()
-        config.model.compute_dtype = dtype
+        config.model = config.model.clone(compute_dtype=dtype)
         model, optimizer, state = made(config)
-        step = make_train_chunk(make_train_step(model, optimizer, config))
+        step = chunk_of(model, optimizer, config)
         new, outcome = mapped(step, 1)(state, batches(5, 1, config))
         leaves = jax.tree.leaves((new.params, new.opt_state))
         assert {str(leaf.dtype) for leaf in leaves} <= {"float32", "int32"}
