@@ -1,11 +1,18 @@
-"""Recipes of an experiment: a dict of configs by the name of the variant."""
+"""Recipes: a dict of configs by variant, in a file that ``--config`` names."""
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+import difflib
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
 
 from capsjax.config.sections import Config
 from capsjax.config.values import replaced
+from capsjax.runtime.paths import expanded
+
+# What ``--config capsjax:NAME`` begins with.
+_PACKAGED = "capsjax"
 
 
 def choose(recipes: Mapping[str, Config], variant: str, *, experiment: str) -> Config:
@@ -39,3 +46,59 @@ def smoke(recipe: Config) -> Config:
         data=dataclasses.replace(recipe.data, num_train=10_000, num_validation=2_000),
         model=replaced(recipe.model, conv_features=64, primary_types=8),
     )
+
+
+# ---- where the files are
+
+
+class RecipeError(Exception):
+    """There is no recipe of that name; the message names those that there are."""
+
+
+def packaged_recipes() -> dict[str, pathlib.Path]:
+    """The recipes that come with capsjax, by name.
+
+    They are within an installed package, and beside it in a checkout.
+    """
+    package = pathlib.Path(__file__).parents[1]
+    for folder in (package / "experiments", package.parent / "experiments"):
+        if paths := sorted(folder.glob("*.py")):
+            return {path.stem: path for path in paths}
+    return {}
+
+
+def with_paths(argv: Sequence[str]) -> list[str]:
+    """Puts the path of a recipe in the place of its name in ``--config``.
+
+    Args:
+        argv: ``--config capsjax:mnist:smoke`` stands for the recipe ``mnist`` that
+            comes with capsjax, in its variant ``smoke``; ``~`` for the home folder.
+
+    Raises:
+        RecipeError: If no recipe of that name comes with capsjax.
+    """
+    result = list(argv)
+    for n, argument in enumerate(argv):
+        flag = re.fullmatch(r"(--?config)(=(.*))?", argument, re.DOTALL)
+        if flag is None:
+            continue
+        if flag[2] is not None:
+            result[n] = f"{flag[1]}={_located(flag[3])}"
+        elif n + 1 < len(argv):
+            result[n + 1] = _located(argv[n + 1])
+    return result
+
+
+def _located(value: str) -> str:
+    name, colon, variant = value.partition(":")
+    if name != _PACKAGED or not colon:
+        return f"{expanded(name)}{colon}{variant}" if name.startswith("~") else value
+    name, colon, variant = variant.partition(":")
+    there = packaged_recipes()
+    if name not in there:
+        near = difflib.get_close_matches(name, there, n=1)
+        hint = f"did you mean {_PACKAGED}:{near[0]}? " if near else ""
+        raise RecipeError(
+            f"{_PACKAGED}:{name} is no recipe: {hint}There are {', '.join(there)}."
+        )
+    return f"{there[name]}{colon}{variant}"

@@ -132,6 +132,50 @@ def init_variables(network: Network, key: Key[Array, ""]) -> dict[str, Any]:
     return {name: one for name, one in variables.items() if name != _PREPARED}
 
 
+def check_output(network: Network, variables: Any) -> None:
+    """Checks the shapes that a network returns, without computing them.
+
+    Args:
+        network: The network, bound to a data set.
+        variables: Its variables, or their shapes.
+
+    Raises:
+        NetworkError: If ``encode`` returns no ``Routed`` with an activation for each
+            class, or ``decode`` no images of ``image_shape``.
+    """
+    name = type(network).__name__
+    image = jnp.zeros((2, *network.image_shape), jnp.float32)
+    routed: Any = jax.eval_shape(
+        lambda variables: network.apply(variables, image, method=network.encode),
+        variables,
+    )
+    if not isinstance(routed, Routed):
+        raise NetworkError(
+            f"encode of {name} must return a capsjax.Routed(pose, activation, "
+            f"coupling), got {type(routed).__name__}."
+        )
+    shape = (2, network.num_classes)
+    if routed.activation.shape != shape:
+        raise NetworkError(
+            f"encode of {name} must return an activation of shape {shape} for "
+            f"{len(image)} images, got {routed.activation.shape}."
+        )
+    if not can_draw(network):
+        return
+    drawing: Any = network
+    drawn: Any = jax.eval_shape(
+        lambda variables, pose, mask: network.apply(
+            variables, pose, mask, method=drawing.decode
+        ),
+        *(variables, routed.pose, routed.activation),
+    )
+    if drawn.shape != image.shape:
+        raise NetworkError(
+            f"decode of {name} must return images of shape {image.shape} for "
+            f"{len(image)} images, got {drawn.shape}."
+        )
+
+
 def prepare(
     network: Network, variables: Any, *, batch_size: int
 ) -> Callable[[Float[Array, "batch h w c"]], Routed]:

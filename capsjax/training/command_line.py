@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from capsjax import config as configs
+from capsjax.config.recipes import RecipeError, with_paths
 from capsjax.runtime.console import answer
 from capsjax.runtime.hosts import Hosts
-from capsjax.training.recipes import RecipeError, with_paths
 
 # Beyond these XLA fails in ways of its own.
 _MOST_CPU_DEVICES, _MOST_PROCESSES, _SECONDS_OF_A_DAY = 1024, 2**16, 86_400

@@ -27,7 +27,12 @@ from capsjax.data.preparation import Preparation
 from capsjax.data.readers.folder_layout import shortened
 from capsjax.losses import Loss, fitting_loss
 from capsjax.models import Network, num_parameters
-from capsjax.models.network import activation_kind, bind, init_variables
+from capsjax.models.network import (
+    activation_kind,
+    bind,
+    check_output,
+    init_variables,
+)
 from capsjax.runtime.console import say
 from capsjax.training.memory import estimate_memory
 from capsjax.training.objective import balanced_weights
@@ -295,6 +300,7 @@ def _check_memory(config: configs.Config, task: Task) -> None:
         variables = jax.eval_shape(
             lambda: init_variables(task.model, jax.random.key(0))
         )
+        check_output(task.model, variables)
     except ValueError as error:
         raise configs.ConfigError(str(error)) from error
     sets = [one for one in task[:3] if one is not None]

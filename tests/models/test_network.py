@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import json
 import re
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,7 +20,7 @@ from capsjax import config as configs
 from capsjax import load_run
 from capsjax.data import load
 from capsjax.losses import fitting_loss
-from capsjax.models.network import NetworkError, activation_kind, bind
+from capsjax.models.network import NetworkError, activation_kind, bind, check_output
 from capsjax.routings import Algorithm, Routed
 from capsjax.runtime.devices import AXIS
 from capsjax.storage.files import WorkdirError
@@ -247,6 +248,41 @@ class NoFields(nn.Module):
 def test_what_a_network_lacks_is_one_line(network, message):
     with pytest.raises(NetworkError, match=message):
         bind(network, (28, 28, 1), 10)
+
+
+class Wrong(nn.Module):
+    """Returns what it is made with."""
+
+    encoded: Any
+    drawn: tuple[int, ...] = (2, 28, 28, 1)
+    image_shape: tuple[int, int, int] = (28, 28, 1)
+    num_classes: int = 10
+
+    def encode(self, image, *, is_training=False):
+        return self.encoded
+
+    def decode(self, pose, mask):
+        return jnp.zeros(self.drawn)
+
+
+def encoded(*shape):
+    return Routed(jnp.zeros((2, 10, 4)), jnp.zeros(shape), None)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (Wrong(jnp.zeros(3)), r"encode of Wrong must return a capsjax.Routed\("),
+        (Wrong(encoded(2, 9)), r"an activation of shape \(2, 10\) .*, got \(2, 9\)"),
+        (
+            Wrong(encoded(2, 10), (2, 784)),
+            r"images of shape \(2, 28, .* \(2, 784\)",
+        ),
+    ],
+)
+def test_what_a_network_returns_wrong_is_one_line(network, message):
+    with pytest.raises(NetworkError, match=message):
+        check_output(network, {})
 
 
 def test_a_network_has_the_kind_of_its_algorithm_unless_it_declares_one():

@@ -5,7 +5,7 @@ import shutil
 import pytest
 from places import ROOT
 
-from capsjax.training import recipes
+from capsjax.config import recipes
 from capsjax.training.command_line import UsageError
 from capsjax.training.command_line import parse as parse_flags
 
