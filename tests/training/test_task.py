@@ -2,14 +2,19 @@
 
 import dataclasses
 
+import flax.linen as nn
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import pairs, tiny
+from tiny import pairs, tiny, tiny_cnn
 
 from capsjax import config as configs
+from capsjax.config import replaced
 from capsjax.data import Dataset, DatasetError, load
-from capsjax.models import BaselineCNN
+from capsjax.data.augment import NoAugmentation
+from capsjax.losses import AutoLoss, CrossEntropy, MarginLoss
+from capsjax.models import CapsNet
+from capsjax.routings import DynamicRouting
 from capsjax.training import task
 
 
@@ -20,7 +25,9 @@ def made_task(monkeypatch, dataset, **changes):
     config.data = configs.Data(num_validation=0)
     for name, value in changes.items():
         section, _, field = name.rpartition("__")
-        setattr(getattr(config, section) if section else config, field, value)
+        if section:
+            field, value = section, replaced(getattr(config, section), **{field: value})
+        setattr(config, field, value)
     configs.validate(config)
     return task.make_task(config)
 
@@ -71,10 +78,20 @@ def test_how_many_classes_an_image_shows_is_told(monkeypatch):
     assert made_task(monkeypatch, without).num_shown is None
 
 
+class NotANetwork(nn.Module):
+    image_shape: tuple[int, int, int] = (28, 28, 1)
+
+
 WRONG = [
     (digits, {"data__crop": 29}, "data.crop=29 is more than images of 28x28"),
-    (digits, {"data__max_shift": 28}, "data.max_shift=28 moves images of 28x28 out"),
-    (pairs, {"model__name": "cnn"}, "model.name=cnn names one class an image"),
+    (
+        digits,
+        {"augmentation__max_shift": 28},
+        "augmentation.max_shift=28 moves images of 28x28",
+    ),
+    (pairs, {"model": tiny_cnn()}, "the cross entropy of BaselineCNN is for one class"),
+    (digits, {"loss": CrossEntropy()}, "those of the network are of the kind length: "),
+    (digits, {"model": NotANetwork()}, "NotANetwork must have the field num_classes "),
     (pairs, {"data__class_weights": "balanced"}, "balanced needs one class an image"),
     (digits, {"stop_at": 0.9}, "stop_at=0.9 is a validation accuracy, and must be 0"),
     (digits, {"data__num_validation": 20}, "num_validation=20 leaves none of the 20"),
@@ -160,8 +177,8 @@ def folder_of(tmp_path, *splits):
                 Image.fromarray(pixels).save(path)
     config = tiny()
     config.data = configs.Data("image_folder", str(tmp_path), 12, num_validation=-1)
-    config.data.max_shift, config.batch_size = 0, 4
-    config.model.conv_kernel = config.model.primary_kernel = 3
+    config.augmentation, config.batch_size = NoAugmentation(), 4
+    config.model = config.model.clone(conv_kernel=3, primary_kernel=3)
     return config
 
 
@@ -224,9 +241,14 @@ def test_images_that_are_not_there_are_looked_for_by_the_user(
         task.make_task(config)
 
 
-def test_the_baseline_is_chosen_by_its_name(monkeypatch):
-    made = made_task(monkeypatch, digits(20), model__name="cnn")
-    assert isinstance(made.model, BaselineCNN)
+def test_the_network_decides_the_loss_where_the_config_leaves_it_open(monkeypatch):
+    loss = AutoLoss(weight=0.5, reconstruction_weight=0.1)
+    made = made_task(monkeypatch, digits(20), model=tiny_cnn(), loss=loss)
+    assert made.loss == CrossEntropy(weight=0.5, reconstruction_weight=0.1)
+    made = made_task(monkeypatch, pairs(20), loss=loss)
+    assert made.loss == MarginLoss(weight=0.5, reconstruction_weight=0.1)
+    own = MarginLoss(present=0.8)
+    assert made_task(monkeypatch, digits(20), loss=own).loss is own
 
 
 def test_size_and_memory_are_told_before_there_is_any(monkeypatch, capsys):
@@ -246,4 +268,6 @@ def test_a_network_that_does_not_fit_into_memory_is_refused(monkeypatch):
         r"config.data.image_size, .*model.primary_types or config.batch_size, raise"
     )
     with pytest.raises(configs.ConfigError, match=told):
-        made_task(monkeypatch, photos, model=configs.Model(num_iterations=1))
+        made_task(
+            monkeypatch, photos, model=CapsNet(routing=DynamicRouting(num_iterations=1))
+        )
