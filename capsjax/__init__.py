@@ -1,4 +1,8 @@
-"""Capsule networks with dynamic routing for JAX."""
+"""Capsule networks with dynamic routing for JAX.
+
+``ROUTINGS`` maps the word in a config to a routing algorithm. ``DEVICE_AXIS`` names the
+axis of the devices in a training step, for batch statistics over all of them.
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any
