@@ -287,7 +287,7 @@ class Progress:
             self._bar.close()
 
     def advance_to(self, done: int, text: str = "") -> None:
-        """Shows that ``done`` steps are done, with a text such as the loss."""
+        """Shows that ``done`` steps are done, with a text, like the loss."""
         self._done, self._text = done, text
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
