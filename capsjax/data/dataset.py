@@ -229,7 +229,7 @@ class Dataset:
         ]
         if not changes and type(num_before) is int and num_before != len(self):
             changes = [f"there were {num_before} and are {len(self)}"]
-        return "; ".join(changes) or "pixels, labels or names have changed"
+        return "; ".join(changes) or "pixels, labels or names are not what they were"
 
     def batch(self, indices: Int[np.ndarray, "*batch"]) -> Batch:
         """Returns the images and labels at ``indices``, in their order."""

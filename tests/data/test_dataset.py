@@ -91,7 +91,7 @@ def test_the_first_edition_s_fingerprint_is_still_understood():
     changed = dataset.image.copy()
     changed[0] = 9
     other = dataclasses.replace(dataset, image=changed)
-    assert other.difference(before) == "pixels, labels or names have changed"
+    assert other.difference(before) == "pixels, labels or names are not what they were"
     named = dataclasses.replace(dataset, files=np.array([f"{n}.png" for n in range(6)]))
     files = {"fingerprint": "of others", "files": ["0.png", "7.png"]}
     assert named.difference(files) == "7.png is gone; 1.png is new and 4 more"

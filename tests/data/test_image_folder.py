@@ -209,7 +209,7 @@ def test_moved_photos_keep_their_identity_and_changed_ones_do_not(folder):
     file, other = read(moved).files[:2]
     save(moved / file, COLOURS["cats"], size=(10, 10))
     again = read(moved)
-    assert again.difference(before) == "pixels, labels or names have changed"
+    assert again.difference(before) == "pixels, labels or names are not what they were"
     (moved / other).rename(moved / other.replace(".png", "x.png"))
     difference = f"{other} is gone; {other.replace('.png', 'x.png')} is new"
     assert read(moved).difference(before) == difference
