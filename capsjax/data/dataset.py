@@ -141,7 +141,7 @@ class Dataset:
 
     @property
     def is_multi_label(self) -> bool:
-        """Whether an image may show several classes."""
+        """True if an image may show several classes."""
         return self.label.dtype == np.bool_
 
     @property

@@ -21,7 +21,7 @@ from capsjax.data.preparation import Preparation
 Recipe = Callable[[Dataset, np.random.Generator], Callable[[np.ndarray], Batch]]
 
 # Last part of a random generator's seed, so that training images share no numbers with
-# other purposes; the order of the images has no such part. Not 0, which NumPy does not
+# other purposes; the order of the images has no last part. Not 0, which NumPy does not
 # distinguish from nothing.
 _TRAINING, _FIXED = 1, 2
 
@@ -51,7 +51,7 @@ class Generated:
 
     @property
     def is_multi_label(self) -> bool:
-        """Whether an image may show several classes."""
+        """True if an image may show several classes."""
         return self._example.label.dtype == np.bool_
 
     @property

@@ -15,7 +15,7 @@ _MOST_CHANNELS = 4
 
 
 class UnclearGroundError(ImageError):
-    """Foreground and background cannot be told apart."""
+    """Foreground and background cannot be distinguished."""
 
 
 def make_image(
@@ -134,7 +134,7 @@ def _placed(
         if 0.4 < ground < 0.6:
             raise UnclearGroundError(
                 "it is unclear whether this is drawn dark on light or light on dark "
-                f"(the edge's brightness is {ground:.0%}); say which by invert"
+                f"(the edge's brightness is {ground:.0%}); choose one by invert"
             )
         invert = ground > 0.5
     ink = ground - grey if invert else grey - ground

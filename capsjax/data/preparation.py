@@ -47,7 +47,7 @@ LARGEST_SIDE = 2**16  # No network could take larger images.
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
-    """How a picture of any size becomes an image of a data set.
+    """The way from a picture of any size to an image of a data set.
 
     Attributes:
         kind: ``as_is``: the middle of the picture is scaled to the height and width. A
@@ -104,7 +104,7 @@ class Preparation:
 
     @property
     def is_drawn(self) -> bool:
-        """Whether pictures become like MNIST's digits."""
+        """True if pictures become like MNIST's digits."""
         return self.kind in DRAWN
 
     def resized(self, image_shape: tuple[int, int, int]) -> "Preparation":

@@ -170,7 +170,7 @@ def batch_indices(
     return _permutation(num_examples, seed, epoch)[start : start + batch_size]
 
 
-# Two, because at the end of an epoch the next one may be asked for ahead of its time.
+# Two, because the next epoch may start before the end of this one.
 @functools.lru_cache(maxsize=2)
 def _permutation(num_examples: int, seed: int, epoch: int) -> Int[np.ndarray, " n"]:
     permutation = np.random.default_rng((seed, epoch)).permutation(num_examples)

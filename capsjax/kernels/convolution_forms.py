@@ -44,7 +44,7 @@ LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 class Plan(NamedTuple):
-    """How one convolution is computed, known when it is traced.
+    """The choices for computing one convolution, known when it is traced.
 
     Attributes:
         form: ``"tiles"`` (see above), ``"patches"`` (every window becomes a row of one

@@ -22,7 +22,7 @@ def over_outputs(logit: Float[Array, "*batch i j"]) -> Float[Array, "*batch i j"
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Competition:
-    """How the outputs compete for the inputs: turns logits into couplings.
+    """The rules of outputs that compete for inputs: turns logits into couplings.
 
     Attributes:
         initial_logit: Added to the logits in every round.
@@ -43,7 +43,7 @@ class Competition:
 
     @property
     def is_plain(self) -> bool:
-        """Whether all inputs go to all outputs, which start alike."""
+        """True if all inputs go to all outputs, which start alike."""
         arrays = (self.initial_logit, self.input_mask, self.output_mask)
         return self.compete is over_outputs and all(array is None for array in arrays)
 

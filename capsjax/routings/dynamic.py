@@ -160,7 +160,7 @@ class DynamicRouting(Algorithm):
 
     @property
     def couplings_sum_to_one(self) -> bool:  # type: ignore[override]
-        """Whether every input must be sent to the outputs in full."""
+        """False if inputs may be sent to none of the outputs."""
         return not self.none_of_the_above
 
     @property

@@ -36,12 +36,12 @@ _SECONDS_TO_MEET = 300
 
 
 class HostsError(Exception):
-    """The processes can't be brought together; the message says why."""
+    """The processes can't be brought together; the message names the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Hosts:
-    """How this process finds the others.
+    """The settings by which this process finds the others.
 
     None leaves an attribute to the scheduler.
 

@@ -14,7 +14,7 @@ from jax import export, lax
 
 
 class Platform(NamedTuple):
-    """How to compute, and how to divide the work, on one kind of device.
+    """The fast ways to compute, and to divide the work, on one kind of device.
 
     Attributes:
         steps_per_dispatch: The most training steps in one call of the device program,

@@ -65,7 +65,7 @@ def test_invert_overrides_the_guess():
 
 def test_an_unclear_ground_is_refused():
     grey = Image.new("RGB", (50, 50), (128, 128, 128))
-    with pytest.raises(UnclearGroundError, match=r"50%.*say which by invert"):
+    with pytest.raises(UnclearGroundError, match=r"50%.*choose one by invert"):
         MNIST.apply(grey)
     assert MNIST.apply(grey, invert=True).max() == 0
 

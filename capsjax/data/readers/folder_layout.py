@@ -26,7 +26,7 @@ Files = dict[str, list[Path]]
 
 
 class Layout(NamedTuple):
-    """How a folder of images is divided.
+    """The classes and splits of a folder of images.
 
     Attributes:
         splits: The files of "train", "test", and "validation" if the folder has a

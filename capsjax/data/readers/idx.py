@@ -34,7 +34,7 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _UNSIGNED_BYTE = 0x08
 _MAX_AXES = 4
 # A deflate stream expands to at most 1032 times its size (zlib's technical notes), so a
-# header that asks for more is known to be wrong before any unpacking.
+# header that states more is known to be wrong before any unpacking.
 _MAX_COMPRESSION = 1032
 _BLOCK_BYTES = 1 << 20
 
@@ -116,7 +116,7 @@ def read_idx(
     """Reads one IDX file with unsigned bytes, compressed by gzip or not.
 
     The stated sizes are compared with the file's real size before memory is allocated,
-    and no more than they ask for is ever unpacked.
+    and no more bytes than stated are ever unpacked.
 
     Args:
         path: The file; its first bytes show whether it is compressed.

@@ -46,8 +46,8 @@ def load_image_folder(
     """Reads one split of a folder of images into memory.
 
     Args:
-        path: A folder with one subfolder for each class, named after it, or with such a
-            folder for each split: see ``find_layout``.
+        path: A folder with one subfolder for each class, named after it, or with a
+            subfolder of classes for each split: see ``find_layout``.
         split: "train", "validation", "test", or "all" for the images of all splits.
         image_size: Height and width to which images are scaled, after they are cut to
             squares.
@@ -64,9 +64,9 @@ def load_image_folder(
 
     Raises:
         NotFoundError: If the folder does not exist.
-        DatasetError: If the folder has another layout or no such split, a class has too
-            few images, files are no images or damaged, the images would take more than
-            ``max_bytes``, or ``image_size`` is below 1.
+        DatasetError: If the folder has another layout or lacks the split, a class has
+            too few images, files are no images or damaged, the images would take more
+            than ``max_bytes``, or ``image_size`` is below 1.
     """
     if image_size < 1 and preparation is None:
         raise DatasetError(
