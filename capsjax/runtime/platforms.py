@@ -26,8 +26,8 @@ class Platform(NamedTuple):
             shared results stand behind a branch: XLA:CPU is fast only so.
         block_bytes: About the bytes of votes that votes-free routing makes at a time.
         largest_block: The most input capsules in a block.
-        smallest_votes_free_batch: The fewest examples that are routed without holding
-            the votes: the batch is the vector axis of votes-free routing.
+        smallest_votes_free_batch: Fewer examples than these are routed by held votes,
+            as the batch is the vector axis of votes-free routing.
         largest_held_votes_bytes: The most bytes of votes that are ever held.
         has_fast_convolution: Whether XLA's own convolution and its gradient are fast;
             otherwise :mod:`capsjax.kernels.convolution` chooses a form by shape.
