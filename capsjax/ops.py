@@ -1,8 +1,8 @@
 """Operations on poses: the safe norm, the squash, and the tweak that explains a pose.
 
-A capsule's *pose* is a vector; its *length* is the probability that what the capsule
-stands for is there. Norm and squash keep that exact for vectors from 1e-16 to 1e18
-long, and have a gradient of zero, never NaN, at the origin.
+A capsule's *pose* is a vector; its *length* is the probability that the capsule's
+entity is present. Norm and squash are exact for lengths from 1e-16 to 1e18; their
+gradient at the origin is zero, never NaN.
 """
 
 import functools
@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 
 @jax.custom_jvp
 def _norm(x: Float[Array, "*batch d"]) -> Float[Array, "*batch 1"]:
-    """Norm over the last axis; a ``custom_jvp`` takes no keyword-only arguments."""
+    """Returns the norm over the last axis; ``custom_jvp`` takes no keywords."""
     # Squares of the vector itself would underflow below 1e-19 and overflow above 1e19.
     # A power of two scales without rounding; one whose reciprocal is subnormal would
     # flush to zero.
@@ -36,7 +36,7 @@ def _norm_jvp(primals, tangents):
 def _at_least_float32(
     x: Shaped[ArrayLike, "..."], name: str
 ) -> tuple[Array, jnp.dtype]:
-    """The array in float32 or float64, and the type that the caller wants back."""
+    """Returns the array in float32 or float64, and the type of the result."""
     x = jnp.asarray(x)
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise ValueError(f"{name} must be real, got an array of type {x.dtype}.")
@@ -48,16 +48,16 @@ def _at_least_float32(
 def safe_norm(
     x: Shaped[ArrayLike, "..."], *, axis: int = -1, keepdims: bool = False
 ) -> Float[Array, "..."]:
-    r"""Euclidean norm whose gradient at the zero vector is zero: ``|x|``.
+    r"""Returns the Euclidean norm ``|x|``, with a zero gradient at the zero vector.
 
-    It is computed as ``m * sqrt(sum((x / m)^2))`` with ``m`` the power of two
-    below ``max |x_k|``: exact to float32 rounding relative to the length for lengths
-    from 1e-16 to 1e18, without the usual epsilon, which is 29 % off at a length of
-    1e-4. The gradient is ``x / |x|``.
+    It is computed as ``m * sqrt(sum((x / m)^2))`` with ``m`` the power of two below
+    ``max |x_k|``. This is exact to float32 rounding for lengths from 1e-16 to 1e18,
+    without the usual epsilon, which is 29 % off at length 1e-4. The gradient is
+    ``x / |x|``.
 
     Args:
         x: Vectors along ``axis``. Types narrower than float32 are computed in float32.
-        axis: The axis along which a vector's components lie.
+        axis: The axis of the vectors' components.
         keepdims: Whether the result keeps that axis, with size one.
 
     Returns:
@@ -72,16 +72,16 @@ def squash(s: Shaped[ArrayLike, "..."], *, axis: int = -1) -> Float[Array, "..."
     r"""Shrinks lengths below one: ``v = |s|^2 / (1 + |s|^2) * s / |s|``.
 
     Short vectors shrink to almost nothing, long ones to just under one; the direction
-    stays. Written as ``s * q / (1 + q^2)`` with ``q = min(|s|, 1 / |s|)``, so that
-    nothing is divided by zero and no square overflows; the gradient at the zero vector
-    is zero.
+    stays. It is computed as ``s * q / (1 + q^2)`` with ``q = min(|s|, 1 / |s|)``, so
+    that nothing is divided by zero and no square overflows. The gradient at the zero
+    vector is zero.
 
     Args:
         s: Vectors along ``axis``. Types narrower than float32 are computed in float32.
-        axis: The axis along which a vector's components lie.
+        axis: The axis of the vectors' components.
 
     Returns:
-        Vectors of the same shape and type; their length is at most 1 + 2 ulp.
+        Vectors with the same shape and type; their length is at most 1 + 2 ulp.
 
     References:
         Sabour, Frosst and Hinton 2017, Eq. 1, https://arxiv.org/abs/1710.09829.
@@ -108,14 +108,14 @@ def _at_most_one(norm: Float[Array, "..."]) -> Float[Array, "..."]:
 
 @_squash.defjvp
 def _squash_jvp(axis, primals, tangents):
-    """Written out, as XLA:CPU computes the gradient of ``s`` again for each vote.
+    """Computes the gradient in half as many operations as automatic differentiation.
 
-    So every operation in it counts, and the automatic one has twice as many.
+    Every operation counts: XLA:CPU computes the gradient of ``s`` again for each vote.
     """
     (s,), (s_dot,) = primals, tangents
     norm = safe_norm(s, axis=axis, keepdims=True)
     q, scale = _at_most_one(norm), _scale(norm)
-    # What the scale's own slope adds to the tangent along the vector.
+    # The scale's own slope adds to the tangent along the vector.
     slope = jnp.where(norm <= 1, scale, -scale) * (1 - q * q) / (1 + q * q)
     direction = s / jnp.where(norm > 0, norm, 1)
     along = slope * jnp.sum(direction * s_dot, axis=axis, keepdims=True)
@@ -125,15 +125,15 @@ def _squash_jvp(axis, primals, tangents):
 def require_unit_scale(
     name: str, x: Shaped[ArrayLike, "..."], *, scaled: bool = True
 ) -> None:
-    """Refuses bytes where numbers from 0 to 1 are expected, or the other way round.
+    """Refuses bytes if numbers from 0 to 1 are expected, or the other way round.
 
     Args:
-        name: What the array is called in the message.
+        name: Name of the array in the message.
         x: Pixels, or lengths.
         scaled: Whether floating-point numbers from 0 to 1 are expected, or bytes.
 
     Raises:
-        TypeError: The array has another type.
+        TypeError: If the array has another type.
     """
     dtype = jnp.result_type(x)
     if scaled and not jnp.issubdtype(dtype, jnp.floating):
@@ -154,14 +154,14 @@ def tweak_pose(
 ) -> Float[Array, "*batch d step d"]:
     """Moves a pose along each of its dimensions, one at a time.
 
-    Decoded, the results show what each dimension stands for: width, slant, a loop.
+    Decoded, the results show the meaning of each dimension: width, slant, a loop.
 
     Args:
         pose: Poses, ``[*batch, d]``.
-        low: What is added to a component at the first step.
-        high: What is added at the last; the steps between are evenly spaced. The paper
+        low: Added to a component at the first step.
+        high: Added at the last step; the steps between are evenly spaced. The paper
             goes from -0.25 to 0.25 by 0.05.
-        num_steps: How many steps there are, at least 1.
+        num_steps: Number of steps, at least 1.
 
     Returns:
         ``result[..., k, n, :]`` is the pose with the ``n``-th step added to its
@@ -189,11 +189,12 @@ def tweak_pose(
 def mask_longest(
     activation: Float[Array, "*batch n"], count: int | Int[Array, "*batch"] = 1
 ) -> Float[Array, "*batch n"]:
-    """One at the ``count`` most active capsules, zero elsewhere: the mask of inference.
+    """Returns one at the ``count`` most active capsules, zero elsewhere.
 
-    Of equally active ones it is the first.
+    This is the mask at inference. The first of equally active capsules wins.
     """
-    # The mask has no gradient, and JAX's of a sort fails under explicit sharding.
+    # The mask has no gradient, and JAX's gradient of a sort fails under explicit
+    # sharding.
     activation = jax.lax.stop_gradient(activation)
     rank = jnp.argsort(jnp.argsort(-activation, axis=-1), axis=-1)
     count = jnp.broadcast_to(jnp.asarray(count), activation.shape[:-1])
@@ -203,6 +204,6 @@ def mask_longest(
 def split_mask(
     mask: Float[Array, "*batch n"], count: int
 ) -> Float[Array, "*batch s n"]:
-    """A mask for each of the ``count`` capsules that a mask lets through, in order."""
-    _, index = jax.lax.top_k(mask, count)  # Of equal values the first.
+    """Splits a mask of ``count`` capsules into a mask for each, in order."""
+    _, index = jax.lax.top_k(mask, count)  # Equal values keep their order.
     return jax.nn.one_hot(index, mask.shape[-1], dtype=jnp.float32)

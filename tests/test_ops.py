@@ -103,7 +103,7 @@ def test_first_and_second_derivatives_equal_finite_differences(function):
 
 
 @pytest.mark.parametrize("axis", [0, 1, -2])
-def test_axis_and_keepdims_are_those_of_numpy(key, axis):
+def test_axis_and_keepdims_work_as_in_numpy(key, axis):
     x = jax.random.normal(key, (3, 4, 5))
     for keepdims in (False, True):
         expected = np.linalg.norm(x, axis=axis, keepdims=keepdims)
@@ -140,7 +140,7 @@ def test_a_tweak_moves_one_component_by_one_step(key):
         np.testing.assert_allclose(tweaked[:, :, k, n], expected, atol=1e-6)
 
 
-def test_a_tweak_by_default_is_the_paper_s():
+def test_the_default_tweak_is_the_paper_s():
     tweaked = tweak_pose(np.zeros(16))
     steps = np.linspace(-0.25, 0.25, 11)
     assert tweaked.shape == (16, 11, 16)
@@ -166,6 +166,6 @@ def test_a_tweak_works_under_jit_vmap_and_keeps_the_type(key):
         (np.zeros(()), {}, "pose must have its components along the last axis"),
     ],
 )
-def test_a_wrong_tweak_says_what_is_wrong(pose, options, message):
+def test_a_wrong_tweak_is_refused(pose, options, message):
     with pytest.raises(ValueError, match=message):
         tweak_pose(pose, **options)

@@ -1,4 +1,4 @@
-"""RunSummary runs side by side: gathered over their seeds, as a table."""
+"""Compares runs side by side: gathers them over their seeds, as a table."""
 
 import itertools
 import math
@@ -13,28 +13,27 @@ from capsjax.storage import history
 from capsjax.storage.files import WorkdirError
 from capsjax.storage.workdir import Workdir, differences
 
-# What does not change what is learnt.
+# Fields without influence on the trained network, besides chance.
 _INDIFFERENT = ("seed", "eval_batch_size", *configs.WITHOUT_EFFECT)
 
 
 class RunSummary(NamedTuple):
-    """What is on disk of a run that has ended.
+    """The stored facts of a finished run.
 
     Attributes:
-        path: Its folder.
+        path: The run's folder.
         recipe: Experiment and variant.
-        config: Of ``config.json``.
-        checksums: Of its images, by split; empty if that is not known.
-        changes: Steps after which settings that matter changed, and to what; empty if
-            none did.
-        best: Test accuracy of the best network by validation loss; None if it was not
-            tested.
-        last: Test accuracy of the last, likewise.
-        validated: Validation accuracy of the best, if it was validated.
-        found: Share of the classes that the best found, where an image shows several.
-        epochs: Done.
-        seconds: Spent in steps and evaluations.
-        num_parameters: How many numbers the weights are.
+        config: Content of ``config.json``.
+        checksums: Checksums of the images, by split; empty if unknown.
+        changes: Old values of settings that changed, with the step until which each
+            held; empty if none matters.
+        best: Test accuracy of the best network by validation loss; None if untested.
+        last: Test accuracy of the last network, likewise.
+        validated: Validation accuracy of the best network, if it was validated.
+        found: Share of the classes that the best network found, if images show several.
+        epochs: Number of finished epochs.
+        seconds: Time spent in steps and evaluations.
+        num_parameters: Number of parameters.
         curve: Epoch and accuracy of every validation.
     """
 
@@ -54,13 +53,13 @@ class RunSummary(NamedTuple):
 
 
 def read_run(path: str | pathlib.Path) -> RunSummary:
-    """Reads a run that has ended.
+    """Reads a finished run.
 
     Raises:
-        WorkdirError: If there is none in the folder, or it has not ended.
+        WorkdirError: If the folder has no run, or the run has not ended.
     """
     workdir = Workdir(path)
-    # With the defaults of the fields that were invented after it was written.
+    # Newer fields, which the file lacks, get their defaults.
     config = configs.to_dict(workdir.read_config())
     if not workdir.result.exists():
         raise WorkdirError(f"{path} has not ended: there is no result.json in it.")
@@ -93,7 +92,7 @@ def read_run(path: str | pathlib.Path) -> RunSummary:
             curve=curve,
         )
         is_extended = result["num_epochs"] < config["num_epochs"]
-        # That they are numbers: of a damaged file anything may come.
+        # Raises if they are no numbers: a damaged file may hold anything.
         numbers: list[Any] = [run.seconds, run.num_parameters]
         numbers += [run.best, run.last] if is_tested else []
         numbers += [] if run.validated is None else [run.validated]
@@ -114,32 +113,32 @@ def _checksums(workdir: Workdir) -> dict[str, str]:
             for name, split in splits.items()
         }
     except (WorkdirError, KeyError, TypeError, AttributeError):
-        return {}  # There is none, it is damaged, or older than this.
+        return {}  # The file is missing, damaged or too old.
 
 
 def _changes(
     stages: Sequence[history.Stage], config: Mapping[str, Any]
 ) -> tuple[str, ...]:
-    """What changed on the way, of what matters."""
+    """Describes the changes of settings that matter during the run."""
     matters = [name for name in configs.RECORDED if name not in _INDIFFERENT]
     if config["optimizer"]["schedule"] != "cosine":
-        matters.remove("num_epochs")  # Each step is the same, however many follow.
+        matters.remove("num_epochs")  # Steps do not depend on how many follow.
     changes = []
     for before, after in itertools.pairwise(stages):
-        told = [
+        changed = [
             f"{name} {before[name]} until step {after['step']}"
             for name in matters
             if before.get(name) != after.get(name) and name in before
         ]
-        changes += [", ".join(told)] * bool(told)
+        changes += [", ".join(changed)] * bool(changed)
     return tuple(changes)
 
 
 def value_of(config: Mapping[str, Any], field: str) -> Any:
-    """The value of a field that is named as on the command line, ``data.path`` say.
+    """Returns the value of a field, named as on the command line: ``data.path``.
 
     Raises:
-        WorkdirError: If there is no such field, naming those that there are.
+        WorkdirError: If the field does not exist, with the names of existing ones.
     """
     value: Any = config
     path = "config"
@@ -154,12 +153,12 @@ def value_of(config: Mapping[str, Any], field: str) -> Any:
 
 
 class Row(NamedTuple):
-    """What the runs of a row of the table have in common.
+    """The common properties of the runs in a row of the table.
 
     Attributes:
         recipe: Their recipe.
-        by: Their values of the fields that ``--by`` names.
-        changes: What changed on the way.
+        by: Their values of the fields named by ``--by``.
+        changes: Their changes of settings, as in :class:`RunSummary`.
     """
 
     recipe: str
@@ -177,11 +176,11 @@ def gather(
 
     Args:
         runs: In any order.
-        average: Fields beside the seed in which the runs of a row may differ.
-        by: Fields in which they may not, but the rows of a recipe.
+        average: Fields besides the seed in which runs in one row may differ.
+        by: Fields whose values divide a recipe into rows.
 
     Raises:
-        WorkdirError: If runs of one row differ in another field, or in nothing.
+        WorkdirError: If runs in one row differ in another field, or in nothing.
     """
     ignored = {*_INDIFFERENT, *(field.removeprefix("config.") for field in average)}
     groups: dict[Row, list[RunSummary]] = {}
@@ -219,7 +218,7 @@ def gather(
 
 
 def _order(row: Row, rows: Mapping[Row, Any]) -> tuple[Any, ...]:
-    """As recipes come first; within one by value, numbers as numbers."""
+    """Sorts by first appearance of the recipe, then by value, numbers as numbers."""
     first = [other.recipe for other in rows].index(row.recipe)
     values = [
         (0, value, "") if isinstance(value, int | float) else (1, 0, str(value))
@@ -236,7 +235,7 @@ def _mean_and_deviation(values: Sequence[float]) -> str:
 
 
 def _mean(values: Sequence[float | None]) -> str:
-    """Nothing where a value is not known."""
+    """Returns mean and deviation, or "" if a value is unknown."""
     known = [value for value in values if value is not None]
     return _mean_and_deviation(known) if len(known) == len(values) else ""
 
@@ -246,11 +245,11 @@ def _cell(value: Any) -> str:
 
 
 def table(groups: Mapping[Row, Sequence[RunSummary]], by: Sequence[str] = ()) -> str:
-    """A Markdown table.
+    """Returns a Markdown table.
 
     Args:
         groups: The runs of each row.
-        by: The fields whose values the rows have, for the head.
+        by: The fields named by ``--by``, for the head.
     """
     heads = [
         "recipe",
@@ -294,7 +293,7 @@ def table(groups: Mapping[Row, Sequence[RunSummary]], by: Sequence[str] = ()) ->
 
 
 def notes(groups: Mapping[Row, Sequence[RunSummary]]) -> list[str]:
-    """Lines that belong under the table."""
+    """Returns the lines under the table."""
     lines = []
     if any(len(group) > 1 for group in groups.values()):
         lines.append("± is the sample standard deviation over the runs of a row.")
@@ -311,5 +310,5 @@ def notes(groups: Mapping[Row, Sequence[RunSummary]]) -> list[str]:
 
 
 def name_of(row: Row) -> str:
-    """Names a row by its recipe and what sets it apart."""
+    """Names a row by its recipe, values and changes."""
     return ", ".join(map(str, (row.recipe, *row.by, *row.changes)))

@@ -1,4 +1,4 @@
-"""What was taken for what: counts ``[n, n]``, a row for each label."""
+"""Confusions: counts ``[n, n]`` with a row for each label."""
 
 import numpy as np
 from jaxtyping import Int
@@ -7,11 +7,11 @@ from jaxtyping import Int
 def commonest_confusions(
     count: Int[np.ndarray, "n n"], most: int
 ) -> list[tuple[int, int, int]]:
-    """Which class was taken for which other, and how often; the commonest first.
+    """Returns label, prediction and count of the confusions, the commonest first.
 
     Args:
-        count: How often each class (a row) was taken for which (a column).
-        most: So many pairs at most; those of no image are left out.
+        count: How often each class (a row) was predicted as each other (a column).
+        most: The most pairs; pairs without images are left out.
     """
     wrong = count * (1 - np.eye(len(count), dtype=count.dtype))
     order = np.argsort(-wrong, axis=None, kind="stable")[:most]

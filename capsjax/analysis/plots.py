@@ -1,9 +1,9 @@
-"""Figures from arrays; each function returns one, ``save`` writes it.
+"""Draws figures from arrays; each function returns one, ``save`` writes it.
 
 Images are ``[h, w, c]`` with pixels from 0 to 1, grey (one channel) or colour (three).
-Colours are those of Okabe and Ito and the map cividis, which colour-blind readers tell
-apart; lines differ in their style too. Names are drawn as they are: a ``$`` begins no
-formula, and what can't be drawn is escaped.
+Okabe and Ito's colours and the map cividis suit colour-blind readers; lines differ in
+their style too. Names are drawn literally: a ``$`` begins no formula, and characters
+that can't be drawn are escaped.
 """
 
 import io
@@ -24,19 +24,19 @@ from capsjax.runtime.paths import expanded
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLES = ("-", "--", ":", "-.")
-# On a light ground, where a single error must be seen too.
+# For a light ground, on which a single error must be visible.
 _FEW_TO_MANY = LinearSegmentedColormap.from_list(
     "few to many", (COLOURS[5], COLOURS[0], "black")
 )
-MOST_NAMED = 30  # Classes whose names and counts a confusion figure has room for.
-_MOST_CELLS = 300  # Of a confusion figure, a side; of more classes some share a cell.
-_MOST_PIXELS = 6000  # Of a figure, a side.
-_MOST_POINTS = 5000  # Of a curve.
+MOST_NAMED = 30  # A confusion figure has room for this many names and counts.
+_MOST_CELLS = 300  # Per side of a confusion figure; more classes share cells.
+_MOST_PIXELS = 6000  # Per side of a figure.
+_MOST_POINTS = 5000  # Per curve.
 _MOST_IN_LEGEND = 20
 
 
 class Figure(_figure.Figure):
-    """A figure that a notebook shows; no window and no global state come with it."""
+    """A figure that a notebook shows, without a window or global state."""
 
     def _repr_png_(self) -> bytes:
         file = io.BytesIO()
@@ -45,7 +45,7 @@ class Figure(_figure.Figure):
 
 
 def save(figure: Figure, path: str | pathlib.Path) -> None:
-    """Writes a figure, in the format that the name ends with."""
+    """Writes a figure in the format of the name's suffix."""
     path = expanded(path)
     dpi = min(120, _MOST_PIXELS / max(figure.get_size_inches()))
     with warnings.catch_warnings(record=True) as caught:
@@ -64,13 +64,13 @@ def _title(axes: Any, text: str, *, most: int = 90, **how: Any) -> None:
 
 
 def _legend(axes: Any) -> None:
-    """Of the lines that are named, the first."""
+    """Draws a legend of the first named lines."""
     lines, names = axes.get_legend_handles_labels()
     names = [shortened(name, 60) for name in names]
     if (more := len(names) - _MOST_IN_LEGEND) > 0:
         names = [*names[:_MOST_IN_LEGEND], f"and {more} more"]
         lines = [*lines[:_MOST_IN_LEGEND], Line2D([], [], linestyle="none")]
-    # Of many, beside the axes.
+    # A long legend stands beside the axes.
     beside = {"loc": "upper left", "bbox_to_anchor": (1, 1), "fontsize": 7}
     legend = axes.legend(lines, names, **(beside if len(names) > 6 else {}))
     for text in legend.get_texts():
@@ -83,7 +83,7 @@ def _show(axes: Any, image: Float[Any, "h w c"], **options: Any) -> None:
 
 
 def _visible(image: Float[Any, "h w c"]) -> Float[Any, "..."]:
-    """Colours, or the first channel of any other kind of image."""
+    """Returns colours, or the first channel of any other kind of image."""
     return image if image.shape[-1] == 3 else image[..., 0]
 
 
@@ -94,7 +94,7 @@ def _name_row(row: Any, text: str) -> None:
 
 
 def _mosaic(image: Float[Any, "rows columns h w c"], gap: int = 2) -> np.ndarray:
-    """One large image with white lines between."""
+    """Joins images into a large one with white lines between."""
     _, _, height, width, _ = image.shape
     padded = np.pad(
         image, ((0, 0), (0, 0), (gap, 0), (gap, 0), (0, 0)), constant_values=1
@@ -109,7 +109,7 @@ def _mosaic(image: Float[Any, "rows columns h w c"], gap: int = 2) -> np.ndarray
 def samples(
     image: Float[Any, "n h w c"], title: Sequence[str], *, columns: int = 10
 ) -> Figure:
-    """Images in a grid, each under its title."""
+    """Draws images in a grid, each under its title."""
     rows = -(-len(image) // columns)
     figure = Figure(figsize=(columns, 1.25 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
@@ -127,17 +127,17 @@ def reconstructions(
     label: Sequence[str],
     predicted: Sequence[str],
 ) -> Figure:
-    """Images above what was drawn of their longest capsule, with the predictions."""
+    """Draws images above the reconstructions of their longest capsule."""
     figure = Figure(figsize=(1 + len(image), 2.9), layout="constrained")
     grid = figure.subplots(2, len(image), squeeze=False)
-    for column, one, redrawn, own, told in zip(
+    for column, one, redrawn, own, guess in zip(
         grid.T, image, drawn, label, predicted, strict=True
     ):
         _show(column[0], one)
         _title(column[0], own, most=14, fontsize=9)
         _show(column[1], redrawn)
-        right = own == told
-        text = told if right else f"{shortened(told, 7)} (wrong)"
+        right = own == guess
+        text = guess if right else f"{shortened(guess, 7)} (wrong)"
         colour = "black" if right else COLOURS[1]
         _title(column[1], text, most=15, fontsize=9, color=colour)
     _name_row(grid[0], "image\nlabel above")
@@ -150,14 +150,14 @@ def overlaps(
     drawn: Float[Any, "n two h w c"],
     title: Sequence[tuple[str, str]],
 ) -> Figure:
-    """Images of two classes above what was drawn of each, one over the other.
+    """Draws images of two classes above both reconstructions, one over the other.
 
-    As figure 5 of the paper; the first class is orange, the second blue.
+    Like the paper's figure 5; the first class is orange, the second blue.
 
     Args:
-        image: The images, one a column.
-        drawn: What was drawn of two class capsules, alone.
-        title: Over each image and over what was drawn.
+        image: The images, one per column.
+        drawn: The reconstructions of two class capsules, each alone.
+        title: Titles of each image and of its reconstructions.
     """
     columns = len(image)
     figure = Figure(figsize=(1.1 * columns + 1, 3.2), layout="constrained")
@@ -177,7 +177,7 @@ def overlaps(
 def tweaks(
     drawn: Float[Any, "d step h w c"], *, low: float, high: float, title: str
 ) -> Figure:
-    """What is drawn when each dimension of a pose (a row) is moved step by step."""
+    """Draws reconstructions as each dimension of a pose (a row) moves step by step."""
     rows, columns, height, width, _ = drawn.shape
     figure = Figure(figsize=(0.55 * columns + 1, 0.55 * rows + 1), layout="constrained")
     axes = figure.subplots()
@@ -203,11 +203,11 @@ def tweaks(
 def training_curves(
     train: Float[Any, "n three"], validation: Float[Any, "m three"]
 ) -> Figure:
-    """Loss and error rate over the epochs.
+    """Draws loss and error rate over the epochs.
 
     Args:
-        train: Epoch, loss and accuracy (0 to 1) of some training images, a row each.
-        validation: The same of the validation images.
+        train: Rows of epoch, loss and accuracy (0 to 1) on some training images.
+        validation: The same on the validation images.
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     loss_axes, error_axes = figure.subplots(1, 2)
@@ -220,7 +220,7 @@ def training_curves(
         how: Any = {"marker": marker, "color": colour, "linestyle": style}
         how |= {"label": label, "linewidth": 1}
         loss_axes.semilogy(epoch, loss, **how)
-        # Images without an error have no place on a logarithmic axis.
+        # Zero errors have no place on a logarithmic axis.
         wrong = np.where(accuracy < 1, 100 * (1 - accuracy), np.nan)
         error_axes.semilogy(epoch, wrong, **how)
     loss_axes.set(xlabel="epoch", ylabel="loss")
@@ -234,7 +234,7 @@ def training_curves(
 def validation_curves(
     curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]],
 ) -> Figure:
-    """Error rates over the epochs: one colour a recipe, one line a seed."""
+    """Draws error rates over the epochs: one colour a recipe, one line a seed."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for n, (recipe, runs) in enumerate(curves.items()):
@@ -255,10 +255,10 @@ def validation_curves(
 
 
 def confusion(count: Int[Any, "n n"], class_names: Sequence[str]) -> Figure:
-    """How often each class (a row) was taken for which (a column).
+    """Draws how often each class (a row) was predicted as each other (a column).
 
-    Above ``MOST_NAMED`` classes the counts are colours, of a few names are at the edge,
-    and the commonest confusions stand beside them in words.
+    Above ``MOST_NAMED`` classes the counts are colours, few names are at the edge, and
+    the commonest confusions stand beside them in words.
     """
     if len(class_names) > MOST_NAMED:
         return _large_confusion(count, class_names)
@@ -289,13 +289,13 @@ def confusion(count: Int[Any, "n n"], class_names: Sequence[str]) -> Figure:
 
 
 def _large_confusion(count: Int[Any, "n n"], class_names: Sequence[str]) -> Figure:
-    """Each count a cell of a few pixels; the canvas is always as large."""
+    """Draws each count as a cell of a few pixels, on a canvas of constant size."""
     figure = Figure(figsize=(16, 11.5))
     axes = figure.add_axes((0.1, 0.14, 0.56, 0.8))
     num_classes = len(class_names)
     wrong = np.array(count)
     np.fill_diagonal(wrong, 0)
-    # The sum of the classes that share a cell, so that no error is lost.
+    # Classes that share a cell are summed, so that no error is lost.
     share = -(-num_classes // _MOST_CELLS)
     starts = np.arange(0, num_classes, share)
     cells = np.add.reduceat(np.add.reduceat(wrong, starts, axis=0), starts, axis=1)
@@ -347,16 +347,16 @@ def mistakes(
     *,
     title: str = "",
 ) -> Figure:
-    """Images that were got wrong, for what they were taken, and what that draws.
+    """Draws misclassified images with their predictions and reconstructions.
 
     Args:
         image: The images.
-        drawn: Reconstructions of the longest and the second longest capsule; None if
-            there is no decoder that has learnt to.
-        name: The classes of the two.
+        drawn: Reconstructions of the longest and the second longest capsule; None
+            without a trained decoder.
+        name: The classes of the two capsules.
         length: Their lengths, or probabilities.
-        label: What it should have been.
-        title: Over all of them.
+        label: The right class.
+        title: Title of the figure.
     """
     figure = Figure(figsize=(5, 1 + 1.5 * len(image)), layout="constrained")
     figure.suptitle(shortened(title, 80), fontsize=10, parse_math=False)
@@ -367,25 +367,25 @@ def mistakes(
     for n, (row, one, names, lengths, own) in enumerate(rows):
         _show(row[0], one)
         _title(row[0], f"label {own}", most=20, fontsize=9)
-        for k, (axes, told, long) in enumerate(
+        for k, (axes, guess, long) in enumerate(
             zip(row[1:], names, lengths, strict=True)
         ):
             if drawn is not None:
                 _show(axes, drawn[n, k])
-            right = told == own
-            text = f"as {shortened(told, 12)}: {long:.2f}" + " (right)" * right
+            right = guess == own
+            text = f"as {shortened(guess, 12)}: {long:.2f}" + " (right)" * right
             _title(axes, text, fontsize=9, color=COLOURS[0] if right else COLOURS[1])
     if not len(image):
-        grid[0, 1].set_title("no image was got wrong")
+        grid[0, 1].set_title("no image was misclassified")
     return figure
 
 
 def coupling_entropy(entropy: Float[Any, "round n"], *, num_classes: int) -> Figure:
-    """How couplings sharpen round by round: by how much their entropy falls.
+    """Draws how couplings sharpen round by round: how far their entropy falls.
 
     Args:
-        entropy: Of the couplings of one input capsule, in bits, for ``n`` of them.
-        num_classes: Of so many; uniform couplings have ``log2(num_classes)``.
+        entropy: Entropy in bits of each of ``n`` input capsules' couplings.
+        num_classes: Number of classes; uniform couplings have ``log2(num_classes)``.
     """
     figure = Figure(figsize=(5, 3.6), layout="constrained")
     axes = figure.subplots()
@@ -415,17 +415,17 @@ def rounds(
     *,
     usual: int,
 ) -> Figure:
-    """What more rounds of routing bring: accuracy, and what each round changes.
+    """Draws the effect of more rounds of routing: accuracy, and each round's changes.
 
-    On the right is figure B.1 of the paper. There the changes fall from round to round;
-    by Procedure 1 those of the logits need not: once the poses have settled, each round
+    The right half is the paper's figure B.1. There the changes fall from round to
+    round. By Procedure 1 the logits' need not: once the poses have settled, each round
     adds the same agreement again.
 
     Args:
-        accuracy: From 0 to 1, by the number of rounds.
-        logit_change: The mean size of what each round adds to a logit.
-        coupling_change: The mean change of a coupling, from each round to the next.
-        usual: The number of rounds that the network has learnt with.
+        accuracy: Accuracy from 0 to 1, by the number of rounds.
+        logit_change: Mean size of each round's addition to a logit.
+        coupling_change: Mean change of a coupling, from each round to the next.
+        usual: Number of rounds in training.
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -454,13 +454,13 @@ def coupling_maps(
     *,
     extent: tuple[float, float, float, float],
 ) -> Figure:
-    """Which primary capsules feed the winning class, drawn over the image.
+    """Draws over each image which primary capsules feed the winning class.
 
     Args:
-        image: The images, one a column.
-        share: What the capsules at each position give to the winner, for each round (a
-            row), at least 0.
-        title: Over each column.
+        image: The images, one per column.
+        share: Contribution of the capsules at each position to the winner, for each
+            round (a row), at least 0.
+        title: Title of each column.
         extent: Left, right, bottom and top of the positions, in pixels of the image.
     """
     num_rounds, num_images = share.shape[:2]

@@ -1,4 +1,4 @@
-"""Data sets as arrays in memory: one door, one type, one order of the batches."""
+"""Data sets as arrays in memory: one door, one type, one order of batches."""
 
 from capsjax.data.dataset import Batch, Dataset, DatasetError, NotFoundError
 from capsjax.data.generated import Generated

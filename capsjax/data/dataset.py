@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int, Int32, UInt8, UInt64
 
 from capsjax.data.preparation import Preparation
 
-# The most names of files that an identity holds.
+# The most file names in an identity.
 _MOST_FILES = 100
 
 
@@ -20,17 +20,17 @@ class DatasetError(ValueError):
 
 
 class NotFoundError(DatasetError):
-    """A data set is not where it was looked for."""
+    """A data set is not found in its place."""
 
 
 class Batch(NamedTuple):
-    """Some images and what they show, on the host (NumPy) or on a device (JAX).
+    """Some images and their labels, on the host (NumPy) or on a device (JAX).
 
     Attributes:
         image: Pixels from 0 to 255; ``augment.scale_to_unit`` makes them floats.
         label: The class of each image, or ``[*batch n]``, true for each class shown.
-        source: Where several classes overlap, what each looks like alone, in the order
-            of the classes.
+        source: The parts that overlap in an image, each alone, in class order; None
+            without overlap.
     """
 
     image: UInt8[Any, "*batch h w c"]
@@ -43,27 +43,29 @@ class Dataset:
     """Images and labels in memory.
 
     Attributes:
-        name: What the data set is called in messages.
+        name: Name of the data set in messages.
         image: Pixels from 0 to 255, uint8 ``[n h w c]``.
-        label: Index into ``class_names`` of what each image shows, int32 ``[n]``; or,
-            where it shows several, bool ``[n classes]``.
+        label: Each image's index into ``class_names``, int32 ``[n]``; or bool
+            ``[n classes]`` if images show several.
         class_names: One name for each class.
-        source: Where each image shows the same number of classes, what each looks like
-            alone, in the order of the classes: uint8 ``[n s h w c]``.
-        files: Where each image is a file, its class and name, ``cats/1.png``, ``[n]``.
-        checksum: Of the bytes from which each image was read, uint64 ``[n]``; if None,
-            of its pixels.
-        preparation: How a picture becomes such an image; if None, it is scaled at most.
-        notes: Sentences on what a person might not expect of how it was read.
+        source: The overlapping parts of each image, each alone, in class order: uint8
+            ``[n s h w c]``. None if images do not all show ``s`` classes.
+        files: Class and name of each image's file, ``cats/1.png``, ``[n]``; None if
+            images are no files.
+        checksum: Checksum of the bytes of each image, uint64 ``[n]``; None to use the
+            pixels'.
+        preparation: How a picture becomes an image of this set; None to scale it at
+            most.
+        notes: Sentences on surprises in reading the set.
 
     Raises:
-        DatasetError: There is no image, the arrays have another type or rank, their
+        DatasetError: If there is no image, the arrays have another type or rank, their
             counts differ, a label has no class name, or the preparation makes images of
             another shape.
     """
 
     name: str
-    # Plain, since the types are checked below, for everyone and with clearer messages.
+    # Plain types: they are checked below, for everyone and with clearer messages.
     image: np.ndarray = dataclasses.field(repr=False)
     label: np.ndarray = dataclasses.field(repr=False)
     class_names: tuple[str, ...]
@@ -96,7 +98,7 @@ class Dataset:
         made = self.preparation and self.preparation.image_shape
         if made not in (None, self.image_shape):
             raise DatasetError(
-                f"data set {self.name!r}: its images are {self.image_shape}, and its "
+                f"data set {self.name!r}: its images are {self.image_shape}, but its "
                 f"preparation makes {made}"
             )
 
@@ -104,7 +106,7 @@ class Dataset:
         if self.is_multi_label:
             if self.label.shape[1] != self.num_classes:
                 raise DatasetError(
-                    f"data set {self.name!r} has labels of {self.label.shape[1]} "
+                    f"data set {self.name!r} has labels for {self.label.shape[1]} "
                     f"classes and {self.num_classes} class names"
                 )
             return
@@ -124,8 +126,8 @@ class Dataset:
         expected = (len(self), self.image_shape)
         if (n, tuple(shape)) != expected or not self.is_multi_label:
             raise DatasetError(
-                f"data set {self.name!r}: source is of the shape {self.source.shape}, "
-                f"which does not fit images of {self.image.shape} and labels of "
+                f"data set {self.name!r}: source has the shape {self.source.shape}, "
+                f"which does not fit images {self.image.shape} and labels "
                 f"{self.label.shape}"
             )
         if (self.label.sum(axis=1) != s).any():
@@ -139,7 +141,7 @@ class Dataset:
 
     @property
     def is_multi_label(self) -> bool:
-        """Whether an image may show several classes."""
+        """True if an image may show several classes."""
         return self.label.dtype == np.bool_
 
     @property
@@ -150,15 +152,15 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return len(self.class_names)
 
     @property
     def main_class(self) -> Int[np.ndarray, " n"]:
         """The class of each image, by which a split counts it.
 
-        Of several it is the one that the fewest images show; ``num_classes`` for an
-        image that shows none.
+        The rarest of several classes counts; ``num_classes`` for an image that shows
+        none.
         """
         if not self.is_multi_label:
             return self.label
@@ -173,10 +175,10 @@ class Dataset:
         return np.bincount(self.label, minlength=self.num_classes)
 
     def identity(self) -> dict[str, Any]:
-        """What tells these images from others, wherever they lie.
+        """Returns what distinguishes these images from others, in any folder.
 
-        It holds the number of images, a checksum over classes, labels, names of files
-        and the bytes of each image, and at most 100 of the names.
+        It holds the number of images, a checksum over classes, labels, file names and
+        the bytes of each image, and at most 100 of the file names.
         """
         files = self._file_names
         digest = hashlib.blake2b(repr(self.class_names).encode(), digest_size=16)
@@ -184,17 +186,17 @@ class Dataset:
         checksum = checksums(self.image) if self.checksum is None else self.checksum
         for array in (self.label, checksum.astype("<u8")):
             digest.update(np.ascontiguousarray(array).data)
-        told = {"num_images": len(self), "checksum": digest.hexdigest()}
+        identity = {"num_images": len(self), "checksum": digest.hexdigest()}
         if not files:
-            return told
+            return identity
         step = -(-len(files) // _MOST_FILES)
-        return {**told, "files": files[::step]}
+        return {**identity, "files": files[::step]}
 
     def difference(self, before: Mapping[str, Any]) -> str | None:
-        """How these images differ from others, in words; None if they are the same.
+        """Describes how these images differ from others; None if they are the same.
 
         Args:
-            before: What ``identity`` told of the others, now or in the first edition.
+            before: The others' ``identity``, from now or from the first edition.
         """
         if "fingerprint" in before:
             is_same = before["fingerprint"] == self._first_fingerprint()
@@ -207,7 +209,7 @@ class Dataset:
         return [] if self.files is None else self.files.tolist()
 
     def _first_fingerprint(self) -> str:
-        """The fingerprint that the first edition wrote into ``dataset.json``."""
+        """Computes the first edition's fingerprint in ``dataset.json``."""
         digest = hashlib.sha256(repr((self.class_names, self._file_names)).encode())
         for array in (self.image, self.label):
             digest.update(np.ascontiguousarray(array).data)
@@ -217,17 +219,17 @@ class Dataset:
         files, num_before = before.get("files"), before.get("num_images")
         was = {*map(str, files)} if isinstance(files, list) else set()
         has = {*self._file_names}
-        # Of many files there are the names of some only.
+        # An identity holds only some of many names.
         new = has - was if num_before in (len(was), None) else set()
-        told = [
+        changes = [
             f"{min(names)} {word}"
             + (f" and {len(names) - 1} more" if len(names) > 1 else "")
             for word, names in (("is gone", was - has), ("is new", new))
             if names
         ]
-        if not told and type(num_before) is int and num_before != len(self):
-            told = [f"there were {num_before} and are {len(self)}"]
-        return "; ".join(told) or "pixels, labels or names are not what they were"
+        if not changes and type(num_before) is int and num_before != len(self):
+            changes = [f"there were {num_before} and are {len(self)}"]
+        return "; ".join(changes) or "pixels, labels or names are not what they were"
 
     def batch(self, indices: Int[np.ndarray, "*batch"]) -> Batch:
         """Returns the images and labels at ``indices``, in their order."""
@@ -235,7 +237,7 @@ class Dataset:
         return Batch(self.image[indices], self.label[indices], source)
 
     def subset(self, indices: Int[np.ndarray, " m"]) -> "Dataset":
-        """Returns a data set of the images at ``indices``, in their order."""
+        """Returns a data set with the images at ``indices``, in their order."""
         by_image = {"files": self.files, "checksum": self.checksum}
         return dataclasses.replace(
             self,
@@ -244,7 +246,7 @@ class Dataset:
         )
 
     def in_epoch(self, seed: int, epoch: int) -> "Dataset":
-        """Returns itself: these images are the same for every seed in every epoch."""
+        """Returns itself: these images are the same in every epoch, for every seed."""
         del seed, epoch
         return self
 
@@ -272,7 +274,7 @@ def require_memory(
 
 
 def checksums(image: UInt8[np.ndarray, "n ..."]) -> UInt64[np.ndarray, " n"]:
-    """Returns one checksum for each image, of its pixels."""
+    """Returns a checksum of each image's pixels."""
     rows = np.ascontiguousarray(image).reshape(len(image), -1)
     digests = b"".join(
         hashlib.blake2b(row.data, digest_size=8).digest() for row in rows
@@ -281,7 +283,7 @@ def checksums(image: UInt8[np.ndarray, "n ..."]) -> UInt64[np.ndarray, " n"]:
 
 
 def checksum_of(content: bytes) -> int:
-    """Returns 64 bits that tell this content from other content."""
+    """Returns a checksum of 64 bits."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
@@ -290,6 +292,6 @@ def _check_array(
 ) -> None:
     if array.dtype != dtype or array.ndim != len(axes.split()):
         raise DatasetError(
-            f"data set {name!r}: {field} is {array.dtype} of the shape {array.shape}, "
-            f"and must be {dtype.__name__} with the axes [{axes}]"
+            f"data set {name!r}: {field} is {array.dtype} with the shape "
+            f"{array.shape}, and must be {dtype.__name__} with the axes [{axes}]"
         )

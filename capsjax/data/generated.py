@@ -1,9 +1,8 @@
-"""Images made anew in each epoch from those of another data set.
+"""Makes new images in each epoch from another data set's images.
 
-The random numbers of an epoch are drawn for all of its images at once, from the run's
-seed and the epoch, before any image is made. So each image is a function of seed, epoch
-and index alone: of neither the batch that it is in, nor the number of devices, nor what
-came before.
+All random numbers of an epoch are drawn at once, from the run's seed and the epoch,
+before any image is made. So each image depends on seed, epoch and index alone, and not
+on its batch, the number of devices, or earlier calls.
 """
 
 import dataclasses
@@ -17,28 +16,28 @@ from jaxtyping import Float, Int, UInt8
 from capsjax.data.dataset import Batch, Dataset, DatasetError
 from capsjax.data.preparation import Preparation
 
-# Draws what happens to each image of a data set, and returns what makes the images at
-# the indices that it is given.
+# Draws the random numbers for each image of a data set, and returns a function that
+# makes the images at given indices.
 Recipe = Callable[[Dataset, np.random.Generator], Callable[[np.ndarray], Batch]]
 
-# The last part of what a random generator starts from, so that no image of training is
-# drawn from the numbers of another purpose; the order of the images has none. Not 0,
-# which NumPy doesn't tell from nothing.
+# Last part of a random generator's seed, so that training images share no numbers with
+# other purposes; the order of the images has no last part. Not 0, which NumPy does not
+# distinguish from nothing.
 _TRAINING, _FIXED = 1, 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Generated:
-    """An endless data set: other images in each epoch, made when they are asked for.
+    """An endless data set: other images in each epoch, made on demand.
 
-    It does what a ``Dataset`` does, but has no arrays; ``fixed`` makes one that has.
+    It works like a ``Dataset`` without arrays; ``fixed`` makes one with arrays.
 
     Attributes:
-        name: What the data set is called in messages.
-        base: The images from which others are made, as many of them in each epoch.
-        recipe: How.
-        preparation: How a picture becomes such an image.
-        stream: What the random numbers start from; ``in_epoch`` sets it.
+        name: Name of the data set in messages.
+        base: The images from which others are made, equally many in each epoch.
+        recipe: How they are made.
+        preparation: How a picture becomes an image of this set.
+        stream: Seed of the random numbers; ``in_epoch`` sets it.
     """
 
     name: str
@@ -52,7 +51,7 @@ class Generated:
 
     @property
     def is_multi_label(self) -> bool:
-        """Whether an image may show several classes."""
+        """True if an image may show several classes."""
         return self._example.label.dtype == np.bool_
 
     @property
@@ -68,7 +67,7 @@ class Generated:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return self.base.num_classes
 
     @property
@@ -78,7 +77,7 @@ class Generated:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a person might not expect of how the base was read."""
+        """Sentences on surprises in reading the base."""
         return self.base.notes
 
     def images_by_class(self) -> Int[np.ndarray, " classes"]:
@@ -86,40 +85,40 @@ class Generated:
         return self.base.images_by_class()
 
     def identity(self) -> dict[str, Any]:
-        """What tells the base images from others."""
+        """Returns what distinguishes the base images from others."""
         return self.base.identity()
 
     def difference(self, before: Mapping[str, Any]) -> str | None:
-        """How the base images differ from others: see ``Dataset.difference``."""
+        """Describes how the base images differ: see ``Dataset.difference``."""
         return self.base.difference(before)
 
     def batch(self, indices: Int[np.ndarray, "*batch"]) -> Batch:
         """Makes the images at ``indices``, in their order.
 
-        They are those of the epoch that ``in_epoch`` was given, else ``fixed``'s.
+        They belong to the epoch that ``in_epoch`` chose, or else to ``fixed``.
 
         Raises:
-            DatasetError: Images of several classes are needed, and there are none.
+            DatasetError: If pairs of classes are needed and all images have one class.
         """
         return _maker(self.recipe, self.base, self.stream)(indices)
 
     def subset(self, indices: Int[np.ndarray, " m"]) -> "Generated":
-        """Returns the same of the base images at ``indices``, and of no others."""
+        """Returns the same set, made only from the base images at ``indices``."""
         return dataclasses.replace(self, base=self.base.subset(indices))
 
     def in_epoch(self, seed: int, epoch: int) -> "Generated":
-        """Returns the data set whose images are those of this epoch of a run.
+        """Returns the data set with the images of one epoch of a run.
 
         Args:
-            seed: The seed of the run, at least 0.
-            epoch: How many epochs came before this one.
+            seed: The run's seed, at least 0.
+            epoch: Number of earlier epochs.
         """
         return dataclasses.replace(self, stream=(seed, epoch, _TRAINING))
 
     def fixed(self) -> Dataset:
-        """Makes one image of each base image: the same ones for every run.
+        """Makes one image from each base image, the same for every run.
 
-        They are drawn from other numbers than those of every epoch of training.
+        No epoch of training uses the same random numbers.
         """
         fixed = dataclasses.replace(self, stream=(0, 0, _FIXED))
         image, label, source = fixed.batch(np.arange(len(self)))
@@ -140,18 +139,18 @@ class Generated:
 def overlap(
     base: Dataset, rng: np.random.Generator, *, max_shift: int
 ) -> Callable[[np.ndarray], Batch]:
-    """Lays over each image another one, of a different class, as MultiMNIST does.
+    """Lays another image of a different class over each image, as MultiMNIST does.
 
     Each of the two is moved by up to ``max_shift`` pixels along each axis (whole
     numbers, uniform) on a ground that is just large enough. The other image is uniform
-    among those of different classes. Where both are bright, the sum stops at 255.
+    among the images of different classes. Sums of bright pixels stop at 255.
 
     Returns:
-        What makes a batch: the labels are true for both classes, the sources are the
-        two images alone, in the order of their classes.
+        A function that makes a batch: the labels are true for both classes, the sources
+        are the two images alone, in class order.
 
     Raises:
-        DatasetError: All images are of one class.
+        DatasetError: If all images have one class.
 
     References:
         Sabour, Frosst, Hinton 2017, section 6.1, https://arxiv.org/abs/1710.09829.
@@ -178,8 +177,8 @@ def expand(
     """Places each image at random on a larger black ground.
 
     Returns:
-        What makes a batch of images that are ``2 * max_shift`` pixels wider and higher;
-        all places are equally likely.
+        A function that makes a batch of images, ``2 * max_shift`` pixels wider and
+        higher; all places are equally likely.
 
     References:
         Sabour, Frosst, Hinton 2017, section 5.2, https://arxiv.org/abs/1710.09829.
@@ -198,14 +197,14 @@ def deform(
 ) -> Callable[[np.ndarray], Batch]:
     """Turns, shears, scales and places each image, much as affNIST's were made.
 
-    Uniform and independent: a turn of up to 20 degrees, a slant of up to 0.2, a scale
-    from 0.8 to 1.2 along each axis, and the place among those where all that is drawn
-    is in sight. It is a stand-in: affNIST has 32 transformations of each digit that
-    only its files tell, and its ranges are known here from memory. What a network makes
-    of these images must never be called a result on affNIST.
+    These are uniform and independent: a turn of up to 20 degrees, a slant of up to 0.2,
+    a scale from 0.8 to 1.2 along each axis, and the place among all that keep the whole
+    drawing in sight. It is a stand-in: only affNIST's files contain its 32
+    transformations of each digit, and its ranges are from memory. Never call a result
+    on these images a result on affNIST.
 
     Returns:
-        What makes a batch of images of ``size`` by ``size`` pixels.
+        A function that makes a batch of images with ``size`` by ``size`` pixels.
 
     References:
         affNIST, https://www.cs.toronto.edu/~tijmen/affNIST/.
@@ -229,7 +228,7 @@ def deform(
     return make
 
 
-# What each name makes of MNIST.
+# How each name's images are made from MNIST.
 RECIPES: dict[str, Recipe] = {
     "multi_mnist": functools.partial(overlap, max_shift=4),
     "expanded_mnist": functools.partial(expand, max_shift=6),
@@ -237,7 +236,7 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-# Two, because at the end of an epoch the next one may be asked for ahead of its time.
+# Two, because the next epoch may start before the end of this one.
 @functools.lru_cache(maxsize=2)
 def _maker(
     recipe: Recipe, base: Dataset, stream: tuple[int, int, int]
@@ -246,13 +245,13 @@ def _maker(
 
 
 def _draw_partners(base: Dataset, rng: np.random.Generator) -> Int[np.ndarray, " n"]:
-    """Draws another image for each, uniformly among those of other classes."""
+    """Draws another image for each, uniformly among the other classes' images."""
     order = np.argsort(base.label, kind="stable")
     num_same = np.bincount(base.label)[base.label]
     if num_same.max() == len(base):
         raise DatasetError(
             f"there are no pairs of different classes: the {len(base)} images of data "
-            f"set {base.name!r} are all of one class; take more of them"
+            f"set {base.name!r} are all of one class; take more images"
         )
     first_same = np.searchsorted(base.label[order], base.label)
     drawn = rng.integers(0, len(base) - num_same)
@@ -278,12 +277,12 @@ def _deformed(
     place: Float[np.ndarray, " 2"],
     size: int,
 ) -> UInt8[np.ndarray, "size size c"]:
-    """Maps the image by ``matrix``; a ``place`` of 0 is first and of 1 last to fit."""
-    # Not above: it takes a fifth of a second.
+    """Maps the image by ``matrix``; ``place`` 0 is the first to fit, 1 the last."""
+    # Imported here: it takes a fifth of a second.
     from scipy import ndimage
 
     ink = np.argwhere(image.any(axis=-1)) @ matrix.T
-    # Between pixels it is interpolated linearly, so what is drawn ends a pixel further.
+    # Linear interpolation between pixels makes the drawing end a pixel further.
     reach = np.abs(matrix).sum(axis=-1)
     least, most = -1 - (ink.min(axis=0) - reach), size - (ink.max(axis=0) + reach)
     start = least + place * (most - least)

@@ -1,4 +1,4 @@
-"""Image files of any kind, read with the same care wherever they come from."""
+"""Reads image files of every kind with the same care, wherever they come from."""
 
 import contextlib
 import warnings
@@ -13,11 +13,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from capsjax.data.preparation import Scale
 from capsjax.runtime.paths import expanded
 
-# Not those that Pillow hands to other programs, as it does PostScript.
+# Without formats that Pillow hands to other programs, as it does PostScript.
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 _MOST_PIXELS = 50_000_000
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-# What desktops leave in folders of images; names that begin with a dot are skipped too.
+# Files that desktops leave in folders of images; names with a leading dot are skipped
+# too.
 _NO_IMAGES = ("Thumbs.db", "desktop.ini")
 
 
@@ -26,12 +27,12 @@ class ImageError(ValueError):
 
 
 def is_visible(name: str) -> bool:
-    """Whether a file or folder of that name is meant to be looked at."""
+    """Returns whether a file or folder of that name is meant to be read."""
     return not name.startswith(".") and name not in _NO_IMAGES
 
 
 class Header(NamedTuple):
-    """What an image file is, before its pixels are read.
+    """The kind of an image file, known before its pixels are read.
 
     Attributes:
         is_grey: Whether it has no colour.
@@ -43,7 +44,7 @@ class Header(NamedTuple):
 
 
 def read_header(path: str | Path) -> Header:
-    """Reads what an image file is; damage in its pixels goes unnoticed.
+    """Reads the kind of an image file; damage in its pixels goes unnoticed.
 
     Raises:
         ImageError: If it can't be read, is no image or is too large.
@@ -55,16 +56,16 @@ def read_header(path: str | Path) -> Header:
 
 
 def is_grey(path: str | Path) -> bool:
-    """Whether an image file has no colour.
+    """Returns whether an image file has no colour.
 
     Raises:
-        ImageError: As of ``read_header``.
+        ImageError: As in ``read_header``.
     """
     return read_header(path).is_grey
 
 
 def count_frames(path: str | Path) -> int:
-    """How many images are in a file.
+    """Counts the images in a file.
 
     Raises:
         ImageError: If it can't be read.
@@ -83,18 +84,18 @@ def read_image(
 ) -> Image.Image:
     """Reads an image file, upright, with 8 bits a channel.
 
-    What is transparent becomes white; or black, where what can be seen is light. Of
-    colour with 16 bits a channel the upper 8 are read.
+    Transparency becomes white, or black if the visible part is light. Only the upper 8
+    bits are read from colour with 16 bits a channel.
 
     Args:
         path: The file.
-        scale: What is black and what is white in grey of more than 8 bits.
-        frame: Which of the images in the file.
-        keeps_transparency: Whether the image stays as transparent as it is.
-        notes: Takes a line on what is in the file and is not read.
+        scale: The black and the white of grey with more than 8 bits.
+        frame: Number of the image in the file.
+        keeps_transparency: Whether the image stays transparent.
+        notes: Takes a line on each part of the file that is not read.
 
     Returns:
-        An image of mode RGB, or RGBA if it keeps its transparency.
+        An image in mode RGB, or RGBA if it keeps its transparency.
 
     Raises:
         ImageError: If it can't be read, is no image or is too large.
@@ -119,7 +120,7 @@ def read_image(
 
 
 def read_extremes(path: str | Path) -> tuple[float, float, bool]:
-    """The darkest and the brightest pixel of deep grey, and whether all are integers.
+    """Returns darkest and brightest pixel of deep grey, and whether all are integers.
 
     Raises:
         ImageError: If the file can't be read.
@@ -134,7 +135,7 @@ def fit(
 ) -> UInt8[np.ndarray, "h w c"]:
     """Scales an image to a height, width and number of channels, 1, 3 or 4.
 
-    What is too wide or too high for the shape is cut off, the same on both sides.
+    Both sides are cut equally if the image is too wide or too high for the shape.
     """
     height, width, channels = image_shape
     converted = image.convert(_MODES[channels])
@@ -145,19 +146,19 @@ def fit(
 def _is_light(image: Image.Image) -> bool:
     opacity = np.asarray(image.getchannel("A"), np.float64)
     brightness = np.asarray(image.convert("L"), np.float64)
-    if opacity.min() >= 128:  # There is no ground to be seen through.
+    if opacity.min() >= 128:  # No ground shows through.
         return False
     return bool((opacity * brightness).sum() > 127 * opacity.sum())
 
 
 @contextlib.contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
-    """Opens the file, and turns what reading can raise into one error."""
+    """Opens the file, and turns every exception of reading into one error."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # What is too large is refused below.
-            # Not by its name: Pillow would map a TIFF file into memory, and mix up the
-            # pixels of one that is to be turned.
+            warnings.simplefilter("ignore")  # Too large images are refused below.
+            # Not by its name: Pillow would map a TIFF file into memory, and mix up its
+            # pixels when turning it.
             with (
                 open(expanded(path), "rb") as file,
                 Image.open(file, formats=_FORMATS) as image,
@@ -171,13 +172,13 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
             f"{path} is not an image that can be read: it must be "
             f"{', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}."
         ) from None
-    except Exception as error:  # Of a damaged file a decoder may raise anything.
+    except Exception as error:  # A decoder may raise anything for a damaged file.
         reason = getattr(error, "strerror", None) or error or type(error).__name__
         raise ImageError(f"can't read {path}: {reason}.") from error
 
 
 def _require_size(path: str | Path, image: Image.Image) -> None:
-    """Before anything is decoded: a small file may claim to be a huge image."""
+    """Refuses large images before decoding: a small file may claim to be a huge one."""
     width, height = image.size
     if width * height > _MOST_PIXELS:
         raise ImageError(
@@ -186,7 +187,7 @@ def _require_size(path: str | Path, image: Image.Image) -> None:
 
 
 def _left_out(image: Any, frame: int, scale: Scale) -> Iterator[str]:
-    """What of the file is not read, in words that follow its name."""
+    """Yields the parts of the file that are not read, in words that follow its name."""
     num_frames = getattr(image, "n_frames", 1)
     if num_frames > 1 and not frame:
         yield f"has {num_frames} frames: only the first is read"
@@ -213,9 +214,9 @@ def _deep_pixels(image: Image.Image) -> Float[np.ndarray, "h w"]:
 
 
 def _black_and_white(image: Image.Image, scale: Scale) -> Scale:
-    """The two numbers of a scale, for this file; "own" where its type has no range.
+    """Returns the two numbers of a scale for this file; "own" if its type has no range.
 
-    Of integers of 32 bits nobody uses the full range, and floats have none but 0 to 1.
+    Nobody uses the full range of 32-bit integers, and floats have none but 0 to 1.
     """
     if scale != "type":
         return scale
@@ -239,16 +240,16 @@ def _eight_bits(image: Image.Image, scale: Scale) -> Image.Image:
 
 
 def common_scale(least: float, most: float, *, are_integers: bool) -> Scale:
-    """One scale for all images of a set, made from their extremes.
+    """Returns one scale for all images of a set, made from their extremes.
 
-    Integers from zero on: black is 0, and white the most that so many bits hold, 4095
-    where the brightest pixel needs 12. Floats from 0 to 1: black is 0, white is 1.
-    Where less than a quarter of that range is used, or pixels lie outside of it, the
-    extremes themselves are black and white.
+    Integers from zero on: black is 0, and white the most that their bits hold, 4095 if
+    the brightest pixel needs 12. Floats from 0 to 1: black is 0, white is 1. The
+    extremes themselves are black and white if less than a quarter of that range is
+    used, or pixels lie outside it.
 
     Args:
         least: The darkest pixel of all images.
-        most: The brightest.
+        most: The brightest pixel.
         are_integers: Whether no image holds floats.
     """
     white = 2 ** max(8, int(most).bit_length()) - 1 if are_integers else 1

@@ -43,43 +43,41 @@ def load(
         name: One of these:
 
             - "mnist", which is part of the package;
-            - made of it: "multi_mnist", two digits one over the other;
+            - made from MNIST: "multi_mnist", two digits one over the other;
               "expanded_mnist", a digit anywhere on 40 x 40 pixels; "affine_mnist", also
               turned, slanted and scaled, which is *not* affNIST;
             - "image_folder", a folder of images at ``path`` with one subfolder for each
               class: see ``load_image_folder``;
-            - the path of a folder with four IDX archives laid out as MNIST's are
-              ("./mnist" for one called so);
-            - "affnist", which has a test split only, or the name of an image
+            - the path of a folder with four IDX archives laid out like MNIST's
+              ("./mnist" for a folder called mnist);
+            - "affnist", which has only a test split, or the name of an image
               classification set in TensorFlow Datasets, "cifar10" or "emnist/letters";
-              where it has no test split, "validation" is it.
+              "validation" is the test split of a set without one.
         split: "train", "test", or "validation" if ``has_validation``. Train on the
             first, choose the model by the last or by a ``split_validation`` of the
             first, and look at "test" last. "all" of an image folder has every image.
-        data_dir: Where sets from TensorFlow Datasets are kept; without it
+        data_dir: Folder of the sets from TensorFlow Datasets; by default
             ``$CAPSJAX_DATA_DIR``, else ``~/.cache/capsjax/tfds``.
         path: The folder of "image_folder".
-        image_size: The height and width to which images are scaled, after what makes
-            them not square has been cut off; 0 to leave them as they are, which must
-            be of one size then.
+        image_size: Height and width to which images are scaled, after they are cut to
+            squares; 0 to leave them unchanged, if all have one size.
         max_bytes: The most memory that the images may take.
-        split_rule: "by_class"; or "first_edition", under which an image folder has no
-            other splits than ``train`` and ``test``.
-        preparation: How the files of an image folder become images, in place of
-            ``image_size`` and of what they are: as those of another split or set do.
-        skip_bad_files: Whether files of an image folder that can't be read are left
-            out.
+        split_rule: "by_class"; or "first_edition", which knows only the splits
+            ``train`` and ``test`` of an image folder.
+        preparation: How the files of an image folder become images, instead of
+            ``image_size`` and the files' own kind: as in another split or set.
+        skip_bad_files: Whether unreadable files of an image folder are left out.
 
     Returns:
-        The images and labels, always in the same order. What is made of MNIST is
-        ``Generated`` to train on; ``fixed()`` of any is a ``Dataset``, and of one to
-        test it is the same.
+        The images and labels, always in the same order. Sets made from MNIST are
+        ``Generated`` for training; ``fixed()`` turns any into a ``Dataset``, and leaves
+        a test set unchanged.
 
     Raises:
-        DatasetError: The name or split is unknown, a file is missing or damaged, a
-            download fails, the set is not one of image classification, an argument
-            does not go with it, or the images would take more than ``max_bytes``. The
-            message says what to do.
+        DatasetError: If the name or split is unknown, a file is missing or damaged, a
+            download fails, the set is not for image classification, an argument does
+            not fit it, or the images would take more than ``max_bytes``. The message
+            names the remedy.
     """
     if split not in _SPLITS and (name, split) != (_IMAGE_FOLDER, "all"):
         raise DatasetError(f"there is no split {split!r}: it must be 'train' or 'test'")
@@ -95,10 +93,10 @@ def load(
         )
     if bool(path) != (name == _IMAGE_FOLDER):
         raise DatasetError(
-            f"data set {name!r} and path {str(path)!r} do not go together: the path is "
-            f"that of an {_IMAGE_FOLDER!r}, which needs it"
+            f"data set {name!r} and path {str(path)!r} do not go together: only an "
+            f"{_IMAGE_FOLDER!r} has a path, and it needs one"
         )
-    # Image files and TFDS take time to import, which other sets need not wait for.
+    # Image files and TFDS take time to import, which other sets do not need.
     if name == _IMAGE_FOLDER:
         from capsjax.data.readers.image_folder import load_image_folder
 
@@ -123,16 +121,15 @@ def has_validation(
     *,
     data_dir: str | os.PathLike | None = None,
 ) -> bool:
-    """Whether a data set has a validation split of its own, besides one for the test.
+    """Returns whether a data set has a validation split besides its test split.
 
     Args:
-        name: As of ``load``; of a set of TensorFlow Datasets it is known once that is
-            prepared.
-        path: As of ``load``.
-        data_dir: As of ``load``.
+        name: As in ``load``; a set from TensorFlow Datasets must be prepared.
+        path: As in ``load``.
+        data_dir: As in ``load``.
 
     Raises:
-        DatasetError: The name is unknown.
+        DatasetError: If the name is unknown.
     """
     if name == _IMAGE_FOLDER:
         from capsjax.data.readers.folder_layout import own_splits
@@ -147,12 +144,12 @@ def has_validation(
 
 
 def may_name_a_place(name: str) -> bool:
-    """Whether the name of a data set may say no more than where its files are."""
+    """Returns whether the name of a data set may be no more than its files' place."""
     return not _is_own(name)
 
 
 def names_images(name: str) -> bool:
-    """Whether a name is that of a folder with images, and not with IDX archives."""
+    """Returns whether a name is a folder with images instead of IDX archives."""
     return (
         not _is_own(name)
         and os.path.isdir(folder := expanded(name))
@@ -169,10 +166,10 @@ def _is_folder(name: str) -> bool:
 
 
 def import_tfds_reader(name: str) -> types.ModuleType:
-    """Imports what reads a set of TensorFlow Datasets: late, as that takes seconds.
+    """Imports the reader of TensorFlow Datasets: late, as that takes seconds.
 
     Raises:
-        DatasetError: Something that it needs is not installed.
+        DatasetError: If a package that it needs is not installed.
     """
     try:
         from capsjax.data.readers import tfds
@@ -203,7 +200,7 @@ def _load_whole(
 
 
 def _can_only_be_a_path(name: str) -> bool:
-    # A separator alone does not tell: "emnist/letters" is a configuration of a set.
+    # One separator is not enough: "emnist/letters" is a configuration of a set.
     return os.path.isabs(name) or name.startswith((".", "~")) or name.count(os.sep) > 1
 
 
@@ -221,11 +218,11 @@ def _generate(
     preparation = Preparation.of(name, generated.image_shape)
     generated = dataclasses.replace(generated, preparation=preparation)
     if split == "test":
-        # What is in an image is kept too.
+        # The overlapping parts are kept too.
         source = generated.batch(np.array(0)).source
         num_images = len(base) * (1 if source is None else 1 + len(source))
         require_memory(name, num_images, generated.image_shape, max_bytes)
-    # Tested by one image of each digit, always the same.
+    # The test set has one image for each digit, always the same.
     return generated.fixed() if split == "test" else generated
 
 
@@ -244,7 +241,7 @@ def _resized(dataset: Dataset, image_size: int, max_bytes: int) -> Dataset:
         pixels = Image.fromarray(dataset.image[index, ..., channel])
         image[index, ..., channel] = fit(pixels, (*shape, 1))[..., 0]
     preparation = dataset.preparation and dataset.preparation.resized(image.shape[1:])
-    # They stay the same images at every size.
+    # The checksum is of the original: images stay the same at every size.
     checksum = dataset.checksum
     if checksum is None:
         checksum = checksums(dataset.image)

@@ -1,4 +1,4 @@
-"""Makes a picture an image of a data set, as the set's preparation describes it."""
+"""Turns a picture into an image of a data set, as the set's preparation describes."""
 
 from pathlib import Path
 
@@ -9,13 +9,13 @@ from PIL import Image
 from capsjax.data.images import ImageError, count_frames, fit, read_image
 from capsjax.data.preparation import DRAWN, Drawn, Preparation
 
-# Of the brightness from black to white: less is noise, not something drawn.
+# Share of the range from black to white: less is noise, not something drawn.
 _FAINTEST = 0.1
 _MOST_CHANNELS = 4
 
 
 class UnclearGroundError(ImageError):
-    """It is not plain what is drawn, and what is the ground."""
+    """Foreground and background cannot be distinguished."""
 
 
 def make_image(
@@ -25,18 +25,18 @@ def make_image(
     invert: bool | None = None,
     notes: list[str] | None = None,
 ) -> UInt8[np.ndarray, "h w c"]:
-    """Does what ``Preparation.apply`` says."""
+    """Implements ``Preparation.apply``."""
     if preparation.is_drawn:
         grey = _read(preparation, picture, notes=notes).convert("L")
         return _made_as_drawn(preparation, np.asarray(grey), invert=invert)
     if invert is not None:
         raise ValueError(
-            "invert is for drawn digits, and these pictures are as they are"
+            "invert is for drawn digits, and these pictures are taken unchanged"
         )
     if preparation.channels > _MOST_CHANNELS:
         raise ImageError(
-            f"pictures have no {preparation.channels} channels, as the images of this "
-            "data set have."
+            f"pictures can't have {preparation.channels} channels, as the images of "
+            "this data set have."
         )
     if preparation.channels == 2:
         shape = (preparation.height, preparation.width, 1)
@@ -68,7 +68,7 @@ def _read_pair(
     picture: str | Path | Image.Image,
     notes: list[str] | None,
 ) -> list[Image.Image]:
-    """The left and the right one of two pictures in a file."""
+    """Reads the left and the right one of two pictures in a file."""
     is_file = not isinstance(picture, Image.Image)
     if is_file and count_frames(picture) == 2:
         return [_read(preparation, picture, frame=frame) for frame in (0, 1)]
@@ -95,14 +95,14 @@ def _made_as_drawn(
 
 
 def _is_made(preparation: Preparation, grey: UInt8[np.ndarray, "H W"]) -> bool:
-    """Whether a picture is already such as the set's own images are."""
+    """Returns whether a picture is already made like the set's own images."""
     drawn, size = DRAWN[preparation.kind], (preparation.height, preparation.width)
     frame = (drawn.frame, drawn.frame)
     if grey.shape not in (frame, size) or _ground(grey / 255) > _FAINTEST:
         return False
     if not drawn.is_centred or not grey.any():
         return True
-    # Half a pixel at most as they are made; a little more where they are scaled.
+    # They are off by half a pixel at most; scaled ones by a little more.
     most = 0.5 if grey.shape == frame else 0.6
     off = [
         (middle + 0.5) / part * drawn.frame - 0.5 - drawn.frame / 2
@@ -112,7 +112,7 @@ def _is_made(preparation: Preparation, grey: UInt8[np.ndarray, "H W"]) -> bool:
 
 
 def _ground(grey: Float[np.ndarray, "H W"]) -> float:
-    """How bright the edge of a picture is, from 0 to 1."""
+    """Returns the brightness of a picture's edge, from 0 to 1."""
     edge = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     return float(np.median(edge))
 
@@ -128,13 +128,13 @@ def _centre_of_mass(ink: np.ndarray) -> list[float]:
 def _placed(
     grey: Float[np.ndarray, "H W"], drawn: Drawn, *, invert: bool | None
 ) -> UInt8[np.ndarray, "frame frame"]:
-    """Scales and places what is drawn as MNIST's makers did."""
+    """Scales and places a drawing as MNIST's makers did."""
     ground = _ground(grey)
     if invert is None:
         if 0.4 < ground < 0.6:
             raise UnclearGroundError(
-                "it is not plain whether this is drawn dark on light or light on dark "
-                f"(the edge's brightness is {ground:.0%}); say which by invert"
+                "it is unclear whether this is drawn dark on light or light on dark "
+                f"(the edge's brightness is {ground:.0%}); choose one by invert"
             )
         invert = ground > 0.5
     ink = ground - grey if invert else grey - ground
@@ -148,7 +148,7 @@ def _placed(
     height, width = (max(1, round(n * scale)) for n in ink.shape)
     resized = Image.fromarray(ink).resize((width, height), Image.Resampling.LANCZOS)
     ink = np.clip(np.asarray(resized), 0, None)
-    ink = ink / ink.max()  # a thin pen is as bright as a thick one
+    ink = ink / ink.max()  # Makes a thin pen as bright as a thick one.
     starts = [
         int(np.clip(round(whole / 2 - middle), 0, whole - part))
         for whole, part, middle in zip(

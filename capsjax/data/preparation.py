@@ -1,7 +1,7 @@
-"""How pictures become the arrays of a data set: described once, followed everywhere.
+"""Describes once how pictures become the arrays of a data set, for use everywhere.
 
 The reader of a data set makes the description, a run keeps it in ``dataset.json``, and
-``predict`` and ``evaluate --data`` do what it says and no more.
+``predict`` and ``evaluate --data`` follow it exactly.
 """
 
 import dataclasses
@@ -15,18 +15,17 @@ from jaxtyping import UInt8
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Which brightness of pixels of more than 8 bits is black, and which is white: two
-# numbers; the full range of the file's type; or the darkest and brightest pixel of each
-# image by itself.
+# The black and the white of pixels with more than 8 bits: two numbers; the full range
+# of the file's type; or each image's own darkest and brightest pixel.
 Scale = tuple[float, float] | Literal["type", "own"]
 
 
 class Drawn(NamedTuple):
-    """Where the digits of a set lie that was made as MNIST's were.
+    """The place of the digits in a set that was made as MNIST was.
 
     Attributes:
-        frame: The height and width at which they are made, in pixels.
-        extent: The longer side of what is drawn.
+        frame: Height and width at which images are made, in pixels.
+        extent: The longer side of the drawing.
         is_centred: Whether the centre of mass is the middle of the frame in every image
             of the set.
     """
@@ -38,29 +37,29 @@ class Drawn(NamedTuple):
 
 DRAWN = {
     "mnist": Drawn(28, 20, is_centred=True),
-    "multi_mnist": Drawn(36, 23),  # two digits, moved against each other: the median
+    "multi_mnist": Drawn(36, 23),  # The median: two digits are shifted apart.
     "expanded_mnist": Drawn(40, 20),
     "affine_mnist": Drawn(40, 20),
 }
 _AS_IS = "as_is"
-LARGEST_SIDE = 2**16  # of an image that a network could be made for
+LARGEST_SIDE = 2**16  # No network could take larger images.
 
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
-    """How a picture of any size becomes an image of a data set.
+    """The way from a picture of any size to an image of a data set.
 
     Attributes:
         kind: ``as_is``: the middle of the picture is scaled to the height and width. A
-            name of ``DRAWN``: what is drawn becomes light on dark, its longer side as
-            long as the set's digits, its centre of mass the middle; but a picture that
-            is made so already, as the set's own images are, stays as it is.
-        height: Of the image, in pixels.
-        width: Of the image, in pixels.
+            name in ``DRAWN``: the drawing becomes light on dark, its longer side as
+            long as the set's digits, its centre of mass the middle. A picture that is
+            already made so, like the set's own images, stays unchanged.
+        height: The image's height in pixels.
+        width: The image's width in pixels.
         channels: 1 for grey, 3 for colour, 4 for colour and transparency; 2 for a pair
             of grey pictures, left and right.
-        scale: What is black and white in grey of more than 8 bits: two numbers; "type"
-            for the full range of a file's type; "own" for each picture's own extremes.
+        scale: Black and white of grey with more than 8 bits: two numbers; "type" for
+            the full range of a file's type; "own" for each picture's own extremes.
         orientation: "exif": a photo is turned as its camera was held.
 
     Raises:
@@ -92,9 +91,9 @@ class Preparation:
 
     @classmethod
     def of(cls, name: str, image_shape: tuple[int, int, int]) -> "Preparation":
-        """Describes the images of the data set of a name, as ``load`` knows it."""
+        """Describes the images of a data set, named as in ``load``."""
         if name in DRAWN:
-            # Any pen becomes as bright as can be, whatever the depth of the file.
+            # Every pen becomes as bright as possible at any depth of the file.
             return cls(name, *image_shape, scale="own")
         return cls(_AS_IS, *image_shape)
 
@@ -105,7 +104,7 @@ class Preparation:
 
     @property
     def is_drawn(self) -> bool:
-        """Whether pictures become such as MNIST's digits are."""
+        """True if pictures become like MNIST's digits."""
         return self.kind in DRAWN
 
     def resized(self, image_shape: tuple[int, int, int]) -> "Preparation":
@@ -114,15 +113,15 @@ class Preparation:
         return dataclasses.replace(self, height=height, width=width, channels=channels)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON has them."""
+        """Returns the fields for JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, value: Any) -> "Preparation":
-        """The preparation that ``to_json`` wrote.
+        """Reads the preparation that ``to_json`` wrote.
 
         Raises:
-            ValueError: If it is none.
+            ValueError: If the value is no preparation.
         """
         if not isinstance(value, dict):
             raise ValueError(f"a preparation must be an object: {value!r}")
@@ -141,32 +140,32 @@ class Preparation:
         invert: bool | None = None,
         notes: list[str] | None = None,
     ) -> UInt8[np.ndarray, "h w c"]:
-        """Makes a picture an image of the data set.
+        """Turns a picture into an image of the data set.
 
         Args:
-            picture: A file, or an image of 8 bits a channel. Of two channels, a file of
-                two pages, or both pictures side by side, each as wide as the image is.
-            invert: Of what is drawn, whether it is dark on light; None to see it by the
-                brightness of the picture's edge.
-            notes: Takes a line on what is in the file and is not read.
+            picture: A file, or an image with 8 bits a channel. Pairs are a file with
+                two pages, or both pictures side by side, each as wide as the image.
+            invert: Whether a drawing is dark on light; None to decide by the brightness
+                of the picture's edge.
+            notes: Takes a line on each part of the file that is not read.
 
         Raises:
-            ImageError: If it can't be read, or is not of such a form.
+            ImageError: If the picture can't be read, or is no pair for two channels.
             UnclearGroundError: If ``invert`` is None and the edge is neither dark nor
                 light.
-            ValueError: If ``invert`` is given and nothing is drawn.
+            ValueError: If ``invert`` is given and the set has no drawings.
         """
-        # Only where a picture is read, as it takes time to import.
+        # Imported here, as it takes time.
         from capsjax.data.picture import make_image
 
         return make_image(self, picture, invert=invert, notes=notes)
 
 
 def first_edition(name: str, image_shape: tuple[int, int, int]) -> Preparation:
-    """How the images of a run were made whose ``dataset.json`` does not say it.
+    """Returns the preparation of a run whose ``dataset.json`` has none.
 
     Args:
-        name: The configuration's name of the data set.
+        name: Name of the data set in the configuration.
         image_shape: Height, width and number of channels of its images.
     """
     return dataclasses.replace(Preparation.of(name, image_shape), scale="own")

@@ -1,7 +1,7 @@
 """Downloads a data set once: ``python -m capsjax.data.prepare NAME``.
 
-In a process of its own, because TensorFlow, which some sets need for this, shall not
-live in one with JAX. Reading what is written here needs no TensorFlow.
+It runs in its own process, to keep TensorFlow, which some sets need here, away from
+JAX. Reading a prepared set needs no TensorFlow.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from capsjax.runtime.console import answer, command
 
 @command("capsjax.data.prepare", DatasetError)
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prepares the set that the command line names, and prints where it is."""
+    """Prepares the set named on the command line, and prints its folder."""
     parser = argparse.ArgumentParser("capsjax.data.prepare", description=__doc__)
     parser.add_argument("name", help='as TensorFlow Datasets spells it: "omniglot"')
     parser.add_argument("--data_dir", help="where to put it, if not the usual folder")

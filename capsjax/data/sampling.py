@@ -1,4 +1,4 @@
-"""Which images go where: the validation split, and the batches of a training run."""
+"""Divides images: into splits, and into the batches of a training run."""
 
 import functools
 
@@ -8,18 +8,18 @@ from jaxtyping import Bool, Int
 from capsjax.data.dataset import Dataset, DatasetError
 from capsjax.data.generated import Generated
 
-# The split has a seed of its own, so that runs with different seeds choose their model
-# by the same images. The value is the year of the paper; a test pins what it selects.
+# The split has its own seed, so that runs with different seeds choose their model by
+# the same images. The value is the paper's year; a test pins the selected images.
 _VALIDATION_SEED = 2017
-# What follows it where fewer images than there are shall be trained on.
+# Follows the seed when a share of the training images is drawn.
 _SUBSET = 1
 
-# By which rule images are held out for validation, and some of the others are trained
-# on. A run keeps the one that it began with.
+# The rule by which images are held out for validation, and others are trained on. A run
+# keeps its first rule.
 BY_CLASS, FIRST_EDITION = "by_class", "first_edition"
 SPLIT_RULES = (BY_CLASS, FIRST_EDITION)
 
-# Of so many images of a class chance gives each split its share, up to a tenth.
+# With this many images of a class, chance gives each split its share within a tenth.
 _PLENTY = 100
 
 
@@ -28,25 +28,25 @@ def split_validation(
 ) -> tuple[Dataset | Generated, Dataset | None]:
     """Takes a validation split from training images, the same one for every run.
 
-    Each class gives its share, rounded: at least one image where it has two and so many
-    are held out, and never its last one. If on both sides of the split each class has a
-    share of 100 images or more, the images are drawn from all alike, as they always are
-    under the rule "first_edition": chance then gives every class its share, and the
-    split of MNIST stays what it was. An image of several classes counts for the rarest.
+    Each class gives its share, rounded: at least one image if it has two and enough are
+    held out, and never its last one. Images are drawn from all classes alike if each
+    class's share is 100 images or more on both sides of the split, and always under the
+    rule "first_edition": chance then gives every class its share, and MNIST's split
+    stays unchanged. An image with several classes counts for the rarest.
 
     Args:
         dataset: The training images; never the test images.
-        num_validation: How many images to hold out, drawn without replacement.
+        num_validation: Number of images to hold out, drawn without replacement.
         rule: "by_class" or "first_edition".
 
     Returns:
-        The remaining images and the held-out ones, each in their original order, the
-        latter the same in every epoch. With ``num_validation=0``: all of the images,
-        and None.
+        The remaining images and the held-out ones, each in their original order. The
+        held-out images are the same in every epoch, and None if ``num_validation`` is
+        0.
 
     Raises:
-        DatasetError: ``num_validation`` is negative, or leaves nothing to train on, or
-            nothing of a class.
+        DatasetError: If ``num_validation`` is negative, or leaves no image, or none of
+            a class, to train on.
     """
     main_class = dataset.main_class
     _, group, count = np.unique(main_class, return_inverse=True, return_counts=True)
@@ -79,12 +79,12 @@ def take_share(
 ) -> Dataset | Generated:
     """Takes some of the training images, the same ones for every run.
 
-    They are drawn at random, of each class its share, rounded, and at least one if so
-    many are taken. Under the rule "first_edition" they are the first ones.
+    Each class gives its share, drawn at random and rounded, and at least one image if
+    enough are taken. The rule "first_edition" takes the first images.
 
     Args:
         dataset: The training images.
-        num_images: How many, from 1 to all of them.
+        num_images: Number of images to take, from 1 to all.
         rule: "by_class" or "first_edition".
 
     Returns:
@@ -110,17 +110,17 @@ def _draw_by_class(
     """Draws images so that each group gives its share; returns which were drawn.
 
     Args:
-        group: The group of each image, from 0 on, none of them empty.
-        num_drawn: How many images to draw.
-        least: How many each group gives at least, if ``num_drawn`` is enough for that.
-        most: How many each group gives at most; all together ``num_drawn`` or more.
-        rng: Draws.
+        group: The group of each image, from 0 on; no group is empty.
+        num_drawn: Number of images to draw.
+        least: The fewest images from each group, if ``num_drawn`` is enough for them.
+        most: The most images from each group, together at least ``num_drawn``.
+        rng: Source of random numbers.
     """
     exact = np.bincount(group) * num_drawn / len(group)
     if least.sum() > num_drawn:
         least = np.zeros_like(least)
     number = np.clip(np.floor(exact).astype(int), least, most)
-    # Of groups that are as far from their share, one at random.
+    # Chance decides between groups that are equally far from their share.
     by_chance = rng.permutation(len(number))
     while (short := num_drawn - number.sum()) != 0:
         is_free = number < most if short > 0 else number > least
@@ -138,25 +138,25 @@ def _draw_by_class(
 def batch_indices(
     num_examples: int, batch_size: int, seed: int, step: int
 ) -> Int[np.ndarray, " batch"]:
-    """Returns which images make up the global batch of a training step.
+    """Returns the images in the global batch of a training step.
 
-    It is a function of its arguments alone, so that resuming needs only the step, and
-    the number of devices does not matter. Each epoch is a new permutation, cut into
+    They depend on the arguments alone, so that resuming needs only the step, and the
+    number of devices does not matter. Each epoch is a new permutation, cut into
     ``num_examples // batch_size`` batches; the remainder is dropped, other images in
     each epoch.
 
     Args:
-        num_examples: How many images there are.
-        batch_size: How many images make up a batch, over all devices.
-        seed: The seed of the run, at least 0.
-        step: How many batches came before this one.
+        num_examples: Number of all images.
+        batch_size: Number of images in a batch, over all devices.
+        seed: The run's seed, at least 0.
+        step: Number of earlier batches.
 
     Returns:
         Distinct indices below ``num_examples``, read-only.
 
     Raises:
-        DatasetError: ``batch_size`` is not from 1 to ``num_examples``, or ``seed`` or
-            ``step`` is negative.
+        DatasetError: If ``batch_size`` is not from 1 to ``num_examples``, or ``seed``
+            or ``step`` is negative.
     """
     if not 1 <= batch_size <= num_examples:
         raise DatasetError(
@@ -170,7 +170,7 @@ def batch_indices(
     return _permutation(num_examples, seed, epoch)[start : start + batch_size]
 
 
-# Two, because at the end of an epoch the next one may be asked for ahead of its time.
+# Two, because the next epoch may start before the end of this one.
 @functools.lru_cache(maxsize=2)
 def _permutation(num_examples: int, seed: int, epoch: int) -> Int[np.ndarray, " n"]:
     permutation = np.random.default_rng((seed, epoch)).permutation(num_examples)

@@ -1,1 +1,1 @@
-"""The same numbers, sooner: all that knows the habits of XLA."""
+"""Computes the same numbers faster: all code that knows XLA's habits."""

@@ -1,4 +1,4 @@
-"""What ``jax.vmap`` makes of a function that has a batch axis of its own."""
+"""Rules for ``jax.vmap`` over functions that have a batch axis of their own."""
 
 import operator
 from collections.abc import Callable, Sequence
@@ -14,18 +14,18 @@ from jaxtyping import Array
 def merge_mapped(function: Callable, in_axes, out_axes) -> Callable:
     """Makes examples that ``jax.vmap`` maps over part of the function's own batch.
 
-    Otherwise the batch of mapped single examples would be one: short vectors, and
-    blocks that take no account of how many examples there are.
+    Otherwise each mapped example would be a batch of one: short vectors, and blocks
+    sized without regard to the number of examples.
 
     Args:
-        function: Of arrays, to an array or a tuple of arrays.
+        function: Takes arrays, returns an array or a tuple of arrays.
         in_axes: The batch axis of each array; None for one that all examples share.
-        out_axes: The same of what is returned. What examples share there, a sum over
-            them, is made for one mapped example after the other; and so is everything
-            where what examples share is mapped.
+        out_axes: The batch axis of each result; None for a sum over the examples. Sums
+            are made for one mapped example after the other. So is everything if an
+            array is mapped that all examples share.
     """
     mergeable = custom_vmap(function)
-    # A ``custom_vmap`` can't be transposed, as a derivative of the gradient has to be.
+    # A derivative of the gradient is transposed, and a ``custom_vmap`` can't be.
     differentiable = jax.custom_jvp(mergeable)
     differentiable.defjvp(lambda arrays, tangents: jax.jvp(function, arrays, tangents))
 
@@ -60,9 +60,9 @@ def merge_mapped(function: Callable, in_axes, out_axes) -> Callable:
 def map_one_by_one(
     function: Callable, is_mapped: Sequence[bool], arrays: Sequence[Array]
 ) -> Any:
-    """What ``jax.vmap`` over the first axes does, one element after the other.
+    """Computes ``jax.vmap`` over the first axes, one element after the other.
 
-    So what is mapped inside the function, or outside of it, still is.
+    A ``jax.vmap`` inside the function, or outside of it, still works.
     """
 
     def one(mapped):

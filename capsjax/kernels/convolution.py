@@ -1,9 +1,9 @@
-"""A 2-D convolution that is fast where XLA's own is not: when it trains on a CPU.
+"""A 2-D convolution that trains fast on a CPU, where XLA's own does not.
 
 XLA:CPU computes the gradient of a strided convolution about thirty times slower than
-the convolution itself (``benchmarks/convolution.py``). Here the arithmetic is written
-as matrix products, which every processor does well, and as fewer of them. Other
-platforms get the ordinary convolution.
+the convolution itself (``benchmarks/convolution.py``). This one uses matrix products,
+which every processor does well, and fewer multiplications. Other platforms get the
+ordinary convolution.
 
 This file chooses a form by shape and platform, and differentiates it; the forms and
 their mathematics are in :mod:`capsjax.kernels.convolution_forms`.
@@ -32,7 +32,7 @@ _INPUT_DTYPES = (*_COMPUTE_DTYPES, np.dtype(np.float64))
 
 
 def _on(platform: Platform, plan: Plan, image_shape, kernel_shape) -> Plan:
-    """The plan for a platform: as it is for a CPU, or one that leaves all to XLA."""
+    """Returns the plan unchanged for a CPU; otherwise one that leaves all to XLA."""
     if not platform.has_fast_convolution:
         return plan
     form = "ordinary"
@@ -40,8 +40,8 @@ def _on(platform: Platform, plan: Plan, image_shape, kernel_shape) -> Plan:
     if kernel_shape[2] < platform.fewest_convolved_channels:
         form = "patches"
     elif max(plan.strides) > 1 and any(map(operator.gt, kernel_shape, outputs)):
-        # XLA takes the larger of gradient and kernel for the image, and no longer sees
-        # that the stride's zeros need no products: for the paper's six times the work.
+        # XLA takes the larger of gradient and kernel for the image, and then multiplies
+        # the stride's zeros too: six times the work at the paper's size.
         form = "phases"
     return plan._replace(form=form, kernel_first=False, rounds_results=True)
 
@@ -50,8 +50,8 @@ def _form_forward(image, kernel, *, plan: Plan, platform: Platform):
     plan = _on(platform, plan, image.shape, kernel.shape)
     form = FORMS[plan.form]
     values = form.prepare(kernel, image.shape, plan)
-    # Every platform's branch returns one type; what the next layer rounds again is
-    # never written in it.
+    # All platforms' branches must return one type. The compiler never writes it to
+    # memory if the next layer rounds it again.
     return form.apply(image, values, kernel.shape, plan).astype(plan.sum_dtype)
 
 
@@ -72,8 +72,8 @@ def _backward(image, kernel, gradient, plan: Plan):
 
 
 def _keep_operands(image, kernel, plan: Plan):
-    # Not the transforms: inside one jit the compiler finds that those of the backward
-    # pass are the same, and elsewhere they would fill memory.
+    # Not the transforms: inside one jit the compiler shares them with the backward
+    # pass, and elsewhere they would fill memory.
     return _forward(image, kernel, plan), (image, kernel)
 
 
@@ -109,9 +109,9 @@ def _padding_pairs(padding, image_shape, kernel_shape, strides):
 
 
 def _choose_form(batch, kernel_shape, outputs, strides, dtype, is_prepared) -> str:
-    # Measured by benchmarks/convolution.py. Below eight channels the transforms cost
-    # more than they save, and below 300 outputs that of the kernel does. Where it has
-    # been done before, below 100; but below 400 in bfloat16, whose products are fast.
+    # Measured by benchmarks/convolution.py. The transforms cost more than they save
+    # below eight channels, and the kernel's below 300 outputs. A prepared kernel saves
+    # from 100 outputs on, but from 400 in bfloat16, whose products are fast.
     height, width, channels, _ = kernel_shape
     taps = max(ceil_div(kernel_shape, strides))
     fewest = 300
@@ -119,7 +119,7 @@ def _choose_form(batch, kernel_shape, outputs, strides, dtype, is_prepared) -> s
         fewest = 400 if dtype == jnp.bfloat16 else 100
     if channels < 8 or batch * math.prod(outputs) < fewest or taps == 1:
         return "patches"
-    # XLA's own is slow in the gradient of strides, and for large windows.
+    # XLA's own is slow for gradients with strides, and for large windows.
     has_fast_gradient = is_prepared or max(strides) == 1
     is_small = channels < 32 and height * width <= 25
     if has_fast_gradient and (is_small or (is_prepared and taps == 2)):
@@ -145,7 +145,7 @@ def _choose_plan(
     *,
     is_prepared=False,
 ) -> Plan | None:
-    """Chooses by shape; None if there is no output, or no knowing whether there is."""
+    """Chooses by shape; None if there is, or may be, no output."""
     height, width = map(operator.index, strides)
     strides = height, width
     padding = _padding_pairs(padding, image_shape, kernel_shape, strides)
@@ -183,9 +183,9 @@ def conv_general_dilated(
 ) -> Float[Array, "..."]:
     """Convolves like :func:`jax.lax.conv_general_dilated`, and trains fast on a CPU.
 
-    Made for ``nn.Conv(conv_general_dilated=...)``. Two-dimensional convolutions in the
-    layout of Flax (``NHWC``, ``HWIO``), without dilation or groups, take a form chosen
-    by their shape; others are left to JAX, and ``compute_dtype`` does nothing there.
+    Made for ``nn.Conv(conv_general_dilated=...)``. Two-dimensional convolutions in
+    Flax's layout (``NHWC``, ``HWIO``), without dilation or groups, take a form chosen
+    by their shape. Others are left to JAX, which ignores ``compute_dtype``.
 
     Reverse mode only: the gradient is a ``custom_vjp``, so ``jax.jvp`` fails.
 
@@ -196,15 +196,15 @@ def conv_general_dilated(
         padding: As in JAX, or an int, or one int for each axis.
         lhs_dilation: Left to JAX.
         rhs_dilation: Left to JAX.
-        dimension_numbers: Others than those of Flax are left to JAX.
+        dimension_numbers: Layouts other than Flax's are left to JAX.
         feature_group_count: Left to JAX.
         batch_group_count: Left to JAX.
-        precision: For platforms other than CPU, which has but one.
+        precision: For platforms other than CPU, which has only one.
         preferred_element_type: Left to JAX.
-        compute_dtype: Type of the numbers that are multiplied, ``float32`` or
-            ``bfloat16``; by default that of ``lhs``. Sums are float32, and so are the
-            result and the gradients of float32 images; only where XLA's own convolution
-            is taken are bfloat16's gradients rounded to bfloat16 once they are summed.
+        compute_dtype: Type of the multiplied numbers, ``float32`` or ``bfloat16``; by
+            default the type of ``lhs``. Sums are float32, and so are the result and the
+            gradients of float32 images. Only XLA's own convolution rounds the summed
+            gradients to bfloat16, if that is the type.
 
     Returns:
         What JAX returns, to within rounding.
@@ -259,8 +259,8 @@ class PreparedKernel:
     """A kernel transformed once, for many images; a pytree of one array.
 
     Attributes:
-        values: The kernel in the form that the plan asks for.
-        kernel_shape: Its shape before.
+        values: The kernel, transformed for the plan's form.
+        kernel_shape: The shape of the original kernel.
         plan: How images are convolved with it.
     """
 
@@ -277,10 +277,10 @@ def prepare_kernel(
     *,
     compute_dtype: Any = None,
 ) -> PreparedKernel:
-    """Does once what :func:`convolve_prepared` would do with the kernel every time.
+    """Transforms a kernel once, for every call of :func:`convolve_prepared`.
 
-    It is done for the platform that JAX uses by default; what is prepared on a CPU
-    works elsewhere, but not fast.
+    The form suits JAX's default platform; a kernel prepared on a CPU works elsewhere,
+    but not fast.
     """
     dtype = _operand_dtype(compute_dtype, kernel)
     plan = _choose_plan(
@@ -299,7 +299,7 @@ def prepare_kernel(
 def convolve_prepared(
     image: Float[Array, "n h w c"], prepared: PreparedKernel
 ) -> Float[Array, "n oh ow d"]:
-    """Convolves without transforming the kernel again: for inference."""
+    """Convolves for inference, without transforming the kernel again."""
     plan = prepared.plan
     outputs = FORMS[plan.form].apply(
         image.astype(plan.sum_dtype), prepared.values, prepared.kernel_shape, plan

@@ -1,21 +1,21 @@
 """Four ways to compute a convolution and its gradients, as matrix products or not.
 
-``tiles`` is the one that saves multiplications:
+``tiles`` is the form that saves multiplications:
 
 **Phases.** A convolution of stride ``s`` is one of stride 1 over an image whose
 ``s x s`` blocks of pixels have become channels, with the kernel cut up likewise.
 
-**Evaluation and interpolation.** The 1-D convolution of ``k`` taps that has ``m``
-outputs reads ``n = m + k - 1`` pixels. Its transpose multiplies a polynomial of ``k``
-coefficients by one of ``m``, and such a product is fixed by its values at ``n`` points:
+**Evaluation and interpolation.** A 1-D convolution with ``k`` taps and ``m`` outputs
+reads ``n = m + k - 1`` pixels. Its transpose multiplies a polynomial with ``k``
+coefficients by one with ``m``, and the product is fixed by its values at ``n`` points:
 evaluate both, multiply point by point, interpolate. Transposing back gives
 ``y = C^T [(A x) * (B w)]``: ``B`` and ``C`` evaluate (a row holds the powers of a
 point) and ``A`` is interpolation, transposed. In two dimensions they are Kronecker
-products. Channels are summed at every point, so ``*`` is one matrix product a point.
+products. Channels are summed at every point, so ``*`` is a matrix product per point.
 A large output is cut into tiles of ``m x m``.
 
 **Points.** The roots of unity make ``A`` a discrete Fourier transform, which loses no
-accuracy. As all is real, one point of each conjugate pair is enough. A complex product
+accuracy. One point of each conjugate pair is enough, as all is real. A complex product
 takes four real ones, or three by Gauss's trick, whose sums fold into the constant
 matrices. Points that are mostly real (Toom and Cook's 0, infinity, 1, -1, ...) need
 fewer products but amplify rounding up to four times: good enough for float32, too much
@@ -25,9 +25,9 @@ for bfloat16.
 ``dx = A^T [(C dy) * (B w)]`` and ``dw = B^T [(A x) * (C dy)]``.
 
 PrimaryCaps (9 x 9, stride 2, 256 to 256 channels, 20 x 20 to 6 x 6) becomes 4 phases of
-5 x 5 taps over 10 x 10 pixels, 1024 channels, one tile, 100 points. Of the 900 products
-for a tile and a pair of channels (36 outputs of 25 taps; 729 without the zeros that
-fill the phases), 148 are left with the Fourier points and 118 with the Toom points.
+5 x 5 taps over 10 x 10 pixels, 1024 channels, one tile, 100 points. A tile and a pair
+of channels take 900 products directly (36 outputs with 25 taps; 729 without the zeros
+that fill the phases), 148 with the Fourier points and 118 with the Toom points.
 """
 
 import functools
@@ -44,21 +44,21 @@ LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 class Plan(NamedTuple):
-    """How one convolution is computed; known when it is traced.
+    """The choices for computing one convolution, known when it is traced.
 
     Attributes:
         form: ``"tiles"`` (see above), ``"patches"`` (every window becomes a row of one
             matrix), ``"ordinary"`` (left to XLA) or ``"phases"`` (left to XLA, after
-            the first step of tiles has made the stride one).
+            the first step of ``"tiles"`` has made the stride one).
         strides: Step of the window along each axis.
         padding: Pixels added (or removed, if negative) before and after each axis.
-        operand_dtype: Type of what the matrix products multiply.
+        operand_dtype: Type of the operands of the matrix products.
         tile: Outputs of one tile along each axis.
         points: ``"fourier"`` or ``"toom"``.
         kernel_first: Whether the kernel is the first operand of the patches' product:
-            faster in bfloat16 where it has been transposed before.
-        rounds_results: Whether results are rounded to ``operand_dtype`` once they are
-            summed: half of the memory traffic in bfloat16, as an accelerator needs it.
+            faster in bfloat16 if it was transposed before.
+        rounds_results: Whether sums are rounded to ``operand_dtype``: half the memory
+            traffic in bfloat16, which an accelerator needs.
     """
 
     form: Literal["tiles", "patches", "ordinary", "phases"]
@@ -73,20 +73,20 @@ class Plan(NamedTuple):
 
     @property
     def sum_dtype(self) -> np.dtype:
-        """Type of everything that is not multiplied: float32, or float64."""
+        """Type of all sums: float32 or float64."""
         return np.promote_types(self.operand_dtype, np.float32)
 
     @property
     def result_dtype(self) -> np.dtype:
-        """Type in which products of images leave for memory."""
+        """Type in which results are written to memory."""
         return self.operand_dtype if self.rounds_results else self.sum_dtype
 
 
 # ---- constant matrices
 
 
-# Found by trying sets of this kind: few products and a rounding error, relative to the
-# Fourier points', of at most 2 up to eight points, 3 for nine and 4 for ten.
+# Found by trial: few products, and at most 2 times the Fourier points' rounding error
+# up to eight points, 3 times for nine, 4 times for ten.
 _TOOM_POINTS = {
     3: (0, math.inf, 1),
     4: (0, math.inf, 1, -1),
@@ -100,7 +100,7 @@ _TOOM_POINTS = {
 
 
 def _evaluation_points(count: int, kind: str) -> tuple:
-    """Chooses points, of which each conjugate pair is listed once."""
+    """Chooses points, listing each conjugate pair once."""
     if kind == "toom" and count in _TOOM_POINTS:
         return _TOOM_POINTS[count]
     roots = (np.exp(2j * np.pi * k / count) for k in range(1, (count + 1) // 2))
@@ -108,7 +108,7 @@ def _evaluation_points(count: int, kind: str) -> tuple:
 
 
 def _axis_matrices(outputs: int, taps: int, kind: str):
-    """A, B, C along one axis (complex), and the index of every point's conjugate."""
+    """Returns complex A, B, C along one axis, and each point's conjugate's index."""
     size = outputs + taps - 1
     points, conjugate = [], []
     for point in _evaluation_points(size, kind):
@@ -133,10 +133,10 @@ def _axis_matrices(outputs: int, taps: int, kind: str):
 
 @functools.cache
 def _bilinear_matrices(outputs, taps, kind: str):
-    """A, B and C of a tile: real, flat, one product a row.
+    """Returns A, B and C of a tile: real, flat, one product per row.
 
-    Of a complex product ``a b`` only ``Re(c a b)`` is wanted, twice: for the conjugate.
-    Gauss computes it by three real products, whose sums are done here, once.
+    A complex product ``a b`` adds only ``2 Re(c a b)``, together with its conjugate.
+    Gauss computes that by three real products, whose sums are folded in here, once.
     """
     (first, u_conjugate), (second, v_conjugate) = (
         _axis_matrices(m, k, kind) for m, k in zip(outputs, taps, strict=True)
@@ -159,7 +159,7 @@ def _bilinear_matrices(outputs, taps, kind: str):
 
 
 def _matmul(a, b, contract=(-1, -2), result=None):
-    """Batched matrix product; on a CPU, in bfloat16, only a float32 result is fast."""
+    """Multiplies batches of matrices; bfloat16 is fast on a CPU only into float32."""
     axes = ((a.ndim + contract[0],), (b.ndim + contract[1],))
     batch = tuple(range(a.ndim - 2))
     result = result or jnp.promote_types(a.dtype, jnp.float32)
@@ -189,12 +189,12 @@ class _Tiling(NamedTuple):
 
 
 def ceil_div(sizes, parts) -> tuple[int, int]:
-    """How many parts cover each axis."""
+    """Returns how many parts cover each axis."""
     return -(-sizes[0] // parts[0]), -(-sizes[1] // parts[1])
 
 
 def output_size(image_shape, kernel_shape, plan: Plan) -> tuple[Any, Any]:
-    """Outputs along each axis."""
+    """Returns the number of outputs along each axis."""
     height, width = (
         (size + sum(padding) - window) // stride + 1
         for size, window, stride, padding in zip(
@@ -309,8 +309,8 @@ def _patches(image, kernel_shape, plan: Plan):
     kh, kw = kernel_shape[:2]
     (h, w), (sh, sw) = output_size(image.shape, kernel_shape, plan), plan.strides
     image = _pad(image, plan.padding)
-    # One axis after the other, in as few slices as that takes; whole windows are three
-    # times faster to copy than every pixel of a stride apart.
+    # One axis after the other, in as few slices as possible; copying whole windows is
+    # three times faster than copying pixels that are a stride apart.
     if h + w < kh + kw:
         image = jnp.stack([image[:, :, sw * j : sw * j + kw] for j in range(w)], 1)
         image = jnp.stack([image[:, :, sh * i : sh * i + kh] for i in range(h)], 1)
@@ -374,8 +374,8 @@ def _ordinary_apply(image, kernel, kernel_shape, plan: Plan):
 
 
 def _ordinary_backward(image, kernel, gradient, plan: Plan):
-    # The products' type all through: JAX's own gradient of a convolution of bfloat16
-    # into float32 multiplies float32.
+    # One type throughout: JAX's own gradient of a convolution from bfloat16 to float32
+    # multiplies float32.
     plan = plan._replace(rounds_results=True)
 
     def convolve(image, kernel):
@@ -420,7 +420,7 @@ def _phases_backward(image, kernel, gradient, plan: Plan):
 
 
 class _Form(NamedTuple):
-    """What is done with the kernel alone, with an image and that, and backward."""
+    """One way to convolve: transform the kernel, apply it, differentiate."""
 
     prepare: Callable
     apply: Callable

@@ -1,27 +1,28 @@
 """Routing by agreement that never holds the votes.
 
 The votes ``u_hat = W u`` are the only large array of dynamic routing: ``batch x i x j x
-d`` numbers, made of two operands that are a hundred times smaller. Here they live for
-one block of input capsules at a time, and are made again in every round:
+d`` numbers from two operands that are a hundred times smaller. Here they exist for one
+block of input capsules at a time, and are made again in every round:
 
 * **Forward.** The logits before round ``r`` are ``u_hat . (v_1 + ... + v_(r-1))``, so a
-  pass over the blocks needs no more of the past than that sum of poses. It makes the
-  votes, logits and couplings of a block, and adds to ``s``. In round 1 all couplings
-  are equal: one matrix product and no votes.
-* **Backward.** A pass for each round, from the last to the second, with the same
-  operands and sums of poses: from couplings ``c`` and the gradient ``db`` of the
-  logits, ``du_hat = c ds + db (v_1 + ... + v_(r-1))`` gives a share of the gradients of
-  ``W`` and ``u``, and ``sum_i db u_hat`` a share of that of the earlier poses. Round 1
-  is two matrix products.
+  pass over the blocks needs only that sum of earlier poses. It makes the votes, logits
+  and couplings of a block, and adds to ``s``. All couplings are equal in round 1, which
+  is one matrix product and no votes.
+* **Backward.** One pass for each round, from the last to the second, uses the same
+  operands and sums of poses. Couplings ``c`` and the gradient ``db`` of the logits give
+  ``du_hat = c ds + db (v_1 + ... + v_(r-1))``, a share of the gradients of ``W`` and
+  ``u``; ``sum_i db u_hat`` is a share of the gradient of the earlier poses. Round 1 is
+  two matrix products.
 
-Of ``batch x i x j`` numbers there is never more than a block either, and the work is
+Arrays with ``batch x i x j`` numbers exist for one block at a time, too. The work is
 linear in every size and in the rounds.
 
-Inside, the batch is the last axis: all sums and products over ``j``, ``d`` or the ``i``
-of a block then are made of whole contiguous vectors. On a CPU a block's votes stay in
-the second-level cache, and two habits of XLA:CPU are met (``_fold`` and ``_fence`` of
-:class:`capsjax.kernels.vote_blocks.Votes`). Other platforms get ordinary reductions and
-larger blocks; on an H100 they take up to 3.5 times as long as votes that are held.
+The batch is the last axis inside, so that all sums and products over ``j``, ``d`` or
+the ``i`` of a block use whole contiguous vectors. On a CPU a block's votes stay in the
+second-level cache, and ``_fold`` and ``_fence`` of
+:class:`capsjax.kernels.vote_blocks.Votes` work around two habits of XLA:CPU. Other
+platforms get ordinary reductions and larger blocks; on an H100 they take up to 3.5
+times as long as held votes.
 
 Letters: ``b`` batch, ``i`` input capsules with ``c`` components, ``j`` output capsules
 with ``d``; ``n`` is ``j`` and ``d`` as one axis, ``k`` the blocks, ``r`` the rounds.
@@ -61,25 +62,25 @@ def route_capsules(
     rounds: Rounds,
     by_votes: Callable[..., Float[Array, "b j d"]] | None = None,
 ) -> Float[Array, "*batch j d"]:
-    """Poses of ``routing(cast_votes(capsules, weight))``, without holding the votes.
+    """Returns the poses of ``routing(cast_votes(capsules, weight))`` without the votes.
 
     Reverse mode only: ``jax.jvp`` of the poses raises a TypeError. The gradient itself
-    has derivatives of either mode.
+    has derivatives in either mode.
 
-    All arrays must be of one type, float32 or float64, and inside ``jax.shard_map``
-    vary over the same axes (:func:`capsjax.kernels.varying.vary_alike`).
+    All arrays must have one type, float32 or float64, and inside ``jax.shard_map`` vary
+    over the same axes (:func:`capsjax.kernels.varying.vary_alike`).
 
     Args:
         capsules: The input capsules.
-        weight: The matrices that make votes of them.
+        weight: The matrices that turn them into votes.
         bias: Added to ``s`` in every round.
-        start: Where the logits start. Its axes before ``j`` may be one long, and its
-            batch axes fewer.
-        rounds: What is computed.
-        by_votes: Computes the same of ``capsules[b, i, c]``, weight, bias and, if there
-            is one, start by votes that it holds. It is called where the platform is
-            faster so (:meth:`capsjax.runtime.platforms.Platform.routing_form`); None
-            for nowhere. It must be equal to others that compute the same.
+        start: The initial logits. Axes before ``j`` may have size one, and batch axes
+            may be missing.
+        rounds: Options of the routing.
+        by_votes: Computes the same from ``capsules[b, i, c]``, weight, bias and start,
+            if there is one, and holds the votes. It is called where that is faster
+            (:meth:`capsjax.runtime.platforms.Platform.routing_form`); None for nowhere.
+            Equal computations must compare equal.
 
     References:
         Sabour, Frosst and Hinton 2017, Procedure 1, https://arxiv.org/abs/1710.09829.
@@ -98,9 +99,9 @@ def route_capsules(
 
 # ---- the primitive
 
-# It has a rule for ``vmap`` that holds before the gradient is taken: a ``custom_vjp``
-# mapped over examples makes a gradient of the shared weight for each of them, to be
-# summed after, and does not learn how many there are.
+# A primitive has a rule for ``vmap`` that applies before the gradient is taken. A
+# ``custom_vjp`` mapped over examples would make a gradient of the shared weight for
+# each, to be summed after, and would not know how many there are.
 _pose_of_capsules = Primitive("pose_of_capsules")
 
 
@@ -176,7 +177,7 @@ def _route_backward(rounds: Rounds, by_votes, residuals, pose_gradient):
 
 
 def _given(start) -> tuple[list[Array], list[int | None]]:
-    """The initial logits, if there are any, and their axis of examples, if any."""
+    """Returns the initial logits and their batch axis, if there are any."""
     if start is None:
         return [], []
     return [start], [0 if len(start) > 1 else None]
@@ -186,7 +187,7 @@ _route.defvjp(_route_forward, _route_backward)
 
 
 def _by_form(votes_free: Callable, votes: Callable, rounds: Rounds, by_votes):
-    """The function of the form that each platform has for operands of that size."""
+    """Returns a function that takes each platform's form for the operands' size."""
 
     def choose(capsules, weight, bias, *operands, platform):
         operands = capsules, weight, bias, *operands
@@ -201,9 +202,9 @@ def _by_form(votes_free: Callable, votes: Callable, rounds: Rounds, by_votes):
 
 
 def _hold_forward(capsules, weight, bias, *start, rounds: Rounds, platform, by_votes):
-    # The backward pass of this form has no use for every round's ``s``, and then the
-    # compiler leaves it out. But of many gradients of one pose, which are as many
-    # examples, the backward pass may be the other form's.
+    # The backward pass of this form ignores every round's ``s``, and the compiler then
+    # leaves it out. But many gradients of one pose count as many examples, so that
+    # their backward pass may take the other form, which needs it.
     whole = platform._replace(slices_sums=False, block_bytes=2**62, largest_block=2**62)
     operands = capsules, weight, bias, *start
     _, s = _forward(*operands, rounds=rounds, platform=whole)
@@ -213,8 +214,8 @@ def _hold_forward(capsules, weight, bias, *start, rounds: Rounds, platform, by_v
 def _hold_backward(*operands, rounds, platform, by_votes):
     del rounds, platform
     *operands, _, pose_gradient = operands
-    # Inside one jit the compiler finds that this computes the forward pass again, and
-    # keeps what that made; elsewhere, keeping it would fill memory.
+    # Inside one jit the compiler sees that this repeats the forward pass, and reuses
+    # it; elsewhere, keeping its results would fill memory.
     return jax.vjp(by_votes, *operands)[1](pose_gradient)
 
 
@@ -227,7 +228,7 @@ def _forward(
     rounds: Rounds,
     platform: Platform,
 ) -> tuple[Float[Array, "b j d"], Float[Array, "r j d b"]]:
-    """The poses and every round's ``s``, from which the backward pass has all poses."""
+    """Returns the poses, and every round's ``s`` for the backward pass."""
     blocks = split(capsules, weight, start, platform)
     batch = capsules.shape[0]
     bias = jnp.broadcast_to(bias[:, :, None], (*bias.shape, batch))
@@ -258,9 +259,9 @@ def _backward(
     rounds: Rounds,
     platform: Platform,
 ) -> tuple[Array, ...]:
-    """Gradients of capsules, weight, bias and start, from the last round to the first.
+    """Returns gradients of capsules, weight, bias and start, if there is one.
 
-    Given are, behind those, every round's ``s[r, j, d, b]`` and the gradient of the
+    The operands are followed by every round's ``s[r, j, d, b]`` and the gradient of the
     poses, ``[b, j, d]``.
     """
     del bias
@@ -345,5 +346,5 @@ def _first_coupling(num_outputs: int, rounds: Rounds) -> float:
 def _unsquash(
     s: Float[Array, "j d b"], pose_gradient: Float[Array, "j d b"]
 ) -> Float[Array, "j d b"]:
-    """The gradient of ``s``, given that of its squash."""
+    """Returns the gradient of ``s``, given the gradient of its squash."""
     return jax.vjp(functools.partial(squash, axis=1), s)[1](pose_gradient)[0]

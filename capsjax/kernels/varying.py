@@ -1,4 +1,4 @@
-"""What custom derivatives and primitives need inside sharded functions."""
+"""Makes custom derivatives and primitives work inside sharded functions."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +10,9 @@ from jaxtyping import Array
 def vary_alike(*arrays: Array) -> list[Array]:
     """Makes arrays vary over the mesh axes that any of them varies over.
 
-    Inside ``jax.shard_map(check_vma=True)`` JAX then sums the gradient of what the
-    devices share, which a ``custom_vjp`` would have to do. ``jax.vmap`` makes no
-    difference to it: what it does not map over stays shared.
+    Inside ``jax.shard_map(check_vma=True)`` JAX then sums the gradients of shared
+    arrays, which a ``custom_vjp`` would otherwise have to do. Arrays that ``jax.vmap``
+    does not map over stay shared.
     """
     varying = [jax.typeof(x).manual_axis_type.varying for x in arrays]
     missing = [frozenset.union(*varying) - own for own in varying]
@@ -31,16 +31,16 @@ def spec_of(x: Array) -> tuple[Any, ...]:
 def leave_sharding_to_xla(
     function: Callable[..., Any], out_specs: Any, *operands: Any
 ) -> Any:
-    """Calls ``function(*operands)``; the compiler shards what is computed inside.
+    """Calls ``function(*operands)``, and lets the compiler shard its inner arrays.
 
-    Under explicit sharding, which is what ``jax.make_mesh`` makes, every operation must
-    say how its result lies on the devices, and some that are needed here have no say:
-    branches, products over a sharded axis. Elsewhere this is a plain call.
+    Under explicit sharding, the default of ``jax.make_mesh``, every operation must
+    state the sharding of its result, and some have no argument for it: branches,
+    products over a sharded axis. Without explicit sharding this is a plain call.
 
     Args:
-        function: Of arrays, to a tree of arrays.
-        out_specs: How each result lies on the devices: a ``PartitionSpec``, or a tree
-            of them. :func:`spec_of` has those of the operands.
+        function: Takes arrays, returns a tree of arrays.
+        out_specs: The sharding of each result: a ``PartitionSpec``, or a tree of them.
+            :func:`spec_of` returns an operand's.
         operands: Arrays, or trees of them.
     """
     meshes = [jax.typeof(x).sharding.mesh for x in jax.tree.leaves(operands)]

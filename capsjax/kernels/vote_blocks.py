@@ -1,4 +1,4 @@
-"""Votes of one block of input capsules at a time, and what is done with them.
+"""Votes of one block of input capsules at a time, and the steps of routing on them.
 
 Letters: as in :mod:`capsjax.kernels.dynamic_routing`.
 """
@@ -17,7 +17,7 @@ from capsjax.runtime.platforms import Platform
 
 
 class Rounds(NamedTuple):
-    """What is computed: options of :func:`capsjax.routing`."""
+    """Options of :func:`capsjax.routing`."""
 
     num_iterations: int
     none_of_the_above: bool
@@ -30,8 +30,8 @@ class Operands(NamedTuple):
     Attributes:
         weight: The matrices.
         capsules: The input capsules.
-        start: Initial logits, or None; of one input where all share them, and of one
-            example likewise.
+        start: Initial logits, or None. Size one along inputs or batch if all share
+            them.
     """
 
     weight: Float[Array, "*k i n c"]
@@ -40,7 +40,7 @@ class Operands(NamedTuple):
 
 
 class Votes:
-    """The votes of one block, and all that is done with them."""
+    """The votes of one block, and the steps of routing on them."""
 
     def __init__(
         self,
@@ -54,19 +54,19 @@ class Votes:
         self._votes = votes.reshape(len(votes), *shape)
 
     def agree(self, vector: Float[Array, "j d b"]) -> Float[Array, "i j b"]:
-        """How far each vote goes along a vector: their scalar product."""
+        """Returns the scalar product of each vote with a vector."""
         return self._fence(
             lambda votes, vector: self._sum(2, votes, vector[None]), self._votes, vector
         )
 
     def gather(self, share: Float[Array, "i j b"]) -> Float[Array, "j d b"]:
-        """The sum of all votes, each times its share."""
+        """Returns the sum of all votes, each times its share."""
         return self._sum(0, share[:, :, None], self._votes)
 
     def couple(
         self, pose_sum: Float[Array, "j d b"], rounds: Rounds
     ) -> Float[Array, "i j b"]:
-        """The couplings: the softmax over ``j`` of how far votes and poses agree."""
+        """Returns the couplings: the softmax over ``j`` of the votes' agreement."""
         # "None of the above" is one more output whose logit is zero.
         nowhere = rounds.none_of_the_above
 
@@ -89,7 +89,7 @@ class Votes:
     def uncouple(
         self, coupling: Float[Array, "i j b"], s_gradient: Float[Array, "j d b"]
     ) -> Float[Array, "i j b"]:
-        """The gradient of the logits: that of the softmax, given that of ``s``."""
+        """Returns the gradient of the logits, given the gradient of ``s``."""
         gradient = self.agree(s_gradient)
         mean = self._fence(lambda x, y: self._sum(1, x, y), coupling, gradient)
         return self._fence(
@@ -101,7 +101,7 @@ class Votes:
         gradient: Float[Array, "i j d b"],
         logit_gradient: Float[Array, "i j b"] | None,
     ) -> Operands:
-        """Gradients of the operands, given those of the votes and of the logits."""
+        """Returns the operands' gradients, given gradients of votes and logits."""
         weight, capsules, start = self._operands
         gradient = lax.collapse(gradient, 1, 3)
         if start is not None:
@@ -122,8 +122,8 @@ class Votes:
     ) -> Array:
         """Reduces the product of the factors along an axis.
 
-        XLA:CPU goes through a reduction over any axis but the last one number at a
-        time. A chain of slices is the same in whole vectors, ten times faster.
+        XLA:CPU reduces one number at a time over any axis but the last. A chain of
+        slices computes the same in whole vectors, ten times faster.
         """
         if not self._platform.slices_sums:
             return reduce(functools.reduce(operator.mul, factors), axis)
@@ -138,12 +138,12 @@ class Votes:
         return functools.reduce(combine, terms)
 
     def _fence(self, function: Callable, *operands: Array) -> Array:
-        """``function(*operands)``, computed once.
+        """Computes ``function(*operands)`` once.
 
-        XLA:CPU takes sums and products to be so cheap that it computes them again for
-        each number of whatever uses them, here a hundred times, and
-        ``lax.optimization_barrier`` does not keep it from that. A branch does: that a
-        block's number is never negative is more than the compiler finds out.
+        XLA:CPU considers sums and products so cheap that it computes them again for
+        each number that uses them, here a hundred times. ``lax.optimization_barrier``
+        does not prevent that. A branch does: the compiler does not find out that a
+        block's number is never negative.
         """
         if not self._platform.slices_sums:
             return function(*operands)
@@ -161,14 +161,14 @@ def split(
     start: Float[Array, "_ _ j"] | None,
     platform: Platform,
 ) -> Operands:
-    """Cuts the input capsules into blocks of one size."""
+    """Cuts the input capsules into blocks of equal size."""
     (batch, i, c), n = capsules.shape, weight.shape[1] * weight.shape[2]
-    num_blocks = 1  # Of a batch of unknown size, too.
+    num_blocks = 1  # Also for a batch of unknown size.
     if not export.is_symbolic_dim(batch):
         largest = platform.block_bytes // max(1, batch * n * weight.dtype.itemsize)
         num_blocks = -(-i // max(1, min(largest, platform.largest_block)))
     size = -(-i // num_blocks)
-    # Capsules of zeros cast votes of zeros, which add nothing to any sum.
+    # Zero capsules cast zero votes, which add nothing to any sum.
     padding = [(0, num_blocks * size - i), (0, 0), (0, 0)]
     weight = jnp.pad(weight.reshape(i, n, c), padding)
     capsules = jnp.pad(capsules.transpose(1, 2, 0), padding)
@@ -191,7 +191,7 @@ def join(
     weight: Float[Array, "i j d c"],
     start: Float[Array, "_ _ j"] | None,
 ) -> list[Array]:
-    """The reverse of splitting, in the shapes of capsules, weight and start."""
+    """Reverses :func:`split`, to the shapes of capsules, weight and start."""
     i = capsules.shape[1]
     joined = [
         lax.collapse(blocks.capsules, 0, 2)[:i].transpose(2, 0, 1),
@@ -207,12 +207,12 @@ def join(
 
 
 def numbered(blocks: Operands) -> tuple[Int[Array, " k"], Operands]:
-    """The blocks, each with its number, to scan over."""
+    """Returns the blocks with their numbers, to scan over."""
     return jnp.arange(len(blocks.weight)), blocks
 
 
 def add_to_block(all_blocks: Operands, block: Operands, number: Array) -> Operands:
-    """Adds to one block, in place once compiled."""
+    """Adds to one block; in place once compiled."""
 
     def add(whole, part):
         total = lax.dynamic_index_in_dim(whole, number, keepdims=False) + part

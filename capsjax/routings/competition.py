@@ -1,4 +1,4 @@
-"""Who competes for the inputs: couplings of logits, with masks and log priors.
+"""Competition for the inputs: turns logits into couplings, with masks and log priors.
 
 Letters: ``i`` input capsules with ``c`` components, ``j`` output capsules with ``d``.
 """
@@ -22,15 +22,15 @@ def over_outputs(logit: Float[Array, "*batch i j"]) -> Float[Array, "*batch i j"
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Competition:
-    """How the outputs compete for the inputs: makes couplings of logits.
+    """The rules of outputs that compete for inputs: turns logits into couplings.
 
     Attributes:
         initial_logit: Added to the logits in every round.
         input_mask: False for inputs that send nothing.
         output_mask: False for outputs that get nothing.
         compete: Turns logits into couplings.
-        nowhere: Whether there is one more output, whose logit is zero, and which is
-            dropped: an input may be sent to none of the outputs.
+        nowhere: Whether an input may be sent to none of the outputs: one more output
+            with a logit of zero competes, and is dropped.
     """
 
     initial_logit: Float[Array, "*_ i j"] | None = None
@@ -43,18 +43,18 @@ class Competition:
 
     @property
     def is_plain(self) -> bool:
-        """Whether all inputs go to all outputs, which start alike."""
+        """True if all inputs go to all outputs, which start alike."""
         arrays = (self.initial_logit, self.input_mask, self.output_mask)
         return self.compete is over_outputs and all(array is None for array in arrays)
 
     def couple(self, logit: Float[Array, "*batch i j"]) -> Float[Array, "*batch i j"]:
-        """The couplings of a round, given the logits without the initial ones."""
+        """Returns the couplings of a round, given the logits without initial ones."""
         if self.initial_logit is not None:
             logit = logit + self.initial_logit
         gets = None
         if self.output_mask is not None:
             gets = jnp.expand_dims(self.output_mask, -2)
-            # Not minus infinity: of outputs that are all masked the softmax is finite.
+            # Not minus infinity: the softmax stays finite if all outputs are masked.
             logit = jnp.where(gets, logit, jnp.finfo(logit.dtype).min)
         if self.nowhere:
             nowhere = jnp.zeros_like(logit[..., :1])
@@ -67,24 +67,23 @@ class Competition:
         return coupling
 
     def start(self, votes: Float[Array, "*batch i j d"]) -> Float[Array, "*batch i j"]:
-        """The couplings of the first round, before anything has agreed."""
+        """Returns the couplings of the first round, before any agreement."""
         if self.is_plain:
-            # Of zeros the softmax is known, and XLA would spend seconds on finding out.
-            # Made like the votes, it keeps the sharding of the batch.
+            # The softmax of zeros is known, and XLA would spend seconds finding out.
+            # ``full_like`` keeps the sharding of the votes' batch.
             return jnp.full_like(votes[..., 0], 1 / (votes.shape[-2] + self.nowhere))
         return self.couple(jnp.zeros_like(votes[..., 0]))
 
     def start_logit(self, dtype: jnp.dtype) -> Float[Array, "*_ i j"] | None:
-        """Initial logits that keep masked outputs out; None where all start alike.
+        """Returns initial logits that exclude masked outputs; None if all start alike.
 
-        Of the axes of batch and inputs those over which they do not differ may be one
-        long.
+        Axes of batch and inputs may have size one if the logits are equal along them.
         """
         logit = self.initial_logit
         if self.output_mask is not None:
             gets = jnp.expand_dims(self.output_mask, -2)
             logit = jnp.zeros((), dtype) if logit is None else logit
-            # What agreement adds must not make minus infinity of it.
+            # Half of it: adding agreement must not overflow to minus infinity.
             logit = jnp.where(gets, logit, jnp.finfo(dtype).min / 2)
         if logit is None:
             return None
@@ -97,7 +96,7 @@ class Competition:
         votes: Float[Array, "*batch i j d"],
         activation: Float[Array, "*batch i"] | None,
     ) -> tuple[Array, Array | None, "Competition"]:
-        """Zero in the place of what masked inputs and outputs hold, NaN or not."""
+        """Replaces the values of masked inputs and outputs by zero, NaN or not."""
         initial_logit = self.initial_logit
         if self.input_mask is not None:
             sends = self.input_mask
@@ -117,13 +116,13 @@ class Competition:
     def without_masked_capsules(
         self, capsules: Float[Array, "*batch i c"]
     ) -> Float[Array, "*batch i c"]:
-        """Zero in the place of what masked inputs hold, NaN or not."""
+        """Replaces the values of masked inputs by zero, NaN or not."""
         if self.input_mask is None:
             return capsules
         return jnp.where(self.input_mask[..., None], capsules, 0)
 
     def present(self) -> Bool[Array, "*_ j"] | None:
-        """Which outputs get anything; None where all do."""
+        """Returns which outputs get anything; None if all do."""
         present = self.output_mask
         if self.input_mask is not None:
             has_inputs = self.input_mask.any(-1, keepdims=True)
@@ -140,10 +139,10 @@ def check_competition(
     i: int,
     j: int,
 ) -> Competition:
-    """Initial logits and masks as arrays, with how outputs compete.
+    """Returns the competition, with initial logits and masks as checked arrays.
 
     Raises:
-        ValueError: If one does not fit the votes, or has numbers of another kind.
+        ValueError: If an array does not fit the votes, or has another kind of numbers.
     """
 
     def checked(name, array, axes, own, kind):
@@ -158,13 +157,13 @@ def check_competition(
         if not fits:
             raise ValueError(
                 f"{name} must have the axes [*batch, {axes}], {own} behind batch axes "
-                f"that broadcast to those of the votes, {batch}; got shape "
+                f"that broadcast to the votes' batch axes, {batch}; got shape "
                 f"{array.shape}."
             )
         if not jnp.issubdtype(array.dtype, kind):
             needed = "True or False" if kind is jnp.bool_ else "floating-point numbers"
             raise ValueError(f"{name} must be {needed}, got {array.dtype}.")
-        # Of the votes' rank: JAX may be told to promote none.
+        # The votes' rank: a setting of JAX may forbid promotion.
         missing = len(batch) + len(own) - array.ndim
         return array.reshape(*[1] * missing, *array.shape)
 

@@ -69,36 +69,36 @@ def routing(
 
     Args:
         votes: The predictions ``u_hat``, ``[*batch, i, j, d]`` with any number of batch
-            axes: what each input capsule ``i`` expects of each output capsule ``j``.
+            axes: how each input capsule ``i`` predicts each output capsule ``j``.
         num_iterations: Rounds of routing, a Python int of at least 1. One round is the
             uniform average; the paper uses 3.
         bias: Added to ``s_j`` in every round, ``[j, d]``, as the authors' code does.
         none_of_the_above: Lets an input capsule send its share to none of the outputs:
-            a further output whose logit stays zero takes part in the softmax and is
-            then dropped (the paper's section 7, on CIFAR-10).
+            a further output with a logit of zero takes part in the softmax, and is then
+            dropped (the paper's section 7, on CIFAR-10).
         stop_gradient: Treats the couplings as constants in the backward pass, so that
             the gradient flows through the last weighted sum only.
         unroll: How many iterations of the ``jax.lax.fori_loop`` are written out: True
-            writes out all, so that no loop is left; 1 leaves a loop over single
-            rounds. Same numbers. With many rounds a loop compiles sooner, but it
-            computes more slowly and in more memory: on a CPU 1.7 times as long.
+            writes out all, so that no loop is left; 1 leaves a loop over single rounds.
+            The numbers are the same. A loop over many rounds compiles sooner, but takes
+            more memory and more time: 1.7 times as long on a CPU.
         remat: What the backward pass recomputes to save memory: ``"none"``, the
             ``"body"`` of the loop, the ``"full"`` routing, or ``"offload"``: the
             couplings are kept in the host's memory instead (on an accelerator).
         initial_logit: Log priors ``[*batch, i, j]``, where the logits start. Its batch
-            axes must broadcast to those of the votes.
-        input_mask: False for padding, ``[*batch, i]``: such an input sends nothing, and
-            may hold anything, NaN too.
+            axes must broadcast to the votes'.
+        input_mask: False for padding, ``[*batch, i]``: padding sends nothing, and may
+            hold anything, even NaN.
         output_mask: False for outputs that get nothing, ``[*batch, j]``: their poses
-            and lengths are zero, as are all where every input is masked.
+            and lengths are zero. So are all if every input is masked.
 
     Returns:
-        Poses of length below one, their lengths, and the last round's couplings.
+        Poses shorter than one, their lengths, and the last round's couplings.
 
     Raises:
         ValueError: If ``num_iterations`` is not a Python int of at least 1, the votes
-            have fewer than three axes or none of some capsule, the bias does not fit,
-            or ``unroll`` or ``remat`` is none of the above.
+            have fewer than three axes or an empty one, the bias does not fit, or
+            ``unroll`` or ``remat`` is none of the above.
 
     References:
         Sabour, Frosst and Hinton 2017, Procedure 1, https://arxiv.org/abs/1710.09829.
@@ -123,20 +123,20 @@ def routing(
 
 @dataclasses.dataclass(frozen=True)
 class DynamicRouting(Algorithm):
-    """Dynamic routing as a value for a layer: see :func:`routing` for what it computes.
+    """Dynamic routing as a value for a layer; :func:`routing` describes it.
 
     Attributes:
         num_iterations: Rounds of routing, at least 1.
-        bias: Where the trainable bias of ``s_j`` starts; None for no bias. The authors'
-            code starts it at 0.1.
+        bias: Initial value of the trainable bias of ``s_j``; None for no bias. The
+            authors' code starts at 0.1.
         none_of_the_above: Whether an input may be sent to none of the outputs.
         stop_gradient: Whether the couplings are constants in the backward pass.
         unroll: How many iterations of the loop are written out; True for all.
         remat: What the backward pass recomputes: none, body, full or offload.
-        form: How capsules are routed. ``"votes"`` holds the votes, has couplings and
-            forward-mode derivatives. ``"votes_free"`` never holds them
-            (:mod:`capsjax.kernels.dynamic_routing`). ``"auto"`` takes the one that is
-            faster for the size and platform (:mod:`capsjax.runtime.platforms`).
+        form: How capsules are routed. ``"votes"`` holds the votes, and has couplings
+            and forward-mode derivatives. ``"votes_free"`` never holds them
+            (:mod:`capsjax.kernels.dynamic_routing`). ``"auto"`` takes the faster form
+            for the size and platform (:mod:`capsjax.runtime.platforms`).
 
     Raises:
         ValueError: If a field has a value that is not allowed.
@@ -164,17 +164,17 @@ class DynamicRouting(Algorithm):
 
     @property
     def couplings_sum_to_one(self) -> bool:  # type: ignore[override]
-        """Whether no input may be sent to none of the outputs."""
+        """False if inputs may be sent to none of the outputs."""
         return not self.none_of_the_above
 
     @property
     def num_rounds(self) -> int:
-        """Rounds of routing."""
+        """Number of rounds."""
         return self.num_iterations
 
     @property
     def declared_parameters(self) -> Mapping[str, Parameter]:
-        """The bias, if there is one."""
+        """The bias, if the routing has one."""
         return declared_bias(self.bias)
 
     def route(
@@ -184,7 +184,7 @@ class DynamicRouting(Algorithm):
         parameters: Mapping[str, Array],
         competition: Competition,
     ) -> Routed:
-        """Routes votes; what :func:`routing` does."""
+        """Routes votes as :func:`routing` does."""
         agree = functools.partial(_agree, options=self)
         if self.remat == "full":
             agree = jax.checkpoint(agree)
@@ -202,47 +202,47 @@ class DynamicRouting(Algorithm):
         output_mask: Shaped[ArrayLike, "..."] | None = None,
         compete: Compete = over_outputs,
     ) -> Routed:
-        """Routes the votes ``weight_ij capsule_i``, in the ``form`` that is chosen.
+        """Routes the votes ``weight_ij capsule_i`` in the chosen ``form``.
 
-        Without holding them, votes are made again in every round, for a few input
-        capsules at a time: several times faster for a batch on a CPU, and in a fraction
-        of the memory. Votes are held for few examples on a CPU (fewer than 16), for up
-        to 2 GB of votes on accelerators, where the size of the batch is not known,
-        where all inputs share one weight, and for another ``compete``; ``unroll`` and
-        ``remat`` matter to these only.
+        The votes-free form makes votes again in every round, for a few input capsules
+        at a time: several times faster for a batch on a CPU, and in a fraction of the
+        memory. The other form holds the votes, and is chosen for fewer than 16 examples
+        on a CPU, for up to 2 GB of votes on accelerators, if the batch size is unknown,
+        if all inputs share one weight, and for another ``compete``. Only this form
+        heeds ``unroll`` and ``remat``.
 
-        Examples that ``jax.vmap`` maps over are examples of the batch. Weights or
-        biases that it maps over are taken one after the other.
+        ``jax.vmap`` over examples extends the batch. Mapped weights or biases are taken
+        one after the other.
 
         Unless ``form`` is ``"votes"``, reverse mode only: ``jax.jvp`` of the poses
-        raises a TypeError. The gradient has derivatives again, of either mode: a
+        raises a TypeError. The gradient itself has derivatives in either mode: a
         Hessian works.
 
         Args:
             capsules: The input capsules, ``[*batch, i, c]``.
-            weight: The matrices that make votes of them, ``[i, j, d, c]``, or
-                ``[j, d, c]`` where all inputs share them.
+            weight: The matrices that turn them into votes, ``[i, j, d, c]``, or
+                ``[j, d, c]`` if all inputs share them.
             activation: None; dynamic routing takes no activation.
             parameters: The bias, if there is one.
-            initial_logit: As of :func:`routing`, like the masks.
+            initial_logit: As in :func:`routing`, like the masks.
             input_mask: False for padding.
             output_mask: False for outputs that get nothing.
             compete: Turns logits into couplings.
 
         Returns:
-            Poses and lengths as of :func:`routing`, to rounding. Couplings with
-            ``form="votes"`` only.
+            Poses and lengths as from :func:`routing`, to rounding. Couplings only with
+            ``form="votes"``.
 
         Raises:
-            ValueError: If the arrays do not fit together or there is an activation.
+            ValueError: If the arrays do not fit together, or an activation is given.
         """
         self._check_activation(activation)
         capsules, weight = check_capsules(capsules, weight)
         needs_votes = weight.ndim == 3 or compete is not over_outputs
         if needs_votes and self.form == "votes_free":
             raise ValueError(
-                "form='votes_free' needs a weight for each input, and outputs of the "
-                "layer that compete; use form='auto'."
+                "form='votes_free' needs a weight for each input, and the default "
+                "compete, among the layer's outputs; use form='auto'."
             )
         if needs_votes or self.form == "votes":
             return super().from_capsules(
@@ -291,7 +291,7 @@ def _route_capsules(
 
 @dataclasses.dataclass(frozen=True)
 class _ByVotes:
-    """The poses by votes that are held; one value for equal options, for caches."""
+    """Computes poses from held votes; equal options compare equal, for caches."""
 
     options: DynamicRouting
 
@@ -324,7 +324,7 @@ def _agree(
         competition = dataclasses.replace(competition, nowhere=True)
     coupling = competition.start(votes)
     if options.num_iterations > 1:
-        # More than all rounds that are left, or JAX makes a loop of a single one.
+        # More than the remaining rounds, or JAX makes a loop of a single one.
         unroll = options.num_iterations if options.unroll is True else options.unroll
         logit = jax.lax.fori_loop(
             0,
@@ -366,7 +366,7 @@ def _rematerialised(body: Callable, remat: str) -> Callable:
 
 
 def _check_count(name: str, value: int) -> None:
-    # Not by operator.index: it takes arrays, which are no static arguments.
+    # Not operator.index: it accepts arrays, which can't be static arguments.
     is_int = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not is_int or value < 1:
         raise ValueError(

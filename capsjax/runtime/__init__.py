@@ -1,1 +1,1 @@
-"""The machine below a program: devices, processes, terminal, files of programs."""
+"""The machine below a program: devices, processes, terminal, compilation cache."""

@@ -1,4 +1,4 @@
-"""Compiled programs kept on disk, so that the next start does not wait for XLA."""
+"""Keeps compiled programs on disk, so that the next start does not wait for XLA."""
 
 import contextlib
 import glob
@@ -25,9 +25,9 @@ _CACHE_WARNING = re.compile(
 def keep_compiled_programs() -> None:
     """Turns on JAX's compilation cache in ``~/.cache/capsjax``; for a ``main`` only.
 
-    What the user has set stays: ``JAX_COMPILATION_CACHE_DIR=...`` moves it,
-    ``JAX_ENABLE_COMPILATION_CACHE=false`` turns it off. Where the folder can't be
-    written, a line says so and nothing is kept.
+    The user's own settings win: ``JAX_COMPILATION_CACHE_DIR=...`` moves the cache,
+    ``JAX_ENABLE_COMPILATION_CACHE=false`` turns it off. Warns and keeps nothing if the
+    folder can't be written.
     """
     settings: Any = jax.config
     _mend_damaged_programs()
@@ -51,15 +51,15 @@ def keep_compiled_programs() -> None:
 def _mend_damaged_programs() -> None:
     """Deletes kept programs that JAX can't read, so that it keeps new ones.
 
-    JAX itself warns, compiles, and leaves what is there, at every start again.
+    JAX itself leaves them on disk, and warns and compiles again at every start.
     """
     show = warnings.showwarning
 
     def show_or_mend(message: Any, *arguments: Any, **options: Any) -> None:
-        if (told := _CACHE_WARNING.match(str(message))) is None:
+        if (found := _CACHE_WARNING.match(str(message))) is None:
             show(message, *arguments, **options)
             return
-        doing, name, reason = told.groups()
+        doing, name, reason = found.groups()
         settings: Any = jax.config
         folder = pathlib.Path(settings.jax_compilation_cache_dir or os.devnull)
         for path in folder.glob(f"{glob.escape(name)}-*-cache"):
@@ -77,7 +77,7 @@ def _mend_damaged_programs() -> None:
 
 
 def _machine() -> str:
-    """A program made for one processor, or by one compiler, may not run on another."""
+    """Names processor and compiler: a program may not run on, or with, another."""
     try:
         cpu = pathlib.Path("/proc/cpuinfo").read_text().split("\n\n")[0]
         kept = ("model name", "flags", "Features", "CPU part")

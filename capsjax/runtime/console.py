@@ -1,8 +1,8 @@
-"""Everything that people and programs read: lines, errors, a progress bar.
+"""Prints everything that people and programs read: lines, errors, a progress bar.
 
-Every text passes :func:`printable` before it is printed or drawn. Results, and nothing
-else, are written by :func:`answer`; a result that can't be written is an error. What
-:func:`say`, :func:`warn` and :func:`fail` print may be lost without harm.
+Every text passes :func:`printable` before it is printed or drawn. :func:`answer` writes
+results and nothing else; a result that can't be written is an error. Lines of
+:func:`say`, :func:`warn` and :func:`fail` may be lost without harm.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ _SECONDS_OF_SILENCE = 8
 _PLAIN = {"±": "+-", "\u00d7": "x", "\u2026": "...", "\u2013": "-", "\u2212": "-"}
 # Format characters that change no direction and that scripts and emoji need.
 _JOINERS = "\u200c\u200d"
-# Why a stream takes nothing any more.
+# The error after which a stream was given up.
 _broken: weakref.WeakKeyDictionary[Any, OSError] = weakref.WeakKeyDictionary()
 
 
@@ -37,19 +37,19 @@ class OutputError(OSError):
     """Results can't be written to the standard output."""
 
 
-# ---- what every text passes
+# ---- texts
 
 
 def printable(text: str, encoding: str | None = None) -> str:
     r"""Makes a text harmless for a terminal or a figure, and encodable.
 
     Control characters, line breaks, marks of direction and lone surrogates become
-    escapes such as ``\x1b``; an undecodable byte of a file name becomes ``\xe9``.
+    escapes like ``\x1b``; an undecodable byte of a file name becomes ``\xe9``.
 
     Args:
-        text: One line, perhaps with names that come from elsewhere.
-        encoding: Of the stream; what it lacks is replaced too, ``±`` by ``+-``. None
-            if all characters can be shown.
+        text: One line, perhaps with names from elsewhere.
+        encoding: The stream's encoding. Characters that it lacks are replaced too,
+            ``±`` by ``+-``. None if all characters can be shown.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -81,7 +81,7 @@ def _escaped(character: str) -> str:
 
 
 def shortened(text: str, most: int = 30) -> str:
-    """A printable text of at most so many characters, cut in its middle."""
+    """Returns the text printable, its middle cut out if it exceeds ``most``."""
     text = printable(text)
     if len(text) <= most:
         return text
@@ -90,9 +90,9 @@ def shortened(text: str, most: int = 30) -> str:
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
-    r"""JSON that every parser reads: pure ASCII, no NaN, no lone surrogates.
+    r"""Returns JSON that every parser reads: pure ASCII, no NaN, no lone surrogates.
 
-    Numbers that are not finite become null, undecodable bytes of a name ``\xe9``.
+    Numbers that are not finite become null, undecodable bytes in a name ``\xe9``.
     """
     return json.dumps(_for_json(value), indent=indent, allow_nan=False)
 
@@ -118,10 +118,10 @@ def answer(*lines: str, end: str = "\n") -> None:
 
     Args:
         lines: The results.
-        end: What follows the last line.
+        end: Text after the last line.
 
     Raises:
-        OutputError: If they can't be written, as on a full disk, or nobody reads them.
+        OutputError: If the disk is full, nobody reads, or writing fails otherwise.
     """
     if not lines:
         return
@@ -134,30 +134,30 @@ def answer(*lines: str, end: str = "\n") -> None:
 
 
 def say(*lines: str) -> None:
-    """Prints how it goes, above a progress bar if there is one; one process."""
+    """Prints progress, above a progress bar if there is one; in one process only."""
     if is_writer():
         _try_to_write(lines, sys.stderr if _is_terminal(sys.stderr) else sys.stdout)
 
 
 def warn(*lines: str) -> None:
-    """Prints a warning, beside what a program may read; one process."""
+    """Prints a warning to the standard error; in one process only."""
     if is_writer():
         _try_to_write((f"warning: {lines[0]}", *lines[1:]), sys.stderr)
 
 
 def fail(*lines: str) -> None:
-    """Prints an error; every process its own."""
+    """Prints an error to the standard error, in every process."""
     _try_to_write(lines, sys.stderr)
 
 
 def _try_to_write(lines: tuple[str, ...], file: Any) -> None:
-    if file is None:  # It was closed before the start.
+    if file is None:  # Closed before the start.
         return
     is_known = file in _broken
     try:
         _write(lines, file)
     except OSError as error:
-        # Nobody listens, as after Ctrl-C in `train | tee log`. The run goes on.
+        # The run goes on without a reader, as after Ctrl-C in `train | tee log`.
         if not is_known and file is sys.stdout and error.errno != errno.EPIPE:
             warn(f"can't write the log: {error.strerror}; it ends here.")
 
@@ -174,7 +174,7 @@ def _write(lines: tuple[str, ...], file: Any, end: str = "\n") -> None:
 
 @contextlib.contextmanager
 def _noting_failure(file: Any) -> Iterator[None]:
-    """Gives up a stream that takes nothing: the interpreter's end must not fail."""
+    """Gives up a stream that fails, so that the interpreter's end does not fail too."""
     try:
         yield
     except OSError as error:
@@ -194,12 +194,12 @@ def _is_terminal(file: Any) -> bool:
 def command(name: str, *errors: type[Exception]) -> Callable[..., Any]:
     """Makes a function that returns an exit code the ``main`` of a command.
 
-    An ``OSError`` or one of the errors is printed in one line, and the exit code is 1;
-    after Ctrl-C it is 130.
+    Prints an ``OSError`` or one of ``errors`` in one line and returns 1; returns 130
+    after Ctrl-C.
 
     Args:
-        name: What stands before an error.
-        errors: Whose messages are for the user.
+        name: Printed before an error.
+        errors: Exceptions whose messages are for the user.
     """
 
     def decorate(main: Callable[..., int]) -> Callable[..., int]:
@@ -223,21 +223,21 @@ def command(name: str, *errors: type[Exception]) -> Callable[..., Any]:
 
 
 def _open_closed_streams() -> None:
-    """Opens a standard stream that is closed, before a file of the run gets its number.
+    """Opens closed standard streams, before a file of the run gets their numbers.
 
-    What a library writes to the number 2 would end in that file.
+    Otherwise a library that writes to number 2 would write into that file.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # The lowest number that is free.
+            os.open(os.devnull, os.O_RDWR)  # Takes the lowest free number.
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115, for the whole process
 
 
 def _flush() -> None:
-    """Writes what ``--help`` left in the buffer, for which nobody else would answer."""
+    """Flushes the output of ``--help``, whose failure nobody else would report."""
     if sys.stdout is not None:
         try:
             with _noting_failure(sys.stdout):
@@ -253,9 +253,9 @@ class Progress:
     """A bar over the steps of an epoch on a terminal, plain lines anywhere else.
 
     Args:
-        title: What stands before the bar.
-        total: Steps in all.
-        initial: Steps done before.
+        title: Text before the bar.
+        total: Number of all steps.
+        initial: Number of steps done before.
     """
 
     def __init__(self, title: str, *, total: int, initial: int = 0):
@@ -287,7 +287,7 @@ class Progress:
             self._bar.close()
 
     def advance_to(self, done: int, text: str = "") -> None:
-        """So many steps are done; the text says how it goes."""
+        """Shows that ``done`` steps are done, with a text, like the loss."""
         self._done, self._text = done, text
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
@@ -296,7 +296,7 @@ class Progress:
             self._print()
 
     def _tick(self) -> None:
-        # A chunk of steps may take longer than a reader is patient.
+        # A chunk of steps may outlast a reader's patience.
         while not self._ended.wait(1):
             if time.monotonic() - self._last > _SECONDS_OF_SILENCE:
                 self._print()

@@ -1,7 +1,4 @@
-"""The devices of all processes, and what a function mapped over devices must know.
-
-The one place that maps a step over them.
-"""
+"""The devices of all processes, and the one place that maps a step over them."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -16,26 +13,26 @@ Tree = TypeVar("Tree")
 
 
 class DeviceError(OSError):
-    """JAX has no device to compute on; the message says which was asked for."""
+    """JAX has no device to compute on; the message names the requested platform."""
 
 
 def require_devices() -> None:
-    """Starts JAX's devices, so that what is wrong with them is one line.
+    """Starts JAX's devices, so that a failure is reported in one line.
 
     Raises:
-        DeviceError: If there are none of the platform that is asked for.
+        DeviceError: If the requested platform has no device.
     """
     try:
         jax.devices()
-    # A platform that is unknown, has no plugin or no device: each fails in its own way.
+    # An unknown platform, a missing plugin, no device: each raises another type.
     except (RuntimeError, AssertionError, ValueError) as error:
-        asked: Any = jax.config
+        settings: Any = jax.config
         text = str(error).strip()
         reason = f" ({text.splitlines()[0][:200]})" if text else ""
-        if not asked.jax_platforms:
+        if not settings.jax_platforms:
             raise DeviceError(f"JAX can't start a device{reason}.") from error
         raise DeviceError(
-            f"JAX finds no device of JAX_PLATFORMS={asked.jax_platforms}{reason}. "
+            f"JAX finds no device of JAX_PLATFORMS={settings.jax_platforms}{reason}. "
             "Leave JAX_PLATFORMS out to take what is there, or set it to cpu."
         ) from error
 
@@ -43,16 +40,16 @@ def require_devices() -> None:
 def parallel(step: Callable[..., Any], *, donate: bool = False) -> Any:
     """Maps ``step(state, share)`` over all devices.
 
-    The state is one replicated copy, never stacked; of the shares, each device gets its
-    own along the first axis. The step itself must reduce over ``AXIS`` what it returns:
-    without a ``pmean`` the answer of one device would be taken for that of all.
+    The state is one replicated copy, never stacked; each device gets its own share
+    along the first axis. The step itself must reduce its results over ``AXIS``: without
+    a ``pmean`` one device's answer would be taken for everyone's.
 
     Since JAX 0.8 ``jax.pmap`` is ``jit`` of ``shard_map``.
 
     Args:
         step: A pure function of the state and one device's share of the data.
-        donate: Whether the state's memory is given to the new state. The one passed in
-            can't be used again.
+        donate: Whether the new state takes the memory of the old one, which then can't
+            be used again.
     """
     return jax.pmap(
         step,
@@ -65,21 +62,23 @@ def parallel(step: Callable[..., Any], *, donate: bool = False) -> Any:
 
 
 def replicated() -> NamedSharding:
-    """Where the state lives: the same on each device."""
+    """Returns the sharding of the state: the same on each device."""
     return NamedSharding(_mesh(), PartitionSpec())
 
 
 def sharded() -> NamedSharding:
-    """Where shares live: each on its own device, along the first axis."""
+    """Returns the sharding of shares: each on its own device, along the first axis."""
     return NamedSharding(_mesh(), PartitionSpec(AXIS))
 
 
 def my_shares(array: np.ndarray, *, axis: int = 0) -> np.ndarray:
-    """Splits an axis evenly over all devices; the shares of this process's, first.
+    """Splits an axis evenly over all devices; returns the shares of this process.
+
+    The axis of the devices comes first in the result.
 
     Args:
         array: The same on all processes.
-        axis: Which one; the axis of the devices comes before all others.
+        axis: The axis to split.
     """
     shape, devices = array.shape, _devices()
     split = array.reshape(*shape[:axis], len(devices), -1, *shape[axis + 1 :])
@@ -89,9 +88,9 @@ def my_shares(array: np.ndarray, *, axis: int = 0) -> np.ndarray:
 
 
 def spread(shares: Tree) -> Tree:
-    """Puts the shares of this process's devices beside those of the others.
+    """Joins the shares of this process with the other processes' into global arrays.
 
-    Only a compiled program needs that: a function mapped by ``parallel`` does it.
+    Only a compiled program needs it: a function mapped by ``parallel`` does it itself.
     """
     if jax.process_count() == 1:
         return shares
@@ -105,5 +104,5 @@ def _mesh() -> Mesh:
 
 
 def _devices() -> list[Any]:
-    """Those of a process side by side: the order of JAX's own list is its affair."""
+    """Returns all devices, grouped by process: JAX promises no order."""
     return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))

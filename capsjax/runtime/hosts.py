@@ -1,8 +1,8 @@
 """Several processes, on one host or many, that train one network.
 
 ``jax.distributed`` finds the processes under SLURM, Open MPI, Kubernetes and on TPU
-pods, and XLA adds up their gradients. Here is when that is asked for, which process
-writes, and how all agree on the step to stop after.
+pods, and XLA adds up their gradients. This module starts ``jax.distributed``, picks the
+process that writes, and makes all stop after the same step.
 """
 
 import contextlib
@@ -25,35 +25,34 @@ from jax.experimental import multihost_utils
 
 from capsjax.runtime.interrupt import Interrupt
 
-# Words of the libraries that processes talk through, and of their timeouts.
+# Words in the errors of the libraries that connect processes, and in their timeouts.
 _OF_OTHERS = re.compile(
     "gloo|nccl|coordination|heartbeat|barrier|connection|socket|peer|"
     "UNAVAILABLE|DEADLINE_EXCEEDED",
     re.IGNORECASE,
 )
-
-
-# After so long a process does not wait any more for the others to come.
+# How long a process waits for the others at the start.
 _SECONDS_TO_MEET = 300
 
 
 class HostsError(Exception):
-    """The processes can't be brought together; the message says why."""
+    """The processes can't be brought together; the message names the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Hosts:
-    """How this process finds the others.
+    """The settings by which this process finds the others.
+
+    None leaves an attribute to the scheduler.
 
     Attributes:
         distributed: ``on``, ``off``, or ``auto``: on if an address is given or JAX
-            finds a scheduler (SLURM, Open MPI, Kubernetes, a TPU pod), also one that
-            started a single process.
-        coordinator_address: ``host:port`` of the process 0; the scheduler tells.
-        num_processes: How many there are; the scheduler tells.
-        process_id: Which one this is, from 0; the scheduler tells.
-        heartbeat_seconds: So long after the last sign of life of one process all others
-            are ended.
+            finds a scheduler (SLURM, Open MPI, Kubernetes, a TPU pod), even for a
+            single process.
+        coordinator_address: ``host:port`` of process 0.
+        num_processes: Number of processes.
+        process_id: Number of this process, from 0.
+        heartbeat_seconds: All processes end this long after the last heartbeat of one.
     """
 
     distributed: str = "auto"
@@ -67,36 +66,36 @@ def join(hosts: Hosts) -> None:
     """Meets the other processes, if there are any; before any other use of JAX.
 
     Raises:
-        HostsError: If that is asked for and can't be done.
+        HostsError: If processes are requested and can't be met.
     """
-    told = (hosts.coordinator_address, hosts.num_processes, hosts.process_id)
+    given = (hosts.coordinator_address, hosts.num_processes, hosts.process_id)
     if hosts.distributed == "off":
-        if any(value is not None for value in told):
+        if any(value is not None for value in given):
             raise HostsError(
                 "--distributed=off, but --coordinator_address, --num_processes or "
                 "--process_id is given."
             )
         return
-    if 0 < told.count(None) < len(told):
+    if 0 < given.count(None) < len(given):
         raise HostsError(
             "--coordinator_address, --num_processes and --process_id go together: give "
-            "all of them, or none where a scheduler tells."
+            "all of them, or none under a scheduler."
         )
     _check(hosts)
     try:
         with _limited_wait(hosts):
             jax.distributed.initialize(
-                *told,
+                *given,
                 heartbeat_timeout_seconds=hosts.heartbeat_seconds,
                 initialization_timeout=_SECONDS_TO_MEET + 60,
             )
-    except Exception as error:  # Of what a scheduler says, anything may be missing.
+    except Exception as error:  # A scheduler's variables may be missing in any way.
         is_alone = "coordinator_address should be defined" in str(error)
         if is_alone and hosts.distributed == "auto":
             return
         cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise HostsError(
-            "there is no scheduler here that tells of other processes; give "
+            "there is no scheduler here that names the other processes; give "
             "--coordinator_address, --num_processes and --process_id."
             if is_alone
             else f"can't meet the other processes ({cause}). If there are none, give "
@@ -108,7 +107,7 @@ def join(hosts: Hosts) -> None:
 
 @contextlib.contextmanager
 def _limited_wait(hosts: Hosts) -> Iterator[None]:
-    """Ends the process in one line when the others do not come; JAX would abort it."""
+    """Ends the process in one line if the others do not come; JAX would abort it."""
 
     def give_up() -> None:
         where = hosts.coordinator_address or "the scheduler's address"
@@ -118,7 +117,7 @@ def _limited_wait(hosts: Hosts) -> Iterator[None]:
             file=sys.stderr,
             flush=True,
         )
-        os._exit(2)  # JAX waits in C++, where no exception gets.
+        os._exit(2)  # JAX waits in C++, which no exception reaches.
 
     timer = threading.Timer(_SECONDS_TO_MEET, give_up)
     timer.daemon = True
@@ -130,15 +129,14 @@ def _limited_wait(hosts: Hosts) -> Iterator[None]:
 
 
 def _name_this_host() -> None:
-    """Lets processes on other hosts find this one, between whose CPUs Gloo adds up.
+    """Lets Gloo, which adds up across CPUs, reach this process from other hosts.
 
-    Gloo tells them the address of the host's own name, which on many systems is a
-    loopback address. Then they are told the address from which the coordinator is
-    reached.
+    Gloo publishes the address of the host's own name, on many systems a loopback
+    address. If so, this publishes the address that reaches the coordinator instead.
     """
     if not _is_loopback(socket.gethostname()):
         return
-    # JAX has no setting for it. Where it has moved, ``advice`` is what is left.
+    # JAX has no setting for it. If its private module moves, ``advice`` remains.
     with contextlib.suppress(ImportError, AttributeError):
         from jax._src import distributed, lib
 
@@ -165,19 +163,19 @@ def _own_address(coordinator_address: str) -> str | None:
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether a name is of this host alone, or of none."""
+    """Returns whether a name resolves to this host alone, or not at all."""
     try:
         known = socket.getaddrinfo(host, None)
-        return all(ipaddress.ip_address(told[4][0]).is_loopback for told in known)
+        return all(ipaddress.ip_address(entry[4][0]).is_loopback for entry in known)
     except (OSError, ValueError):
         return True
 
 
 def advice(coordinator_address: str | None) -> str:
-    """What keeps other hosts from reaching this one, and what to do; or nothing.
+    """Returns why other hosts can't reach this one and what to do; "" if they can.
 
     Args:
-        coordinator_address: As it was given; None if a scheduler tells it.
+        coordinator_address: The flag's value; None under a scheduler.
     """
     name = socket.gethostname()
     host = (coordinator_address or "").rpartition(":")[0].strip("[]")
@@ -186,9 +184,9 @@ def advice(coordinator_address: str | None) -> str:
     elif not host and _is_loopback(name):
         host, what = name, f"the name of this host, {name},"
     else:
-        return ""  # ``_name_this_host`` has seen to it.
+        return ""  # ``_name_this_host`` took care of it.
     return (
-        f" Here {what} is {_address(host)}, which only this host can reach: where "
+        f" Here {what} is {_address(host)}, which only this host can reach: if "
         "there are several, give all of them --coordinator_address with an address "
         "that the others can reach, as 10.0.0.1:1234."
     )
@@ -215,24 +213,24 @@ def _check(hosts: Hosts) -> None:
 
 
 def is_writer() -> bool:
-    """Whether this process writes metrics, results and figures, and talks: only one."""
+    """Returns True in the one process that writes files and prints."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def wait_for_all(what: str) -> None:
-    """Returns once every process has come to this point."""
+    """Returns once every process has reached this point."""
     if jax.distributed.is_initialized():
         multihost_utils.sync_global_devices(what)
 
 
 def require_same(values: Mapping[str, Any]) -> None:
-    """Refuses processes that are not of one run: they would diverge, or wait forever.
+    """Refuses processes that belong to different runs: they would diverge or hang.
 
     Args:
-        values: What must be the same on all processes, by what it is called.
+        values: Values that must agree on all processes, by name.
 
     Raises:
-        HostsError: Naming what differs, on every process.
+        HostsError: On every process, with the names of the values that differ.
     """
     if not jax.distributed.is_initialized():
         return
@@ -250,7 +248,7 @@ def require_same(values: Mapping[str, Any]) -> None:
 
 
 def may_be_of_another(error: Exception) -> bool:
-    """Whether an error of the device program may come of a process that has gone."""
+    """Returns whether a lost process may have caused an error of the device program."""
     return _OF_OTHERS.search(str(error)) is not None
 
 
@@ -258,15 +256,14 @@ def agree_to_stop(interrupt: Interrupt, turn: int) -> None:
     """Lets a signal count only once all processes can stop after the same steps.
 
     Args:
-        interrupt: What this process was told; ``interrupt.signal`` is set when all
-            stop, and not before.
-        turn: How often this was called, by every process alike.
+        interrupt: Signals of this process; ``interrupt.signal`` is set once all stop.
+        turn: Number of earlier calls, equal in every process.
     """
     if not jax.distributed.is_initialized():
         interrupt.signal = interrupt.noted
         return
     if interrupt.noted is not None and not interrupt.is_passed_on:
-        # JAX has a handler of its own for this one, which tells the others.
+        # JAX's own handler of SIGTERM passes it on to the other processes.
         interrupt.is_passed_on = True
         os.kill(os.getpid(), signal.SIGTERM)
     if multihost_utils.reached_preemption_sync_point(turn):

@@ -1,4 +1,4 @@
-"""Stopping when asked: a signal is noted, and the run ends at the next whole chunk."""
+"""Stops on signals: the first is noted, and the run ends after the current chunk."""
 
 import contextlib
 import os
@@ -11,12 +11,12 @@ from collections.abc import Iterator
 
 
 class Interrupt:
-    """Whether, and by which signal, the run was asked to stop.
+    """The signal that stops the run, if one came.
 
     Attributes:
         noted: The first signal that came.
-        signal: The signal after which the run stops, once it can.
-        is_passed_on: Whether other processes were told.
+        signal: The signal that stops the run, set once all processes can stop.
+        is_passed_on: Whether the other processes were notified.
     """
 
     def __init__(self):
@@ -26,11 +26,10 @@ class Interrupt:
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop, and has saved what it had.
+    """A signal stopped the run, which has saved its state.
 
     Attributes:
-        exit_code: What a shell expects of a process that the signal ended: 130 for
-            Ctrl-C.
+        exit_code: The code that shells expect after the signal: 130 for Ctrl-C.
     """
 
     def __init__(self, number: signal.Signals):
@@ -44,16 +43,16 @@ def noticed(
 ) -> Iterator[Interrupt]:
     """Notes the first of the signals; a SIGINT (Ctrl-C) after it stops at once.
 
-    A SIGTERM after it is ignored: schedulers send several, and then SIGKILL. Outside
-    the main thread, where Python allows no signal handlers, nothing is noted.
+    A later SIGTERM is ignored: schedulers send several, and then SIGKILL. Nothing is
+    noted outside the main thread, where Python allows no signal handlers.
 
     Args:
         signals: By default SIGINT, SIGTERM and, where the system has it, SIGHUP, which
-            comes when the terminal is closed. A SIGHUP that is ignored stays so, as
-            after ``nohup``.
-        may_exit: Whether the second SIGINT ends the process, also in the middle of a
-            compilation: for commands. Elsewhere, as in a notebook, it raises
-            ``KeyboardInterrupt`` as soon as Python can.
+            comes when the terminal is closed. An ignored SIGHUP stays ignored, as after
+            ``nohup``.
+        may_exit: Whether the second SIGINT ends the process, even during a compilation:
+            for commands. Otherwise, as in a notebook, it raises ``KeyboardInterrupt``
+            as soon as Python can.
     """
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():
@@ -67,8 +66,8 @@ def noticed(
         for number in signals
         if number != hangup or signal.getsignal(number) != signal.SIG_IGN
     )
-    # How many came, as seen by the handler and by the watcher: while a device program
-    # runs, the handler waits, and sees several as one.
+    # Counts of signals, by the handler and by the watcher: while a device program runs,
+    # the handler waits, and sees several as one.
     handled = watched = raised = 0
 
     def note(number: int) -> None:
@@ -79,18 +78,18 @@ def noticed(
         nonlocal handled, raised
         handled += 1
         note(number)
-        # Several that came before it could run are handled as one, and watched as many.
+        # Signals that came before it could run are handled as one, but watched singly.
         for _ in range(100):
             if not select.select([reader], [], [], 0)[0]:
                 break
             time.sleep(0.001)
         is_repeated = max(handled, watched) > 1 + raised
         if is_repeated and number == signal.SIGINT and not may_exit:
-            raised += 1  # By one that is handled on its own later, not once more.
+            raised += 1  # The next one that is handled must not raise for this one.
             raise KeyboardInterrupt
 
-    # Python's handlers wait until a compilation or a device program returns. The number
-    # of the signal is written to a socket at once, where a thread reads it.
+    # Python's handlers wait until a compilation or a device program returns. But the
+    # signal's number is written to a socket at once, where a thread reads it.
     reader, writer = socket.socketpair()
     writer.settimeout(0.0)
     before = {number: signal.signal(number, handle) for number in signals}
@@ -101,16 +100,15 @@ def noticed(
         while byte := reader.recv(1, socket.MSG_PEEK):
             number = byte[0]
             watched += number in signals
-            reader.recv(1)  # What is no longer there is counted.
+            reader.recv(1)  # Only after counting: an empty socket means all counted.
             if number not in signals:
                 continue
             if watched == 1:
                 note(number)
-                _tell("stopping after these steps; Ctrl-C to stop at once")
+                _announce("stopping after these steps; Ctrl-C to stop at once")
             elif number == signal.SIGINT and may_exit:
-                # What is on disk was written aside and renamed, or is cleared away
-                # later.
-                _tell("stopped")
+                # Files on disk were written aside and renamed, or are cleared later.
+                _announce("stopped")
                 os._exit(128 + number)
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -126,7 +124,7 @@ def noticed(
         reader.close()
 
 
-def _tell(text: str) -> None:
+def _announce(text: str) -> None:
     # A pipe's other end may have died of the same Ctrl-C.
     with contextlib.suppress(OSError):
         os.write(2, f"\n{text}\n".encode())

@@ -5,12 +5,12 @@ import pathlib
 
 
 def expanded(path: str | os.PathLike[str]) -> pathlib.Path:
-    """A path with ``~`` and ``~user`` replaced by the home folder.
+    """Replaces ``~`` and ``~user`` by the home folder.
 
-    A shell does that only where a word begins: not in ``--workdir=~/run``.
+    A shell does so only at the beginning of a word: not in ``--workdir=~/run``.
 
     Args:
-        path: As the user spelt it. ``~name`` stays if there is no user of that name.
+        path: The path as the user wrote it. ``~name`` stays if no user has that name.
 
     Raises:
         FileNotFoundError: If there is no home folder for ``~``.
@@ -25,8 +25,8 @@ def expanded(path: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def cache_folder() -> pathlib.Path:
-    """Where downloads and compiled programs are kept: ``~/.cache/capsjax``.
+    """Returns the folder of downloads and compiled programs: ``~/.cache/capsjax``.
 
-    ``$XDG_CACHE_HOME`` names another folder than ``~/.cache``.
+    ``$XDG_CACHE_HOME`` replaces ``~/.cache``.
     """
     return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "capsjax"

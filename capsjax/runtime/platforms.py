@@ -1,8 +1,8 @@
-"""What is fast on each kind of device: the one table of sizes and forms by platform.
+"""The one table of the sizes and forms that are fast, by platform.
 
-What a program computes in another way on each platform is chosen when the program is
-lowered, not when it is traced (:func:`by_platform`), so that what is exported for a GPU
-on a machine without one takes the GPU's row. docs/performance.md has the measurements.
+A row is chosen when a program is lowered, not when it is traced (:func:`by_platform`),
+so that an export for a GPU takes the GPU's row on a machine without one.
+docs/performance.md has the measurements.
 """
 
 import functools
@@ -14,26 +14,25 @@ from jax import export, lax
 
 
 class Platform(NamedTuple):
-    """How to compute, and how to divide the work, on one kind of device.
+    """The fast ways to compute, and to divide the work, on one kind of device.
 
     Attributes:
         steps_per_dispatch: The most training steps in one call of the device program,
-            where the config leaves the number to the platform.
-        calls_ahead: Calls that are started before the outcome of an earlier one is
-            read.
-        largest_held_data_bytes: Training images of at most so many bytes lie on the
+            if the config leaves the number to the platform.
+        calls_ahead: Calls that start before the outcome of an earlier one is read.
+        largest_held_data_bytes: The most bytes of training images that lie on the
             device.
         slices_sums: Whether sums over any axis but the last are chains of slices, and
-            shared results stand behind a branch, as XLA:CPU needs it to be fast.
-        block_bytes: The bytes of votes that votes-free routing makes at a time, about.
-        largest_block: The most input capsules of a block.
-        smallest_votes_free_batch: Fewer examples than these are routed by their votes,
+            shared results stand behind a branch: XLA:CPU is fast only so.
+        block_bytes: About the bytes of votes that votes-free routing makes at a time.
+        largest_block: The most input capsules in a block.
+        smallest_votes_free_batch: Fewer examples than these are routed by held votes,
             as the batch is the vector axis of votes-free routing.
-        largest_held_votes_bytes: Votes that take more are never held.
-        has_fast_convolution: Whether XLA's own convolution is fast, in its gradient
-            too; otherwise :mod:`capsjax.kernels.convolution` chooses a form by shape.
-        fewest_convolved_channels: Where it is fast, images of fewer channels are cut
-            into patches all the same.
+        largest_held_votes_bytes: The most bytes of votes that are ever held.
+        has_fast_convolution: Whether XLA's own convolution and its gradient are fast;
+            otherwise :mod:`capsjax.kernels.convolution` chooses a form by shape.
+        fewest_convolved_channels: Images with fewer channels are cut into patches even
+            if the convolution is fast.
     """
 
     steps_per_dispatch: int
@@ -50,12 +49,12 @@ class Platform(NamedTuple):
     def routing_form(
         self, num_examples: Any, votes_bytes: Any
     ) -> Literal["votes", "votes_free"]:
-        """Chooses how capsules are routed: by votes that are held, or block by block.
+        """Chooses whether routing holds all votes, or makes them block by block.
 
         Args:
-            num_examples: Examples in the batch. If ``jax.export`` leaves the number
-                open, the votes are held.
-            votes_bytes: What the votes of all of them would take.
+            num_examples: Examples in the batch. The votes are held if ``jax.export``
+                leaves the number open.
+            votes_bytes: Bytes of the whole batch's votes.
         """
         if export.is_symbolic_dim(num_examples):
             return "votes"
@@ -65,8 +64,8 @@ class Platform(NamedTuple):
 
 
 _CPU = Platform(
-    # Eleven steps of the paper's network in one call are 1.2 times as fast as one by
-    # one (docs/performance.md), and end soon enough to stop: after four seconds.
+    # Eleven steps of the paper's network in one call are 1.2 times as fast as single
+    # steps (docs/performance.md), and end soon enough to stop: after four seconds.
     steps_per_dispatch=11,
     calls_ahead=0,
     largest_held_data_bytes=0,
@@ -76,14 +75,13 @@ _CPU = Platform(
     slices_sums=True,
     block_bytes=2**18,
     largest_block=32,
-    # A vector of 16 numbers. The votes of fewer examples are no more than twice the
-    # weights where capsules have 8 components, so there is no need of a limit.
+    # A vector of 16 numbers. The votes of fewer examples take at most twice the memory
+    # of the weights if capsules have 8 components, so no limit is needed.
     smallest_votes_free_batch=16,
     largest_held_votes_bytes=sys.maxsize,
     has_fast_convolution=False,
 )
-# Measured on an H100 only, and there only in part. A call of a few hundred steps takes
-# about a second.
+# Measured only on an H100, and only in part. A few hundred steps take about a second.
 _ACCELERATOR = Platform(
     steps_per_dispatch=256,
     calls_ahead=1,
@@ -107,12 +105,12 @@ PLATFORMS: Mapping[str, Platform] = {
 
 
 def platform(name: str) -> Platform:
-    """Returns the row of a platform of JAX's: ``cpu``, ``cuda``, ``gpu``, ``tpu``."""
+    """Returns the row of a JAX platform: ``cpu``, ``cuda``, ``gpu``, ``tpu``."""
     return PLATFORMS.get("cuda" if name == "gpu" else name, _ACCELERATOR)
 
 
 def by_platform(function: Callable[..., Any], *operands: Any) -> Any:
-    """Calls ``function(*operands, platform=row)`` with the row of where it will run."""
+    """Calls ``function(*operands, platform=row)`` with the row of its later device."""
     rows = {name: platform(name) for name in PLATFORMS} | {"default": _ACCELERATOR}
     each = {row: functools.partial(function, platform=row) for row in rows.values()}
     branches = {name: each[row] for name, row in rows.items()}

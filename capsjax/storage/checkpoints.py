@@ -1,9 +1,9 @@
-"""Saving and restoring the state of a run; the only file that knows Orbax.
+"""Saves and restores the state of a run; the only file that knows Orbax.
 
-Kept are the two latest checkpoints, of which a run goes on from the newer, and the best
-by validation loss, which is its result. A checkpoint is used whole or not at all: with
-every step goes a record of its leaves, their types, shapes and checksums, sealed by a
-checksum of its own. Where a step is damaged, the next one takes its place.
+The two latest checkpoints are kept, to go on from the newer, and the best by validation
+loss, the run's result. A checkpoint is used whole or not at all: each step has a record
+of its leaves, their types, shapes and checksums, sealed by another checksum. The next
+step takes the place of a damaged one.
 """
 
 import contextlib
@@ -32,12 +32,12 @@ from capsjax.runtime.hosts import is_writer, require_same, wait_for_all
 State = TypeVar("State")
 
 _NUM_LATEST = 2
-# So long may it take the run that trains to delete a step from under a reader.
+# The training run may take this long to delete a step from under a reader.
 _SECONDS_TO_DELETE = 0.2
 _STEP = re.compile("0|[1-9][0-9]*", re.ASCII)
-# A save that was killed, or a step that was being deleted.
+# A killed save, or a half-deleted step.
 _LEFT_OVER = re.compile(r"[0-9]+\.(deleted|orbax-checkpoint-tmp.*)", re.ASCII)
-# With these a file can be whole: they are of the disk, the memory, the rights, now.
+# Errors of disk, memory or permissions, which may pass: the file can be whole.
 _PASSING = {
     *(errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM),
     *(errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT),
@@ -45,20 +45,20 @@ _PASSING = {
 
 
 class CheckpointError(Exception):
-    """A checkpoint can't be read or written; the message says which and why."""
+    """A checkpoint can't be read or written; the message names it and the reason."""
 
 
 class DamagedCheckpointError(CheckpointError):
-    """A checkpoint is not what was saved; another step may be."""
+    """A checkpoint differs from the saved state; another step may be whole."""
 
 
 class _Save(NamedTuple):
     """A save that runs in the background.
 
     Attributes:
-        step: The step that is saved.
+        step: The step being saved.
         response: Orbax's handle.
-        obsolete: The steps that are deleted once this one is on disk.
+        obsolete: The steps to delete once this one is on disk.
     """
 
     step: int
@@ -70,7 +70,7 @@ class Checkpoints(Generic[State]):
     """The checkpoints of one run.
 
     Args:
-        folder: Where they are; made if it is not there and may be written.
+        folder: Their folder; made if it does not exist, unless ``read_only``.
         read_only: Whether another process may be saving there.
 
     Raises:
@@ -78,8 +78,7 @@ class Checkpoints(Generic[State]):
     """
 
     def __init__(self, folder: pathlib.Path, *, read_only: bool = False):
-        # Its notes on every save are for Orbax's developers, and what it finds damaged
-        # is told here.
+        # Silences Orbax's log, made for its developers; this file reports damage.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         _hush_abandoned_reads()
         self._folder, self._read_only = folder.absolute(), read_only
@@ -96,7 +95,7 @@ class Checkpoints(Generic[State]):
         self._list_steps()
 
     def _clear_away(self) -> None:
-        """Makes the folder and deletes what a killed process left half made."""
+        """Makes the folder and deletes a killed process's leftovers."""
         if is_writer():
             self._folder.mkdir(parents=True, exist_ok=True)
             for path in self._folder.iterdir():
@@ -105,7 +104,7 @@ class Checkpoints(Generic[State]):
         wait_for_all("the folder of checkpoints is clear")
 
     def _list_steps(self) -> None:
-        """Reads from disk which steps there are and how each was validated."""
+        """Reads the steps and their validation from disk."""
         try:
             names = [path.name for path in self._folder.iterdir() if path.is_dir()]
         except FileNotFoundError:
@@ -123,27 +122,27 @@ class Checkpoints(Generic[State]):
 
     @property
     def steps(self) -> list[int]:
-        """The steps at which there is a checkpoint or one is being saved, in order."""
+        """The steps of all checkpoints, including one being saved, in order."""
         return sorted(self._steps)
 
     @property
     def latest(self) -> int | None:
-        """The last step saved, if any."""
+        """The last saved step, if any."""
         return max(self._steps, default=None)
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """Step and validation loss of the best, if one was validated."""
+        """Step and validation loss of the best checkpoint, if one was validated."""
         step = self._best(self._steps)
         return None if step is None else (step, self._losses[step])
 
     def _best(self, steps: Iterable[int]) -> int | None:
-        """The step of the smallest loss; of equal ones the later."""
+        """Returns the step with the smallest loss, the later of equal ones."""
         validated = [step for step in steps if step in self._losses]
         return min(validated, key=lambda k: (self._losses[k], -k), default=None)
 
     def accuracy(self, step: int) -> float | None:
-        """The validation accuracy of a step that was saved, if it was validated."""
+        """Returns the validation accuracy of a saved step, if it was validated."""
         return self._accuracies.get(step)
 
     def save(
@@ -159,7 +158,7 @@ class Checkpoints(Generic[State]):
         Args:
             step: Optimizer steps done.
             state: A pytree of arrays.
-            loss: The validation loss; None if there was no validation at this step.
+            loss: The validation loss; None if this step was not validated.
             accuracy: The validation accuracy, likewise.
 
         Raises:
@@ -172,13 +171,13 @@ class Checkpoints(Generic[State]):
             leaves[name]["crc32"] = checksum
         validated = {"loss": loss, "accuracy": accuracy}
         record: Any = {"step": step, **validated, "leaves": leaves}
-        if step in self._steps and is_writer():  # A damaged one is made again.
+        if step in self._steps and is_writer():  # A damaged step is saved again.
             self._delete(step)
         self._unknown.discard(step)
         self._note(step, loss, accuracy)
         context = ocp.Context()
-        # A folder that can't be made is an error here; in the background Orbax's other
-        # threads would wait for it.
+        # Makes folders here, where a failure is an error; in the background Orbax's
+        # other threads would wait for them.
         context.async_options.create_directories_asynchronously = False
         try:
             with context:
@@ -202,19 +201,19 @@ class Checkpoints(Generic[State]):
     def restore_latest(
         self, like: State, *, partly: bool = False
     ) -> tuple[int, State] | None:
-        """The newest whole checkpoint: its step and state; None if there is none yet.
+        """Reads step and state of the newest whole checkpoint; None if there is none.
 
-        Damaged ones are told in a line each and, unless ``read_only``, set aside under
-        the name ``damaged-<step>``.
+        Prints a line for each damaged one and, unless ``read_only``, renames it to
+        ``damaged-<step>``.
 
         Args:
-            like: A pytree of arrays or ``jax.ShapeDtypeStruct`` of the same form; the
-                result goes to the devices that it names.
-            partly: Whether ``like`` may have fewer leaves than what was saved.
+            like: A pytree of arrays or ``jax.ShapeDtypeStruct`` with the same form; the
+                result goes to its devices.
+            partly: Whether ``like`` may have fewer leaves than the saved state.
 
         Raises:
             CheckpointError: If all are damaged, or one can't be read now, or is whole
-                and of another form.
+                but has another form.
             HostsError: If another process has read another step.
         """
         return self._first_whole(lambda step: -step, like, partly=partly)
@@ -222,14 +221,14 @@ class Checkpoints(Generic[State]):
     def restore_best(
         self, like: Any, *, partly: bool = False
     ) -> tuple[int, Any] | None:
-        """The best whole checkpoint by validation loss, else the newest.
+        """Reads the best whole checkpoint by validation loss, else the newest.
 
-        As ``restore_latest`` otherwise. With ``partly``, what is not read need not be
+        Otherwise like ``restore_latest``. With ``partly``, unread leaves need not be
         whole.
 
         Raises:
             CheckpointError: If all are damaged, or one can't be read now, or is whole
-                and of another form.
+                but has another form.
             HostsError: If another process has read another step.
         """
 
@@ -269,10 +268,10 @@ class Checkpoints(Generic[State]):
 
     def _require_same(self, step: int) -> None:
         if not self._read_only:
-            require_same({"the step that they go on from": step})
+            require_same({"the step to go on from": step})
 
     def _is_gone(self, step: int) -> bool:
-        """Whether the run that saves here has deleted it, file by file, meanwhile."""
+        """Returns whether the training run deletes the step, file by file."""
         deadline = time.monotonic() + _SECONDS_TO_DELETE
         while (self._folder / str(step)).exists():
             if time.monotonic() > deadline:
@@ -284,8 +283,8 @@ class Checkpoints(Generic[State]):
         """Reads the state of one step; see ``restore_latest``.
 
         Raises:
-            DamagedCheckpointError: If it is not what was saved.
-            CheckpointError: If it is of another form, or can't be read now.
+            DamagedCheckpointError: If it differs from the saved state.
+            CheckpointError: If it has another form, or can't be read now.
         """
         leaves = self._record(step)["leaves"]
         wanted = _described(like)
@@ -317,11 +316,11 @@ class Checkpoints(Generic[State]):
             raise failure
         for name, checksum in _checksums(state).items():
             if checksum != leaves[name]["crc32"]:
-                raise _damaged(step, f"the numbers of {name} are not those saved")
+                raise _damaged(step, f"the numbers of {name} are not the saved ones")
         return state
 
     def _record(self, step: int) -> Any:
-        """What was written down about a step: its leaves and its validation."""
+        """Reads the record of a step: its leaves and its validation."""
         committed = self._folder / str(step) / "commit_success.txt"
         try:
             if not committed.is_file():
@@ -335,7 +334,7 @@ class Checkpoints(Generic[State]):
         return record
 
     def _set_aside(self, steps: Iterable[int]) -> None:
-        """Takes damaged steps out of the way of what is saved next, for inspection."""
+        """Renames damaged steps, for inspection, to make way for the next saves."""
         if self._read_only or not (steps := list(steps)):
             return
         for step in steps if is_writer() else ():
@@ -349,10 +348,10 @@ class Checkpoints(Generic[State]):
         self._list_steps()
 
     def check(self) -> None:
-        """Notices, without waiting, whether a save has failed.
+        """Raises the error of a failed save, without waiting for a running one.
 
         Raises:
-            CheckpointError: If it can't be written; the message names the step.
+            CheckpointError: If the save failed; the message names the step.
         """
         with contextlib.suppress(TimeoutError):
             self._finish(timeout=0.0)
@@ -361,18 +360,18 @@ class Checkpoints(Generic[State]):
         """Waits until everything is on disk.
 
         Raises:
-            CheckpointError: If it can't be written; the message names the step.
+            CheckpointError: If the save failed; the message names the step.
         """
         self._finish(timeout=None)
 
     close = wait
 
     def _finish(self, *, timeout: float | None) -> None:
-        """Ends the save in the background, and deletes what it makes obsolete.
+        """Ends the save in the background, and deletes the steps it makes obsolete.
 
         Raises:
-            TimeoutError: If it takes longer.
-            CheckpointError: If it can't be written.
+            TimeoutError: If the save takes longer.
+            CheckpointError: If the save failed.
         """
         if (save := self._saving) is None:
             return
@@ -389,11 +388,11 @@ class Checkpoints(Generic[State]):
 
     def _unsaved(self, step: int, error: Exception) -> CheckpointError:
         with contextlib.suppress(CheckpointError):
-            self._list_steps()  # What was to be deleted is still there.
+            self._list_steps()  # The obsolete steps still exist.
         return _explained(f"can't save step {step}", error)
 
     def _delete(self, step: int) -> None:
-        """Deletes a step, which is not a step any more from the first moment on."""
+        """Deletes a step; renames it first, so that it stops being one at once."""
         path = self._folder / str(step)
         aside = path.with_suffix(".deleted")
         try:
@@ -401,7 +400,7 @@ class Checkpoints(Generic[State]):
             path.rename(aside)
         except OSError as error:
             warn(f"can't delete the checkpoint of step {step} ({_cause(error)}).")
-        # What stays, as a reader holds it on a network's disk, goes at the next start.
+        # Files that a reader holds on a network disk are deleted at the next start.
         shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -437,7 +436,7 @@ def _seal(record: Any) -> int:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Orbax hides the reason at the end of a chain of causes."""
+    """Yields the chain of causes, at whose end Orbax hides the reason."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
@@ -452,27 +451,26 @@ def _cause(error: BaseException) -> str:
 
 
 def _hush_abandoned_reads() -> None:
-    """When one array can't be read, Orbax abandons the reading of the others.
+    """Silences the reads that Orbax abandons when one array can't be read.
 
-    What becomes of these would be printed by the interpreter, a traceback for each, at
-    any later time.
+    Otherwise the interpreter would print a traceback for each at any later time.
     """
     logger = logging.getLogger("asyncio")
-    if _is_told not in logger.filters:
-        logger.addFilter(_is_told)
+    if _is_wanted not in logger.filters:
+        logger.addFilter(_is_wanted)
         before = sys.unraisablehook
-        sys.unraisablehook = lambda told: _is_abandoned(told) or before(told)
+        sys.unraisablehook = lambda failure: _is_abandoned(failure) or before(failure)
 
 
-def _is_told(record: logging.LogRecord) -> bool:
+def _is_wanted(record: logging.LogRecord) -> bool:
     return "never retrieved" not in record.getMessage()
 
 
-def _is_abandoned(told: Any) -> bool:
-    code = getattr(told.object, "cr_code", None)
+def _is_abandoned(failure: Any) -> bool:
+    code = getattr(failure.object, "cr_code", None)
     return "orbax" in getattr(code, "co_filename", "") or (
-        isinstance(told.exc_value, RuntimeError)
-        and "Event loop is closed" in str(told.exc_value)
+        isinstance(failure.exc_value, RuntimeError)
+        and "Event loop is closed" in str(failure.exc_value)
     )
 
 
@@ -481,7 +479,7 @@ def _explained(what: str, error: BaseException) -> CheckpointError:
 
 
 def _unread(step: int, error: BaseException) -> CheckpointError:
-    """Not all that can't be read is damaged."""
+    """Returns the error of a read: passing, or damage."""
     if reason := next(filter(None, map(_passing, _chain(error))), ""):
         return CheckpointError(
             f"can't read the checkpoint of step {step} now ({reason}); it may be "
@@ -491,7 +489,7 @@ def _unread(step: int, error: BaseException) -> CheckpointError:
 
 
 def _passing(error: BaseException) -> str:
-    """Why a whole checkpoint may be read later and not now; empty if it is not that."""
+    """Returns the reason if an error may pass, so that the file can be whole, or ""."""
     number = _number(error) or getattr(error, "errno", None)
     is_out_of_memory = str(error).startswith("RESOURCE_EXHAUSTED") and number is None
     if isinstance(error, MemoryError) or is_out_of_memory:
@@ -500,9 +498,9 @@ def _passing(error: BaseException) -> str:
 
 
 def _number(error: BaseException) -> int | None:
-    """The system's number of an error, in TensorStore's ways of now and of before."""
-    told = re.search(r"\[(?:OS error |os_error_code=')(\d+)", str(error))
-    return int(told[1]) if told else None
+    """Finds the system's error number in TensorStore's present and former messages."""
+    found = re.search(r"\[(?:OS error |os_error_code=')(\d+)", str(error))
+    return int(found[1]) if found else None
 
 
 def _damaged(step: int, cause: str) -> DamagedCheckpointError:

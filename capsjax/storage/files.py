@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Writes files whole or not at all."""
 
 import contextlib
 import json
@@ -8,11 +8,11 @@ import secrets
 from collections.abc import Iterator
 from typing import Any
 
-ASIDE = ".aside"  # How the names of files end that are not yet whole.
+ASIDE = ".aside"  # Suffix of files that are not yet whole.
 
 
 class WorkdirError(Exception):
-    """A work directory can't be used for this run; the message says what to do."""
+    """A work directory can't be used for this run; the message names the remedy."""
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -21,7 +21,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """As ``write_bytes``."""
+    """Writes a text file as ``write_bytes`` does."""
     write_bytes(path, text.encode())
 
 
@@ -34,7 +34,7 @@ def write_bytes(path: pathlib.Path, data: bytes) -> None:
     aside = None
     with writing(path):
         try:
-            # Not tempfile's, whose files are for the user alone whatever the umask.
+            # Not tempfile, whose files are private to the user whatever the umask.
             aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}{ASIDE}")
             with open(aside, "xb") as file:
                 file.write(data)
@@ -50,7 +50,7 @@ def write_bytes(path: pathlib.Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[None]:
-    """Tells what can't be written, and why, in the words of a ``WorkdirError``."""
+    """Turns an ``OSError`` into a ``WorkdirError`` that names the file and reason."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The metrics of a run: one JSON object a line."""
+"""Writes the metrics of a run: one JSON object a line."""
 
 import contextlib
 import json
@@ -15,17 +15,17 @@ from capsjax.storage.files import write_text, writing
 
 
 class MetricWriter:
-    """Appends one JSON object a line to a file; to TensorBoard too, if asked.
+    """Appends one JSON object a line to a file, and to TensorBoard on request.
 
     A line has ``kind`` (train, validation or test), ``step`` (optimizer steps done),
-    ``epoch`` (of that step, from 1), ``images_per_second`` and the metrics, means over
-    images: ``loss``, ``accuracy`` (0 to 1) and, as far as the network and the data have
-    them, the others of :class:`capsjax.training.objective.Metrics`.
+    ``epoch`` (the step's, from 1), ``images_per_second`` and the metrics, means over
+    images: ``loss``, ``accuracy`` (0 to 1) and, if the network and the data have them,
+    the others in :class:`capsjax.training.objective.Metrics`.
 
     Args:
         path: The file; None to write nothing.
-        step: The run goes on from here: lines of later steps are dropped, and those of
-            tests, which are made again at its end.
+        step: The step from which the run goes on. Lines of later steps are dropped, and
+            lines of tests, which are made again at the end.
         tensorboard: A folder for TensorBoard's event files, or None.
 
     Raises:
@@ -49,7 +49,7 @@ class MetricWriter:
                     if _is_kept(line, step)
                 ]
                 write_text(path, "".join(f"{line}\n" for line in kept))
-            # Without a buffer, so that nothing is left to be written later.
+            # Unbuffered, so that nothing is left to write later.
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115, for the run
 
     def write(self, kind: str, *, step: int, epoch: int, **metrics: float) -> None:
@@ -64,7 +64,7 @@ class MetricWriter:
             self._draw(lambda: events.add(named, step))
 
     def _append(self, data: bytes) -> None:
-        """Whole or not at all: on a full disk only the first half would fit."""
+        """Appends all or nothing: on a full disk only the first half would fit."""
         end = os.fstat(self._file.fileno()).st_size
         try:
             while data:
@@ -82,9 +82,9 @@ class MetricWriter:
             self._draw(self._events.close)
 
     def _draw(self, write: Callable[[], None]) -> None:
-        """Writes for TensorBoard; once that fails, warns and gives it up.
+        """Writes for TensorBoard; warns and gives up at the first failure.
 
-        The same numbers are in the file of metrics, without which a run stops.
+        The metrics file has the same numbers, and its failure stops the run.
         """
         try:
             write()
@@ -102,15 +102,15 @@ class MetricWriter:
 class _Events:
     """An event file of TensorBoard.
 
-    ``tensorboardX.SummaryWriter`` writes in a thread, where an error is a traceback,
-    and what is written after it waits forever.
+    ``tensorboardX.SummaryWriter`` writes in a thread, where an error prints a
+    traceback, and later writes wait forever.
 
     Args:
-        folder: For the file.
-        purge_step: From this step on, what earlier files hold is hidden.
+        folder: Folder of the file.
+        purge_step: Earlier files' values are hidden from this step on.
 
     Raises:
-        OSError: From here and from every method, if the file can't be written.
+        OSError: Here and in every method, if the file can't be written.
     """
 
     def __init__(self, folder: pathlib.Path, purge_step: int):
@@ -120,7 +120,7 @@ class _Events:
         folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
         self._file = record_writer.RecordWriter(str(folder / name))
-        # Their names are made as they are imported.
+        # Typed as Any: these modules make their names when imported.
         self._event: Any = event_pb2
         self._summary: Any = summary_pb2
         self._write(file_version="brain.Event:2")
@@ -147,11 +147,11 @@ class _Events:
 
 
 def _is_kept(text: str, step: int) -> bool:
-    """Not so a line torn by a crash, as its step was not saved either."""
+    """Returns whether to keep a line. False for a torn one: its step was not saved."""
     try:
         line = json.loads(text)
         kind = line.pop("kind")
-        # Of a damaged file anything may come.
+        # A damaged file may hold anything.
         numbers = [line["step"], line["epoch"], line["images_per_second"]]
         are_finite = all(
             type(value) in (int, float) and abs(value) <= sys.float_info.max

@@ -1,4 +1,4 @@
-"""What made a number: versions, device, commit."""
+"""Collects the versions, device and commit behind a number."""
 
 import importlib.metadata
 import os
@@ -11,9 +11,10 @@ import jax
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, device and commit, as ``result.json`` has them.
+    """Returns versions, device and commit for ``result.json``.
 
-    The version of what is not installed is None: capsjax runs from a checkout, too.
+    The version of a package that is not installed is None: capsjax runs from a
+    checkout, too.
     """
     devices = jax.devices()
     folder = pathlib.Path(__file__).parents[1]
@@ -24,7 +25,7 @@ def provenance() -> dict[str, Any]:
         ).stdout.strip()
 
     try:
-        # Installed inside some other repository, its commit would be the wrong one.
+        # Inside another repository, as when installed, its commit would be wrong.
         git("ls-files", "--error-unmatch", "train.py")
         described = git("describe", "--always", "--dirty", "--abbrev=40")
     except (OSError, subprocess.CalledProcessError):

@@ -1,10 +1,11 @@
-"""Figures of unusual arrays: what they say is looked at by people."""
+"""Figures of unusual arrays; people judge how they look."""
 
 import io
 import os
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 from PIL import Image
 
@@ -14,32 +15,58 @@ from capsjax.analysis.confusion import commonest_confusions
 RANDOM = np.random.default_rng(0)
 
 
+# A tweak's images have white lines before each one, and after the last.
+GAP, END = ((2, 0), (2, 0), (0, 0)), ((0, 2), (0, 2), (0, 0))
+
+
 def images(*shape):
     return RANDOM.random(shape).astype(np.float32)
 
 
+def shown(figure):
+    """Returns the arrays of all images in a figure, in order."""
+    return [np.asarray(one.get_array()) for a in figure.axes for one in a.images]
+
+
 @pytest.mark.parametrize(("channels", "number"), [(1, 1), (3, 6)])
 def test_any_number_of_images_of_any_kind(channels, number, tmp_path):
-    image = images(number, 20, 24, channels)
+    image, drawn = images(2, number, 20, 24, channels)
     names = ["a long name"] * number
     two = images(number, 2, 20, 24, channels)
     pairs = [("a long name", "b")] * number
-    for n, figure in enumerate(
-        [
-            plots.samples(image, names),
-            plots.reconstructions(image, image, names, ["b", *names[1:]]),
-            plots.overlaps(image, two, pairs),
+    moved, share = images(4, number, 20, 24, channels), images(2, number, 3, 4)
+    orange, blue = (np.array(to_rgb(colour)) for colour in plots.COLOURS[4:])
+    bright = two.mean(-1)[..., None]
+    overlapped = np.clip(bright[:, 0] * orange + bright[:, 1] * blue, 0, 1)
+    rows = [
+        np.hstack([np.pad(x, GAP, constant_values=1) for x in row]) for row in moved
+    ]
+    mosaic = np.pad(np.vstack(rows), END, constant_values=1)
+    for name, figure, expected in [
+        ("samples", plots.samples(image, names), image),
+        (
+            "reconstructions",
+            plots.reconstructions(image, drawn, names, ["b", *names[1:]]),
+            [*image, *drawn],
+        ),
+        ("overlaps", plots.overlaps(image, two, pairs), [*image, *overlapped]),
+        (
+            "mistakes",
             plots.mistakes(image, two, pairs, images(number, 2), names),
-            plots.tweaks(
-                images(4, number, 20, 24, channels), low=-1.0, high=1.0, title="tweak"
-            ),
-            plots.coupling_maps(
-                image, images(2, number, 3, 4), names, extent=(5.0, 15.0, 15.0, 5.0)
-            ),
-        ]
-    ):
-        plots.save(figure, tmp_path / f"{n}.png")
-        assert (tmp_path / f"{n}.png").stat().st_size > 1000
+            [x for one, both in zip(image, two, strict=True) for x in (one, *both)],
+        ),
+        ("tweaks", plots.tweaks(moved, low=-1.0, high=1.0, title="tweak"), [mosaic]),
+        (
+            "coupling maps",
+            plots.coupling_maps(image, share, names, extent=(5.0, 15.0, 15.0, 5.0)),
+            [x for s in share for both in zip(image, s, strict=True) for x in both],
+        ),
+    ]:
+        plots.save(figure, tmp_path / "figure.png")
+        actual = shown(figure)
+        assert len(actual) == len(expected), name
+        for a, e in zip(actual, expected, strict=True):
+            np.testing.assert_allclose(a, np.squeeze(e), rtol=1e-6, err_msg=name)
 
 
 def test_nothing_wrong_is_a_figure_too(tmp_path):
@@ -47,10 +74,15 @@ def test_nothing_wrong_is_a_figure_too(tmp_path):
         images(0, 9, 9, 1), images(0, 2, 9, 9, 1), [], images(0, 2), []
     )
     plots.save(nothing, tmp_path / "mistakes.png")
-    plots.save(
-        plots.confusion(np.diag([3] * 12), [f"class {k}" for k in range(12)]),
-        tmp_path / "confusion.png",
-    )
+    assert not shown(nothing)
+    titles = [axes.get_title() for axes in nothing.axes]
+    assert titles == ["", "no image was misclassified", ""]
+    right = plots.confusion(np.diag([3] * 12), [f"class {k}" for k in range(12)])
+    plots.save(right, tmp_path / "confusion.png")
+    (wrong,) = shown(right)
+    np.testing.assert_array_equal(wrong, np.zeros((12, 12)))
+    places = [(*text.get_position(), text.get_text()) for text in right.axes[0].texts]
+    assert places == [(k, k, "3") for k in range(12)]
 
 
 def test_curves_of_a_run_without_validation_or_errors():
@@ -76,7 +108,7 @@ def test_validation_curves_name_each_recipe_once():
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [10, 5])
 
 
-def test_rounds_are_drawn_with_those_that_were_learnt():
+def test_rounds_are_drawn_with_the_number_in_training():
     figure = plots.rounds({1: 0.5, 3: 0.9}, np.ones(3), np.array([0.1, 0.01]), usual=3)
     accuracy, change = figure.axes
     np.testing.assert_allclose(accuracy.lines[0].get_xydata(), [[1, 50], [3, 90]])
@@ -97,7 +129,7 @@ NAMES = ["$x", "$y$", r"\frac{", "_^", os.fsdecode(b"caf\xe9"), "a\x1b[31m\nb"]
 
 
 def drawn_texts(figure):
-    """The texts of a figure, which are drawn as they are."""
+    """Returns the texts of a figure, which are drawn literally."""
     texts = figure.findobj(Text)
     assert not any(text.get_parse_math() for text in texts if "x" in text.get_text())
     return {text.get_text() for text in texts}
@@ -122,33 +154,32 @@ def drawn_texts(figure):
         ),
     ],
 )
-def test_names_are_drawn_as_they_are(draw, tmp_path):
+def test_names_are_drawn_literally(draw, tmp_path):
     figure = draw(images(6, 8, 8, 1), images(6, 2, 8, 8, 1), [("$x", "$y$")] * 6)
-    plots.save(figure, tmp_path / "figure.png")  # No formula that can't be read.
+    plots.save(figure, tmp_path / "figure.png")  # Raises for a broken formula.
     drawn = drawn_texts(figure)
     for text in ("$x", "$y$"):
         assert any(text in one for one in drawn)
     assert not any("\x1b" in one or "\udce9" in one for one in drawn)
 
 
-def test_what_can_t_be_drawn_is_escaped():
+def test_characters_that_can_t_be_drawn_are_escaped():
     assert drawn_texts(plots.samples(images(6, 8, 8, 1), NAMES)) >= {
         *("$x", "$y$", r"\frac{", "_^", r"caf\xe9", r"a\x1b[31m\nb")
     }
 
 
-def test_a_tweak_has_its_class_over_it(tmp_path):
+def test_a_tweak_has_its_class_as_title(tmp_path):
     figure = plots.tweaks(images(2, 3, 8, 8, 1), low=-1.0, high=1.0, title="$x")
     plots.save(figure, tmp_path / "figure.png")
     assert "$x" in drawn_texts(figure)
 
 
-def test_characters_without_a_glyph_are_told_once(tmp_path, capsys):
+def test_characters_without_a_glyph_are_one_warning(tmp_path, capsys):
     figure = plots.samples(images(2, 8, 8, 1), ["\U0001f9ff", "\U0001f9fe"])
     plots.save(figure, tmp_path / "figure.png")
     (line,) = capsys.readouterr().err.splitlines()
-    told = "figure.png characters that no font here has are drawn as boxes"
-    assert told in line
+    assert "figure.png characters that no font here has are drawn as boxes" in line
 
 
 @pytest.mark.parametrize("num_classes", [3, 30, 31, 300, 1000])
@@ -165,13 +196,13 @@ def test_a_confusion_figure_is_bounded_and_loses_no_error(num_classes, tmp_path)
     assert cells.sum() == 10  # The errors only.
     if num_classes > 30:
         (text,) = (text.get_text() for text in figure.texts)
-        told = [line.split("  ")[-1] for line in text.splitlines()[2:]]
-        assert [line[:3] for line in told] == ["2. ", "1. "]
+        pairs = [line.split("  ")[-1] for line in text.splitlines()[2:]]
+        assert [line[:3] for line in pairs] == ["2. ", "1. "]
         assert text.splitlines()[2].split()[0] == "7"
 
 
 @pytest.mark.slow
-def test_a_figure_of_any_size_has_a_canvas_of_a_limited_one(tmp_path):
+def test_a_figure_of_any_size_has_a_limited_canvas(tmp_path):
     figure = plots.tweaks(images(512, 3, 4, 4, 1), low=-1.0, high=1.0, title="long")
     plots.save(figure, tmp_path / "tweaks.png")
     with Image.open(tmp_path / "tweaks.png") as image:

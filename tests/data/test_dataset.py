@@ -1,4 +1,4 @@
-"""The one type of every data set, and what it refuses."""
+"""The one type of every data set, and the arrays that it refuses."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ def test_a_subset_is_a_data_set_of_the_same_name_and_classes():
     np.testing.assert_array_equal(subset.image[:, 0, 0, 0], [20, 8])
 
 
-def test_other_images_labels_or_files_are_told_apart():
+def test_other_images_labels_or_files_have_another_identity():
     dataset = small_dataset()
     named = dataclasses.replace(dataset, files=np.array([f"{n}.png" for n in range(6)]))
     assert dataset.identity() == small_dataset().identity()
@@ -51,11 +51,11 @@ def test_other_images_labels_or_files_are_told_apart():
     assert named.subset(np.array([5, 2])).identity()["files"] == ["5.png", "2.png"]
 
 
-def test_the_name_of_a_data_set_is_no_part_of_what_it_is():
+def test_the_name_of_a_data_set_is_not_part_of_its_identity():
     assert small_dataset(name="a").identity() == small_dataset(name="b/").identity()
 
 
-def test_the_bytes_that_were_read_tell_images_apart_and_not_their_pixels():
+def test_images_are_identified_by_the_bytes_read_and_not_by_pixels():
     read = dataclasses.replace(small_dataset(), checksum=np.arange(6, dtype=np.uint64))
     brighter = dataclasses.replace(read, image=read.image + np.uint8(1))
     assert brighter.difference(read.identity()) is None
@@ -76,15 +76,15 @@ def test_an_identity_is_small_however_many_files_there_are():
     identity = many.identity()
     assert 50 < len(identity["files"]) <= 100
     assert len(json.dumps(identity)) < 3000
-    # Of a sample it can't be told which files are new.
+    # New files can't be named when only a sample of names is known.
     more = numbered(range(12_346))
     assert more.difference(identity) == "there were 12345 and are 12346"
     fewer = numbered(range(1, 12_345))
     assert fewer.difference(identity) == "cats/0.png is gone"
 
 
-def test_what_the_first_edition_wrote_is_still_understood():
-    # As commit dedba28 has it: a hash over classes, files, pixels and labels.
+def test_the_first_edition_s_fingerprint_is_still_understood():
+    # Commit dedba28 hashed classes, files, pixels and labels.
     before = {"num_images": 6, "fingerprint": "b346a0fab278258e"}
     dataset = small_dataset()
     assert dataset.difference(before) is None
@@ -94,8 +94,7 @@ def test_what_the_first_edition_wrote_is_still_understood():
     assert other.difference(before) == "pixels, labels or names are not what they were"
     named = dataclasses.replace(dataset, files=np.array([f"{n}.png" for n in range(6)]))
     files = {"fingerprint": "of others", "files": ["0.png", "7.png"]}
-    told = "7.png is gone; 1.png is new and 4 more"
-    assert named.difference(files) == told
+    assert named.difference(files) == "7.png is gone; 1.png is new and 4 more"
 
 
 def test_images_are_counted_by_class():
@@ -111,12 +110,12 @@ def test_a_data_set_does_not_print_its_images():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("image", np.zeros((6, 2, 2, 1), np.float32), "image is float32 of the shape"),
+        ("image", np.zeros((6, 2, 2, 1), np.float32), "image is float32 with the sh"),
         ("image", np.zeros((6, 2, 2), np.uint8), r"\(6, 2, 2\)"),
         ("image", np.zeros((0, 2, 2, 1), np.uint8), "0 images and 6 labels"),
         ("image", np.zeros((6, 2, 0, 1), np.uint8), "is empty"),
         ("label", np.zeros(6, np.int64), "label is int64"),
-        ("label", np.zeros((6, 3), np.int32), r"label is int32 of the shape \(6, 3\)"),
+        ("label", np.zeros((6, 3), np.int32), r"int32 with the shape \(6, 3\)"),
         ("label", np.zeros(5, np.int32), "6 images and 5 labels"),
         (
             "label",
@@ -135,7 +134,7 @@ def test_arrays_that_do_not_fit_are_refused(field, value, message):
 
 
 def multi_dataset(**fields):
-    """Four images of 2 x 2 pixels, each of two classes out of three."""
+    """Makes four images of 2 x 2 pixels, each showing two of three classes."""
     small = small_dataset(4)
     label = np.array([[1, 1, 0], [0, 1, 1], [1, 0, 1], [1, 1, 0]], bool)
     source = np.stack([small.image // 2, small.image - small.image // 2], axis=1)
@@ -170,17 +169,17 @@ def test_several_classes_may_come_without_sources():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("label", np.ones((4, 2), bool), "labels of 2 classes and 3 class names"),
+        ("label", np.ones((4, 2), bool), "labels for 2 classes and 3 class names"),
         (
             "label",
             np.ones(4, bool),
-            r"label is bool of the shape \(4,\), .*\[n classes",
+            r"label is bool with the shape \(4,\), .*\[n classes",
         ),
         ("label", np.ones((3, 3), bool), "4 images and 3 labels"),
         ("label", np.ones((4, 3), bool), "2 sources for each image, .* 2 classes"),
-        ("label", np.zeros(4, np.int32), "source is of the shape"),
-        ("source", np.zeros((4, 2, 2, 2), np.uint8), "source is uint8 of the shape"),
-        ("source", np.zeros((4, 2, 2, 2, 1)), "source is float64 of the shape"),
+        ("label", np.zeros(4, np.int32), "source has the shape"),
+        ("source", np.zeros((4, 2, 2, 2), np.uint8), "source is uint8 with the shape"),
+        ("source", np.zeros((4, 2, 2, 2, 1)), "source is float64 with the shape"),
         ("source", np.zeros((3, 2, 2, 2, 1), np.uint8), "does not fit images"),
         ("source", np.zeros((4, 2, 3, 2, 1), np.uint8), "does not fit images"),
         ("source", np.zeros((4, 3, 2, 2, 1), np.uint8), "3 sources for each image"),

@@ -1,4 +1,4 @@
-"""The files of a folder: deep, damaged, of several frames, many."""
+"""The files of a folder: deep, damaged, with several frames, many."""
 
 import json
 import tracemalloc
@@ -15,7 +15,7 @@ NUM = 12
 
 
 def make(folder, pixels_of, suffix="tiff", classes="ab", num=NUM):
-    """A folder whose images of a class are what a function of class and number says."""
+    """Makes a folder of images; a function of class and number returns their pixels."""
     for label, name in enumerate(classes):
         (folder / name).mkdir(parents=True)
         for number in range(num):
@@ -29,11 +29,11 @@ def read(folder, split="train", **options):
 
 
 def grey(dtype, *levels):
-    """Images of one brightness, a level for each class."""
+    """Returns a function that makes flat images, with a level for each class."""
     return lambda label, _: np.full((8, 8), levels[label], dtype)
 
 
-# Deep grey
+# ---- deep grey
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_brighter_test_images_do_not_change_the_scale(tmp_path):
         assert dataset.image[0, 0, 0, 0] == least
 
 
-def test_a_scale_that_is_given_is_kept(tmp_path):
+def test_a_given_scale_is_kept(tmp_path):
     folder = make(tmp_path / "deep", grey(np.uint16, 1000, 4000), "png")
     given = Preparation("as_is", 6, 6, 1, scale=(0.0, 8000.0))
     dataset = read(folder, preparation=given)
@@ -101,7 +101,7 @@ def test_images_of_8_bits_need_no_scale(tmp_path):
     dataset = read(make(tmp_path / "grey", grey(np.uint8, 10, 100), "png"))
     assert dataset.preparation.scale == "type"
     assert dataset.notes == ()
-    # A deep picture of this run's is read by the full range of its type.
+    # This run reads a deep picture by the full range of its type.
     for dtype, level, suffix in (
         (np.uint16, 257, "png"),
         (np.float32, 1 / 255, "tiff"),
@@ -119,12 +119,12 @@ def test_a_scale_is_wide_enough_and_survives_json():
         assert white >= min(most, black + 1)
         assert most - least >= (white - black) / 4 or white == max(255, black + 1)
         preparation = Preparation("as_is", 8, 8, 1, scale=(black, white))
-        told = json.loads(json.dumps(preparation.to_json()))
-        assert Preparation.from_json(told) == preparation
+        again = json.loads(json.dumps(preparation.to_json()))
+        assert Preparation.from_json(again) == preparation
     assert common_scale(0.3, 0.3, are_integers=False) == (0.3, 1.3)
 
 
-# Files that can't be read
+# ---- files that can't be read
 
 
 def damage(folder, *names):
@@ -135,7 +135,7 @@ def damage(folder, *names):
 
 @pytest.fixture
 def damaged(tmp_path):
-    """Of 24 files, in both splits, two are no images and eleven are cut short."""
+    """Makes 24 files in both splits: two are no images, eleven are cut short."""
     noise = np.random.default_rng(0).integers(0, 256, (2, NUM, 40, 40)).astype(np.uint8)
     folder = make(tmp_path / "photos", lambda *k: noise[k], "png")
     damage(folder, *[f"a/{number:03}.png" for number in range(11)])
@@ -148,11 +148,11 @@ def damaged(tmp_path):
 def test_all_bad_files_of_both_splits_are_named_at_once(damaged, split):
     with pytest.raises(DatasetError) as error:
         read(damaged, split)
-    told = str(error.value)
-    assert told.count(f"{damaged}/") == 10
-    assert "3 more files can't be read" in told
-    assert "replace these 13 files or take them away" in told
-    assert "--config.data.skip_bad_files=true" in told
+    message = str(error.value)
+    assert message.count(f"{damaged}/") == 10
+    assert "3 more files can't be read" in message
+    assert "replace these 13 files or take them away" in message
+    assert "--config.data.skip_bad_files=true" in message
 
 
 def test_a_single_bad_file_is_named(tmp_path):
@@ -164,7 +164,7 @@ def test_a_single_bad_file_is_named(tmp_path):
         read(folder)
 
 
-def test_bad_files_are_skipped_if_they_may(damaged):
+def test_bad_files_are_skipped_on_request(damaged):
     for name in ("000", "005"):
         good = Image.fromarray(np.full((40, 40), 77, np.uint8))
         good.save(damaged / "a" / f"{name}.png")
@@ -178,16 +178,16 @@ def test_bad_files_are_skipped_if_they_may(damaged):
         names = np.array([name[0] for name in dataset.files])
         np.testing.assert_array_equal(names, np.take(["a", "b"], dataset.label))
         assert len(dataset.image) == len(dataset.label) == len(dataset.checksum)
-    told = [note for note in train.notes + test.notes if "skipped" in note]
-    assert sum(int(note.split(": ")[1].split()[0]) for note in told) == 11
+    notes = [note for note in train.notes + test.notes if "skipped" in note]
+    assert sum(int(note.split(": ")[1].split()[0]) for note in notes) == 11
 
 
-def test_a_class_of_which_nothing_can_be_read_is_refused(damaged):
+def test_a_class_without_a_readable_image_is_refused(damaged):
     with pytest.raises(DatasetError, match=r"no image of class a in .* can be read"):
         read(damaged, skip_bad_files=True)
 
 
-# Frames, and many files
+# ---- frames, and many files
 
 
 def test_files_that_are_read_in_part_are_named_and_counted(tmp_path):
@@ -203,7 +203,7 @@ def test_files_that_are_read_in_part_are_named_and_counted(tmp_path):
     assert train.notes[-1] == f"{len(train) - 3} more files are read in part"
 
 
-def test_the_names_of_files_take_no_more_memory_than_they_are_long(tmp_path):
+def test_one_long_file_name_does_not_lengthen_all_names_in_memory(tmp_path):
     folder = make(tmp_path / "photos", grey(np.uint8, 1, 2), "png")
     (folder / "a" / "000.png").rename(folder / "a" / f"{'x' * 200}.png")
     train = read(folder)
@@ -220,7 +220,7 @@ def test_a_folder_of_many_classes_is_read_in_little_memory(tmp_path):
         lambda label, number: np.full((8, 8), (label + number) % 256, np.uint8),
         *("png", names, num),
     )
-    read(tmp_path / "many", "test")  # what is imported and kept once
+    read(tmp_path / "many", "test")  # Imports, and fills caches once.
     tracemalloc.start()
     train = read(tmp_path / "many")
     peak = tracemalloc.get_traced_memory()[1]
@@ -229,5 +229,5 @@ def test_a_folder_of_many_classes_is_read_in_little_memory(tmp_path):
     np.testing.assert_array_equal(train.images_by_class(), num - 1)
     number = [int(name.split("/")[1].split(".")[0]) for name in train.files]
     np.testing.assert_array_equal(train.image[:, 0, 0, 0], (train.label + number) % 256)
-    # Two kilobytes for each file, of which there are at times a path and a header.
+    # Two kilobytes for each file cover a path and, at times, a header.
     assert peak < train.image.nbytes + 2000 * num_classes * num

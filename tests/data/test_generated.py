@@ -1,4 +1,4 @@
-"""Data sets whose images are made anew in each epoch."""
+"""Data sets that make new images in each epoch."""
 
 import functools
 import hashlib
@@ -13,7 +13,7 @@ SIDE = 6
 
 
 def numbered(num_images=60, num_classes=10):
-    """Images without a dark pixel, whose first pixel is their number."""
+    """Makes images without a dark pixel, whose first pixel is their number."""
     rng = np.random.default_rng(0)
     image = rng.integers(1, 256, (num_images, SIDE, SIDE, 1)).astype(np.uint8)
     image[:, 0, 0, 0] = np.arange(num_images) + 1
@@ -35,14 +35,14 @@ def epochs(dataset, num_epochs, seed=0):
 
 
 def found(canvas):
-    """The box that is not dark, and its row and column."""
+    """Returns the box that is not dark, and its row and column."""
     rows, columns = (np.flatnonzero(canvas.any(axis=axis)) for axis in ((1, 2), (0, 2)))
     box = canvas[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     return box, (rows[0], columns[0])
 
 
 def require_uniform(counts):
-    """Fails for one uniform table in a million: 5 standard deviations."""
+    """Asserts uniform counts; at 5 standard deviations one table in a million fails."""
     counts = np.asarray(counts)
     expected = counts.sum() / counts.size
     assert abs(counts - expected).max() < 5 * expected**0.5
@@ -56,15 +56,15 @@ def of_mnist(name, num_images=50):
 ALL = pytest.mark.parametrize("name", RECIPES)
 
 
-# Every recipe
+# ---- every recipe
 
 
 @ALL
-def test_an_image_does_not_depend_on_the_batch_that_it_is_in(name):
+def test_an_image_does_not_depend_on_its_batch(name):
     dataset = of_mnist(name)
     epoch = dataset.in_epoch(3, 7)
     whole = everything(epoch)
-    # In chunks of steps, twice the same, and after other epochs were asked for.
+    # In chunks of steps, with repeats, and after other epochs were made.
     everything(dataset.in_epoch(3, 8))
     everything(dataset.in_epoch(4, 7))
     indices = np.array([[4, 0, 49], [4, 30, 2]])
@@ -76,7 +76,7 @@ def test_an_image_does_not_depend_on_the_batch_that_it_is_in(name):
 
 
 @ALL
-def test_seeds_epochs_and_the_fixed_set_have_images_of_their_own(name):
+def test_seeds_epochs_and_the_fixed_set_all_have_different_images(name):
     dataset = of_mnist(name)
     streams = [dataset.in_epoch(seed, epoch) for seed in range(3) for epoch in range(3)]
     images = {everything(part).image.tobytes() for part in [*streams, dataset.fixed()]}
@@ -84,7 +84,7 @@ def test_seeds_epochs_and_the_fixed_set_have_images_of_their_own(name):
 
 
 @ALL
-def test_what_is_fixed_is_the_same_for_every_run(name):
+def test_the_fixed_set_is_the_same_for_every_run(name):
     dataset = of_mnist(name)
     fixed = dataset.fixed()
     assert isinstance(fixed, Dataset)
@@ -95,7 +95,7 @@ def test_what_is_fixed_is_the_same_for_every_run(name):
 
 
 @ALL
-def test_a_generated_set_tells_of_itself_what_a_data_set_does(name):
+def test_a_generated_set_describes_itself_like_a_data_set(name):
     dataset = of_mnist(name)
     fixed = dataset.fixed()
     assert dataset.is_multi_label == fixed.is_multi_label
@@ -106,7 +106,7 @@ def test_a_generated_set_tells_of_itself_what_a_data_set_does(name):
 
 
 @ALL
-def test_validation_images_are_fixed_and_made_of_others_than_the_training_images(name):
+def test_validation_images_are_fixed_and_made_from_held_out_images(name):
     base = load("mnist", "test").subset(np.arange(300))
     train, validation = split_validation(Generated(name, base, RECIPES[name]), 100)
     expected_train, expected_validation = split_validation(base, 100)
@@ -116,10 +116,10 @@ def test_validation_images_are_fixed_and_made_of_others_than_the_training_images
     np.testing.assert_array_equal(validation.image, again.image)
 
 
-# Two images, one over the other
+# ---- two images, one over the other
 
 
-def test_the_two_images_are_whole_moved_and_of_different_classes():
+def test_the_two_images_are_whole_moved_and_differ_in_class():
     base = numbered()
     for image, label, source in epochs(made(base), 3):
         assert image.shape == (60, SIDE + 8, SIDE + 8, 1)
@@ -143,8 +143,8 @@ def test_the_image_is_the_sum_of_its_sources_up_to_white():
         np.testing.assert_array_equal(image, np.minimum(total, 255))
 
 
-def test_both_are_moved_by_every_shift_alike_and_independently():
-    # Moves of the first along both axes, and of the second along the first axis.
+def test_both_are_moved_uniformly_and_independently():
+    # Counts moves of the first along both axes, of the second along the first axis.
     counts = np.zeros((5, 5, 5), int)
     for _, _, source in epochs(made(numbered(), max_shift=2), 60):
         for first, second in source:
@@ -154,8 +154,8 @@ def test_both_are_moved_by_every_shift_alike_and_independently():
     require_uniform(counts)
 
 
-def test_the_other_image_is_any_of_a_different_class_alike():
-    # Three classes of 1, 3 and 4 images.
+def test_the_other_image_is_uniform_among_the_other_classes():
+    # Three classes with 1, 3 and 4 images.
     base = numbered(8, 3)
     label = np.array([1, 2, 0, 2, 1, 2, 1, 2], np.int32)
     base = Dataset("few", base.image, label, base.class_names)
@@ -181,7 +181,7 @@ def test_all_pairs_of_classes_come_up_in_both_orders():
     assert not np.diag(pairs).any()
 
 
-def test_both_images_of_a_subset_are_of_the_subset():
+def test_both_images_of_a_subset_come_from_the_subset():
     chosen = np.array([3, 14, 25, 36, 47, 58])
     for _, _, source in epochs(made(numbered()).subset(chosen), 20):
         numbers = {found(canvas)[0][0, 0, 0] - 1 for pair in source for canvas in pair}
@@ -196,10 +196,10 @@ def test_images_of_one_class_cannot_make_pairs():
         everything(dataset.in_epoch(0, 0))
 
 
-# One image on a larger ground
+# ---- one image on a larger ground
 
 
-def test_an_expanded_image_is_whole_and_anywhere_alike():
+def test_an_expanded_image_is_whole_and_its_place_uniform():
     base = numbered()
     counts = np.zeros((7, 7), int)
     for image, label, source in epochs(made(base, expand, max_shift=3), 40):
@@ -213,7 +213,7 @@ def test_an_expanded_image_is_whole_and_anywhere_alike():
     require_uniform(counts)
 
 
-# Affine
+# ---- affine
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -236,8 +236,8 @@ def test_a_deformed_digit_keeps_its_ink_and_is_in_sight():
     np.testing.assert_array_equal(label, base.label)
     assert image.shape == (1000, 40, 40, 1)
     share = image.sum(axis=(1, 2, 3)) / base.image.sum(axis=(1, 2, 3))
-    # The area grows by the product of two scales, whose mean is 1; were part of a digit
-    # lost, its share would be smaller.
+    # The area grows by the product of two scales, whose mean is 1. A digit that lost a
+    # part would have a smaller share.
     assert share.min() > 0.8**2 - 0.02
     assert share.max() < 1.2**2 + 0.02
     np.testing.assert_allclose(share.mean(), 1, atol=0.02)
@@ -262,8 +262,8 @@ def test_a_deformed_line_is_turned_and_slanted_within_the_ranges():
         angles.append(np.degrees(np.arctan(long[1] / long[0])))
         heights.append(np.ptp(np.flatnonzero(canvas.any(axis=1))) + 1)
     angles = np.array(angles)
-    # At most 20 degrees of turn and atan(0.2) of slant; their standard deviations are
-    # 1 / sqrt(3) of that.
+    # At most 20 degrees of turn and atan(0.2) of slant, with standard deviations
+    # 1 / sqrt(3) times as large.
     most = np.array([20, np.degrees(np.arctan(0.2))])
     assert 25 < abs(angles).max() < most.sum() + 0.5
     np.testing.assert_allclose(angles.mean(), 0, atol=1.5)
@@ -271,7 +271,7 @@ def test_a_deformed_line_is_turned_and_slanted_within_the_ranges():
     assert np.ptp(heights) > 6
 
 
-# By name
+# ---- by name
 
 
 @pytest.mark.parametrize(
@@ -302,12 +302,12 @@ def test_a_name_makes_the_training_set_endless_and_the_test_set_fixed(name, shap
     [("multi_mnist", "f6537a78206cd128"), ("expanded_mnist", "5d245cacf7c4d8e1")],
 )
 def test_the_test_set_never_changes(name, digest):
-    # Not the values of a paper: whoever changes them makes results incomparable.
+    # No paper has these values, but changing them makes results incomparable.
     image = load(name, "test").image
     assert hashlib.sha256(image.tobytes()).hexdigest()[:16] == digest
 
 
-def test_the_ink_of_the_test_digits_is_all_there():
+def test_the_test_digits_keep_all_their_ink():
     test, digits = load("multi_mnist", "test"), load("mnist", "test")
     ink = test.source.sum(axis=(2, 3, 4), dtype=int)
     own = digits.image.sum(axis=(1, 2, 3), dtype=int)
@@ -317,7 +317,7 @@ def test_the_ink_of_the_test_digits_is_all_there():
     )
 
 
-def test_another_size_than_that_it_is_made_at_is_refused():
+def test_another_image_size_is_refused():
     assert load("multi_mnist", image_size=36).image_shape == (36, 36, 1)
     with pytest.raises(DatasetError, match=r"image_size is 28, .*'multi_mnist' is"):
         load("multi_mnist", image_size=28)

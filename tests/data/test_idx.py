@@ -29,7 +29,7 @@ ARCHIVES = (
 
 @pytest.fixture
 def folder(tmp_path):
-    """Four small archives laid out as MNIST's are; labels go from 0 to 3."""
+    """Makes four small archives laid out like MNIST's; labels go from 0 to 3."""
     rng = np.random.default_rng(0)
     for prefix, num_images in (("train", 8), ("t10k", 4)):
         image = rng.integers(0, 256, (num_images, 5, 6))
@@ -41,7 +41,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-# MNIST
+# ---- MNIST
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -60,11 +60,11 @@ def test_mnist_has_the_published_counts(split):
 
 def test_mnist_has_the_published_mean_and_label_counts():
     dataset = load("mnist")
-    # The mean of 0.1307 that everyone normalises MNIST by, to more digits: data.md.
+    # The usual mean of 0.1307 for normalising MNIST, with more digits: data.md.
     np.testing.assert_allclose(dataset.image.mean(dtype=np.float64), 33.3184, atol=5e-5)
     counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     np.testing.assert_array_equal(np.bincount(dataset.label), counts)
-    # The first digits as every tutorial shows them.
+    # Every tutorial shows these first digits.
     np.testing.assert_array_equal(dataset.label[:5], [5, 0, 4, 1, 9])
 
 
@@ -88,7 +88,7 @@ def test_the_readme_beside_the_archives_states_their_sha256():
         assert f"| `{name}` | {len(content):,} | `{digest}` |" in readme
 
 
-def test_the_archives_have_a_licence_of_their_own():
+def test_the_archives_have_their_own_licence():
     licence = (idx.MNIST_FOLDER / "LICENSE").read_text()
     assert "https://creativecommons.org/licenses/by-sa/3.0/" in licence
     assert "Yann LeCun and Corinna Cortes" in licence
@@ -105,7 +105,7 @@ def test_a_folder_called_mnist_does_not_replace_the_shipped_one(
     assert len(load("./mnist", "test")) == 4
 
 
-# Folders of IDX archives
+# ---- folders of IDX archives
 
 
 def test_the_names_of_classes_come_from_the_training_labels(folder):
@@ -147,7 +147,7 @@ def good_image():
 
 
 @pytest.mark.parametrize("prefix", ["validation", "valid", "val"])
-def test_archives_for_the_validation_are_the_validation_split(folder, prefix):
+def test_validation_archives_are_the_validation_split(folder, prefix):
     assert not has_validation(str(folder))
     image = np.full((3, 5, 6), 77)
     (folder / f"{prefix}-images-idx3-ubyte").write_bytes(idx_bytes(image))
@@ -159,7 +159,7 @@ def test_archives_for_the_validation_are_the_validation_split(folder, prefix):
     assert validation.class_names == ("0", "1", "2", "3")
 
 
-def test_archives_are_the_same_images_wherever_they_are(folder, tmp_path_factory):
+def test_archives_keep_their_identity_in_any_folder(folder, tmp_path_factory):
     before = load(str(folder)).identity()
     moved = tmp_path_factory.mktemp("elsewhere") / "digits"
     shutil.move(folder, moved)
@@ -218,15 +218,15 @@ def test_a_flipped_bit_in_a_gzip_file_is_refused(folder):
             load(str(folder))
 
 
-def test_gzip_data_that_makes_no_sense_are_refused(folder):
+def test_nonsense_gzip_data_are_refused(folder):
     path = folder / ARCHIVES[0]
-    # After the header of ten bytes a block of a kind that does not exist.
+    # A block of an unknown kind follows the header of ten bytes.
     path.write_bytes(path.read_bytes()[:10] + b"\xff" * 40)
     with pytest.raises(DatasetError, match="cannot be unpacked"):
         load(str(folder))
 
 
-def test_something_after_the_gzip_data_is_refused(folder):
+def test_bytes_after_the_gzip_data_are_refused(folder):
     path = folder / ARCHIVES[0]
     path.write_bytes(path.read_bytes() + b"garbage")
     with pytest.raises(DatasetError, match="cannot be unpacked"):
@@ -268,7 +268,7 @@ def test_a_header_that_asks_for_too_much_is_refused_before_any_unpacking(
         load(str(folder))
 
 
-def test_the_best_that_gzip_can_do_is_still_read(folder):
+def test_data_compressed_to_gzip_s_limit_are_read(folder):
     path = folder / ARCHIVES[0]
     content = gzip.compress(idx_bytes(np.zeros((8, 2048, 2048))), compresslevel=9)
     path.write_bytes(content)
@@ -329,7 +329,7 @@ def test_a_folder_in_place_of_a_file_is_refused(tmp_path):
         idx.read_idx(tmp_path)
 
 
-def test_a_damaged_shipped_archive_asks_to_install_again(tmp_path, monkeypatch):
+def test_a_damaged_shipped_archive_names_installing_again(tmp_path, monkeypatch):
     monkeypatch.setattr(idx, "MNIST_FOLDER", tmp_path)
     for name in ARCHIVES:
         (tmp_path / name).write_bytes(b"\x1f\x8b")
@@ -348,17 +348,17 @@ def test_an_empty_name_is_refused():
         load("")
 
 
-# Scaling
+# ---- scaling
 
 
-def test_images_are_scaled_after_the_middle_was_cut_out(folder):
+def test_images_are_cut_to_the_middle_and_then_scaled(folder):
     image = np.zeros((8, 5, 7))
     image[:, :, 1:6] = np.arange(8)[:, None, None] * 30
     (folder / ARCHIVES[0]).write_bytes(idx_bytes(image))
     for size in (3, 5, 10):
         dataset = load(str(folder), image_size=size)
         assert dataset.image_shape == (size, size, 1)
-        # The filter sees a little of what was cut off.
+        # The filter sees a little of the cut edges.
         inner = dataset.image[:, :, size // 3 : -(size // 3)]
         expected = np.broadcast_to(np.arange(8)[:, None, None, None] * 30, inner.shape)
         np.testing.assert_allclose(inner, expected, atol=0 if size == 5 else 5)
@@ -401,11 +401,11 @@ def test_too_much_memory_is_refused_before_any_is_taken(
     with pytest.raises(DatasetError, match=what) as error:
         load(name, **{"max_bytes": 10**9, **options})
     allowed = {"max_bytes": 10**9, **options}["max_bytes"] / 1e9
-    told = f"at most {allowed:.3g} GB are allowed: choose a smaller image_size"
-    assert told in str(error.value)
+    remedy = f"at most {allowed:.3g} GB are allowed: choose a smaller image_size"
+    assert remedy in str(error.value)
 
 
-def test_the_header_of_an_archive_tells_how_much_memory_it_needs(folder):
+def test_memory_is_checked_by_the_header_of_an_archive(folder):
     size = (100, 600, 600)
     path = folder / ARCHIVES[0]
     path.write_bytes(gzip.compress(idx_bytes(np.zeros(size, np.uint8))))
@@ -413,7 +413,7 @@ def test_the_header_of_an_archive_tells_how_much_memory_it_needs(folder):
         load(str(folder), max_bytes=35_999_999)
 
 
-def test_nothing_is_written_beside_what_is_read(folder):
+def test_reading_writes_no_file(folder):
     before = sorted(os.listdir(folder))
     load(str(folder))
     assert sorted(os.listdir(folder)) == before

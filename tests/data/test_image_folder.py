@@ -1,4 +1,4 @@
-"""A person's own folder of images."""
+"""A user's own folder of images."""
 
 import shutil
 from pathlib import Path
@@ -26,7 +26,7 @@ def save(path, colour=(1, 2, 3), size=(30, 20), mode="RGB"):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three classes of 20, 3 and 2 images, each of its class's colour."""
+    """Makes three classes with 20, 3 and 2 images in their class's colour."""
     for (name, colour), num_images in zip(COLOURS.items(), (20, 3, 2), strict=True):
         for number in range(num_images):
             save(tmp_path / "photos" / name / f"{number}.png", colour)
@@ -38,7 +38,7 @@ def read(folder, split="train", image_size=8, **options):
 
 
 def files_of(folder, split, monkeypatch):
-    """The files that are read of a split, in their order."""
+    """Returns the files that are read for a split, in their order."""
     files = []
     apply = Preparation.apply
 
@@ -83,11 +83,11 @@ def test_about_a_tenth_is_for_testing(folder, monkeypatch):
         save(folder / "cats" / f"{number}.png", size=(2, 2))
     files = files_of(folder, "test", monkeypatch)
     num_cats = sum(file.parent.name == "cats" for file in files)
-    # The binomial distribution's mean of 40 and four standard deviations of 6.
+    # Four standard deviations of 6 around the binomial distribution's mean of 40.
     assert 16 < num_cats < 64
 
 
-def test_further_images_move_none_of_the_others():
+def test_further_images_leave_the_others_in_their_split():
     files = [Path(f"{number}.png") for number in range(400)]
     train, test = folder_layout.divide(files[:40])
     for num_files in range(41, 400):
@@ -118,7 +118,7 @@ def test_folders_called_train_and_test_are_the_splits(tmp_path, monkeypatch):
 
 
 def split_folder(folder, **splits):
-    """Folders of the splits, with three images of each class in each."""
+    """Makes a folder for each split, with three images of each class."""
     for split, colour in splits.items():
         for name in COLOURS:
             for number in range(3):
@@ -126,7 +126,7 @@ def split_folder(folder, **splits):
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "Validation", "VAL"])
-def test_a_folder_for_the_validation_is_the_validation_split(tmp_path, name):
+def test_a_validation_folder_is_the_validation_split(tmp_path, name):
     colours = {"train": (10, 10, 10), name: (20, 20, 20), "test": (30, 30, 30)}
     split_folder(tmp_path, **colours)
     assert has_validation("image_folder", tmp_path)
@@ -142,7 +142,7 @@ def test_a_folder_for_the_validation_is_the_validation_split(tmp_path, name):
     ("train", "test"),
     [("Training", "Testing"), ("Train", "Test"), ("TRAIN", "testing")],
 )
-def test_the_splits_are_known_by_what_people_call_them(tmp_path, train, test):
+def test_the_splits_are_known_by_their_usual_names(tmp_path, train, test):
     split_folder(tmp_path, **{train: (10, 10, 10), test: (30, 30, 30)})
     assert not has_validation("image_folder", tmp_path)
     for split, value in (("train", 10), ("test", 30)):
@@ -151,7 +151,7 @@ def test_the_splits_are_known_by_what_people_call_them(tmp_path, train, test):
         read(tmp_path, "validation")
 
 
-def test_without_a_folder_for_the_test_a_tenth_of_those_to_train_on_is_it(tmp_path):
+def test_a_tenth_of_the_training_images_replaces_a_missing_test_folder(tmp_path):
     split_folder(tmp_path, train=(10, 10, 10), val=(20, 20, 20))
     train, validation, test = (
         read(tmp_path, s) for s in ("train", "validation", "test")
@@ -173,7 +173,7 @@ def test_two_folders_of_one_split_are_refused(tmp_path):
         read(tmp_path)
 
 
-def test_what_is_beside_the_splits_is_named(tmp_path):
+def test_folders_beside_the_splits_are_named(tmp_path):
     split_folder(tmp_path, train=(1, 1, 1), test=(1, 1, 1), other=(1, 1, 1))
     [note] = read(tmp_path).notes
     assert note.endswith("other left out: only test, train read")
@@ -186,7 +186,7 @@ def test_a_class_that_is_only_validated_is_refused(tmp_path):
         read(tmp_path)
 
 
-def test_under_the_rule_of_the_first_edition_other_folders_are_classes(tmp_path):
+def test_other_folders_are_classes_under_the_first_edition_s_rule(tmp_path):
     for name in ("train", "val"):
         for number in range(4):
             save(tmp_path / name / f"{number}.png")
@@ -200,19 +200,19 @@ def test_under_the_rule_of_the_first_edition_other_folders_are_classes(tmp_path)
     assert note.endswith("val left out: only test, train read")
 
 
-def test_moved_photos_are_the_same_images_and_changed_ones_are_not(folder):
+def test_moved_photos_keep_their_identity_and_changed_ones_do_not(folder):
     before = read(folder).identity()
     moved = folder.rename(folder.parent / "elsewhere")
     assert read(f"{moved}/").difference(before) is None
     assert read(moved, image_size=4).difference(before) is None
-    # Smaller, and it looks the same.
+    # A smaller file that looks the same.
     file, other = read(moved).files[:2]
     save(moved / file, COLOURS["cats"], size=(10, 10))
     again = read(moved)
     assert again.difference(before) == "pixels, labels or names are not what they were"
     (moved / other).rename(moved / other.replace(".png", "x.png"))
-    told = f"{other} is gone; {other.replace('.png', 'x.png')} is new"
-    assert read(moved).difference(before) == told
+    difference = f"{other} is gone; {other.replace('.png', 'x.png')} is new"
+    assert read(moved).difference(before) == difference
 
 
 def test_a_class_may_be_called_train(folder):
@@ -260,7 +260,7 @@ def test_one_colour_image_in_either_split_makes_both_coloured(tmp_path, number):
         assert (dataset.image == 7).all()
 
 
-def test_hidden_files_and_what_desktops_leave_are_skipped(folder):
+def test_hidden_files_and_desktop_files_are_skipped(folder):
     for name in (".DS_Store", "cats/.DS_Store", "cats/Thumbs.db", "dogs/desktop.ini"):
         (folder / name).write_text("no image")
     (folder / ".git").mkdir()
@@ -268,7 +268,7 @@ def test_hidden_files_and_what_desktops_leave_are_skipped(folder):
     assert read(folder).class_names == tuple(COLOURS)
 
 
-# Errors
+# ---- errors
 
 
 @pytest.mark.parametrize("name", ["cats/broken.png", "eels/IMG_1.heic"])
@@ -288,7 +288,7 @@ def test_a_damaged_image_is_named(folder):
         read(folder)
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path):
+def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(DatasetError, match=r"none cannot be read \(No such file"):
         read(tmp_path / "none")
 
@@ -330,7 +330,7 @@ def test_a_class_that_is_never_trained_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("image_size", [0, -1])
-def test_the_size_must_be_said(folder, image_size):
+def test_a_missing_image_size_is_refused(folder, image_size):
     with pytest.raises(DatasetError, match=f"image_size is {image_size}"):
         read(folder, image_size=image_size)
 
@@ -347,7 +347,7 @@ def test_too_many_images_are_refused_before_any_is_decoded(folder, monkeypatch):
     assert f"the {num_bytes // 192} images of {folder} at 8 x 8 x 3" in str(error.value)
 
 
-def test_a_path_goes_with_a_folder_of_images_and_nothing_else(tmp_path):
+def test_only_a_folder_of_images_has_a_path(tmp_path):
     for name, path in (("image_folder", ""), ("mnist", tmp_path)):
         with pytest.raises(DatasetError, match="do not go together"):
             load(name, path=path, image_size=8)

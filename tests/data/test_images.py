@@ -1,4 +1,4 @@
-"""Images as files hold them: turned, with holes, deep, grey."""
+"""Images in files: turned, transparent, deep, grey."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from capsjax.data.images import fit, read_header, read_image
 
 
 def halves(mode="RGB"):
-    """Four pixels wide and two high: bright at the left."""
+    """Makes an image four pixels wide and two high, bright on the left."""
     image = Image.new("RGB", (4, 2))
     image.paste("white", (0, 0, 2, 2))
     return image.convert(mode)
@@ -16,7 +16,7 @@ def halves(mode="RGB"):
 
 def test_a_photo_is_turned_as_its_camera_was_held(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # The camera was turned to the left: what is left belongs above.
+    exif[0x0112] = 6  # The camera was turned left: the left edge belongs above.
     halves().save(tmp_path / "a.png", exif=exif)
     expected = np.asarray(halves().rotate(-90, expand=True))
     np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "a.png")), expected)
@@ -43,7 +43,7 @@ def test_every_pixel_of_a_tiff_file_is_where_its_orientation_puts_it(
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_what_is_transparent_becomes_white_and_the_rest_stays(tmp_path, mode):
+def test_transparent_pixels_become_white_and_the_others_stay(tmp_path, mode):
     image = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
     image.putpixel((1, 0), (90, 90, 90, 255))
     image.convert(mode).save(tmp_path / "a.png")
@@ -56,7 +56,7 @@ def test_what_is_transparent_becomes_white_and_the_rest_stays(tmp_path, mode):
     [(mode, True) for mode in ("1", "L", "LA", "I;16")]
     + [(mode, False) for mode in ("RGB", "RGBA", "P")],
 )
-def test_the_header_tells_whether_there_is_colour(tmp_path, mode, expected):
+def test_the_header_shows_whether_there_is_colour(tmp_path, mode, expected):
     halves(mode).save(tmp_path / "a.png")
     assert read_header(tmp_path / "a.png").is_grey == expected
 

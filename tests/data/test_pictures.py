@@ -1,4 +1,4 @@
-"""Pictures given as files reach the network as the run's own images do."""
+"""Pictures in files reach the network exactly like the run's own images."""
 
 import gzip
 import json
@@ -37,7 +37,7 @@ def noise(*shape, most=256, dtype=np.uint8):
 
 
 def png_of_deep_colour(pixels):
-    """A PNG file of 16 bits a channel, which Pillow can read and not write."""
+    """Makes a PNG file with 16 bits a channel, which Pillow can only read."""
     height, width, _ = pixels.shape
 
     def chunk(kind, data):
@@ -53,7 +53,7 @@ def png_of_deep_colour(pixels):
 
 
 def folder_of(tmp_path, save, suffix="png"):
-    """Two classes of eight pictures of noise, 24 pixels wide and 20 high."""
+    """Makes two classes of eight pictures of noise, 24 pixels wide and 20 high."""
     for name in "ab":
         (tmp_path / "photos" / name).mkdir(parents=True)
         for number in range(8):
@@ -63,7 +63,7 @@ def folder_of(tmp_path, save, suffix="png"):
 
 
 def saved_as(mode, suffix="png"):
-    """A folder of pictures of a mode of Pillow's."""
+    """Returns a maker of a folder of pictures in one of Pillow's modes."""
 
     def make(tmp_path, _):
         def save(path, rng):
@@ -76,7 +76,7 @@ def saved_as(mode, suffix="png"):
 
 
 def deep(dtype, low, high, suffix="tiff"):
-    """A folder of grey pictures whose numbers go from ``low`` to ``high``."""
+    """Returns a maker of a folder of grey pictures from ``low`` to ``high``."""
 
     def make(tmp_path, _):
         def save(path, rng):
@@ -97,7 +97,7 @@ def deep_colour(tmp_path, _):
 
 
 def idx_folder(height, width, image_size=0):
-    """A folder of IDX archives."""
+    """Returns a maker of a folder of IDX archives."""
 
     def make(tmp_path, _):
         for prefix in ("train", "t10k"):
@@ -111,7 +111,7 @@ def idx_folder(height, width, image_size=0):
 
 
 def digits(name, image_size=0):
-    """MNIST or what is made of it, of few images."""
+    """Returns a maker of few images from MNIST, or from a set made from it."""
 
     def make(_, monkeypatch):
         def few(split, **options):
@@ -125,7 +125,7 @@ def digits(name, image_size=0):
 
 
 def downloaded(name, files, image_size=0):
-    """A set whose archives are downloaded, made up here."""
+    """Returns a maker of a set with invented downloads."""
 
     def make(tmp_path, monkeypatch):
         monkeypatch.setenv("CAPSJAX_DATA_DIR", str(tmp_path))
@@ -174,7 +174,7 @@ QUICK = (
 
 
 def untrained_run(path, data):
-    """The test images of a data set, and a run on it before its first step."""
+    """Writes a run before its first step; returns its test images."""
     data.num_validation = 0
     config = configs.Config(data=data, model=tiny_model(), batch_size=4)
     config.model.conv_kernel = config.model.primary_kernel = 3
@@ -193,13 +193,13 @@ def untrained_run(path, data):
 
 
 def save(image, path):
-    """Saves an array as a user would: a pair of images side by side."""
+    """Saves an array as a user would, a pair of images side by side."""
     if image.shape[-1] == 2:
         image = np.concatenate([image[..., :1], image[..., 1:]], axis=1)
     Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path)
 
 
-def test_whether_to_invert_is_not_asked_where_pictures_are_as_they_are(
+def test_invert_is_refused_if_pictures_are_taken_unchanged(
     tmp_path, monkeypatch, capsys
 ):
     untrained_run(tmp_path / "run", idx_folder(12, 12)(tmp_path, monkeypatch))
@@ -212,26 +212,26 @@ def test_whether_to_invert_is_not_asked_where_pictures_are_as_they_are(
 
 @pytest.fixture(autouse=True)
 def without_estimate(monkeypatch):
-    """To trace a training step takes longer than all else here."""
+    """Skips tracing a training step, which takes longer than all else here."""
     monkeypatch.setattr("capsjax.training.task._check_memory", lambda *_: None)
 
 
 @pytest.fixture
 def seen(monkeypatch):
-    """What the command opened, gave to its network and got from it."""
-    told, answer = [], Run.predict
+    """Records the run that the command opened, its network's inputs and outputs."""
+    calls, answer = [], Run.predict
 
     def noted(self, image):
         prediction = answer(self, image)
-        told.append((self, image, prediction))
+        calls.append((self, image, prediction))
         return prediction
 
     monkeypatch.setattr(Run, "predict", noted)
-    return told
+    return calls
 
 
 @pytest.mark.parametrize("name", first_of(QUICK, SETS))
-def test_own_test_images_as_files_give_what_the_arrays_give(
+def test_test_images_as_files_give_the_same_as_the_arrays(
     name, tmp_path, monkeypatch, seen, capsys
 ):
     test_set = untrained_run(tmp_path / "run", SETS[name](tmp_path, monkeypatch))
@@ -243,12 +243,12 @@ def test_own_test_images_as_files_give_what_the_arrays_give(
     few = image
     is_deep = not isinstance(about["scale"], str)
     if about["kind"] == "as_is" and not is_deep and about["channels"] < 3:
-        # By the full range of 16 bits, and not by each picture's brightest pixel.
+        # Scaled by the full range of 16 bits, and not by each brightest pixel.
         image = np.concatenate([image, few])
         for number, one in enumerate(few):
             files.append(str(tmp_path / f"deep{number}.png"))
             save(one.astype(np.uint16) * 257, files[-1])
-    if test_set.files is not None:  # What they were read from must give the same.
+    if test_set.files is not None:  # Their own files must give the same.
         image = np.concatenate([image, few])
         files += [f"{tmp_path}/photos/{file}" for file in test_set.files[:NUM_FILES]]
     capsys.readouterr()

@@ -1,4 +1,4 @@
-"""Pictures that become what a data set's images are."""
+"""Pictures become like a data set's own images."""
 
 import json
 import struct
@@ -18,7 +18,7 @@ MNIST = Preparation.of("mnist", SHAPE)
 
 
 def drawing(size=(300, 200), box=(200, 20, 260, 160), width=4, ground="white"):
-    """An ellipse, off centre."""
+    """Draws an ellipse, off centre."""
     image = Image.new("RGB", size, ground)
     ink = "black" if ground == "white" else "white"
     ImageDraw.Draw(image).ellipse(box, outline=ink, width=width)
@@ -40,7 +40,7 @@ def test_a_drawing_is_scaled_and_centred_as_mnist(width, ground):
     image = MNIST.apply(drawing(width=width, ground=ground))
     assert image.shape == SHAPE
     assert image.dtype == np.uint8
-    assert image.max() == 255  # a thin pen too
+    assert image.max() == 255  # A thin pen too.
     rows, columns = extent(image)
     assert rows[-1] - rows[0] + 1 == 20
     assert columns[-1] - columns[0] + 1 == pytest.approx(20 * 60 / 140, abs=1)
@@ -48,24 +48,24 @@ def test_a_drawing_is_scaled_and_centred_as_mnist(width, ground):
     assert image[0].max() == 0
 
 
-def test_dark_on_light_is_told_from_light_on_dark():
+def test_dark_on_light_and_light_on_dark_give_the_same():
     light, dark = (
         MNIST.apply(drawing(ground=ground)).astype(int) for ground in ("black", "white")
     )
     assert abs(light - dark).max() <= 2
 
 
-def test_what_is_said_of_the_ground_holds():
+def test_invert_overrides_the_guess():
     inverted = MNIST.apply(drawing(ground="white"), invert=True)
-    told = MNIST.apply(drawing(ground="white"))
-    np.testing.assert_array_equal(inverted, told)
+    guessed = MNIST.apply(drawing(ground="white"))
+    np.testing.assert_array_equal(inverted, guessed)
     not_inverted = MNIST.apply(drawing(ground="white"), invert=False)
-    assert not_inverted.max() == 0  # nothing is lighter than white
+    assert not_inverted.max() == 0  # Nothing is lighter than white.
 
 
-def test_a_ground_in_between_is_asked_about():
+def test_an_unclear_ground_is_refused():
     grey = Image.new("RGB", (50, 50), (128, 128, 128))
-    with pytest.raises(UnclearGroundError, match=r"50%.*say which by invert"):
+    with pytest.raises(UnclearGroundError, match=r"50%.*choose one by invert"):
         MNIST.apply(grey)
     assert MNIST.apply(grey, invert=True).max() == 0
 
@@ -77,27 +77,27 @@ def test_an_empty_page_stays_empty():
 @pytest.mark.parametrize(
     ("name", "image_size", "every"),
     [
-        pytest.param("mnist", 0, 1, marks=pytest.mark.slow),  # all 10,000
+        pytest.param("mnist", 0, 1, marks=pytest.mark.slow),  # All 10,000.
         ("mnist", 0, 10),
         *[("mnist", size, 10) for size in (20, 40)],
         *[(f"{name}_mnist", 0, 10) for name in ("multi", "expanded", "affine")],
     ],
 )
-def test_none_of_the_test_images_changes(name, image_size, every):
+def test_test_images_stay_unchanged(name, image_size, every):
     test_set = load(name, "test", image_size=image_size)
     apply = test_set.preparation.apply
     for image in test_set.image[::every]:
         np.testing.assert_array_equal(apply(Image.fromarray(image[..., 0])), image)
 
 
-def test_a_digit_out_of_the_middle_is_centred():
+def test_an_off_centre_digit_is_centred():
     image = load("mnist", "test").image[0]
     moved = np.roll(image, 2, axis=1)
     again = MNIST.apply(Image.fromarray(moved[..., 0])).astype(int)
     assert np.abs(again - image).mean() < np.abs(again - moved).mean() / 4
 
 
-def test_a_digit_in_black_on_white_is_inverted_and_no_more():
+def test_a_black_digit_on_white_is_only_inverted():
     image = load("mnist", "test").image[0]
     again = MNIST.apply(Image.fromarray(255 - image[..., 0])).astype(int)
     assert np.abs(again - image).mean() < 2
@@ -107,7 +107,7 @@ def test_a_digit_in_black_on_white_is_inverted_and_no_more():
     ("name", "size", "side"),
     [("multi_mnist", 36, 23), ("expanded_mnist", 40, 20), ("affine_mnist", 40, 20)],
 )
-def test_a_drawing_lies_in_the_middle_of_a_generated_set(name, size, side):
+def test_a_drawing_for_a_generated_set_is_centred(name, size, side):
     image = Preparation.of(name, (size, size, 1)).apply(drawing())
     assert image.shape == (size, size, 1)
     rows, _ = extent(image)
@@ -121,8 +121,8 @@ def test_a_description_survives_json():
         Preparation("as_is", 20, 30, 3, scale=(-1024.0, 3071.5)),
         Preparation("as_is", 20, 30, 2),
     ):
-        told = json.loads(json.dumps(preparation.to_json()))
-        assert Preparation.from_json(told) == preparation
+        again = json.loads(json.dumps(preparation.to_json()))
+        assert Preparation.from_json(again) == preparation
 
 
 @pytest.mark.parametrize(
@@ -145,9 +145,9 @@ def test_a_description_survives_json():
     ],
 )
 def test_a_damaged_description_is_refused(change):
-    told = {**Preparation.of("", (28, 28, 1)).to_json(), **change}
+    damaged = {**Preparation.of("", (28, 28, 1)).to_json(), **change}
     with pytest.raises(ValueError, match=next(iter(change))):
-        Preparation.from_json(told)
+        Preparation.from_json(damaged)
     for value in ([], None, "mnist"):
         with pytest.raises(ValueError, match="must be an object"):
             Preparation.from_json(value)
@@ -196,7 +196,7 @@ def test_bands_that_are_not_read_are_named(tmp_path):
     assert notes == [f"{path} has 5 bands: only the first 3 are read"]
 
 
-def test_colour_of_more_than_8_bits_is_named_as_it_is_read_in_part(tmp_path):
+def test_colour_with_more_than_8_bits_is_named_as_read_in_part(tmp_path):
     pixels = np.arange(5 * 6 * 3, dtype=np.uint16).reshape(5, 6, 3) * 700
     path, notes = tmp_path / "deep.png", []
     path.write_bytes(png_of_deep_colour(pixels))
@@ -206,13 +206,13 @@ def test_colour_of_more_than_8_bits_is_named_as_it_is_read_in_part(tmp_path):
 
 
 def tiff_of_bands(pixels):
-    """An uncompressed TIFF file of colour with further bands, as of a satellite."""
+    """Makes an uncompressed TIFF file with colour and further bands, as satellites."""
     height, width, bands = pixels.shape
     num_extra, start = bands - 3, 8
     tags = [
         (256, 4, width),
         (257, 4, height),
-        (258, 3, 8),  # where the sizes of the bands are, set below
+        (258, 3, 8),  # Address of the bands' sizes, set below.
         (259, 3, 1),
         (262, 3, 2),
         (273, 4, 0),

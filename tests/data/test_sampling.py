@@ -1,4 +1,4 @@
-"""The validation split, and the order of the images in training."""
+"""The validation split, and the order of images in training."""
 
 import hashlib
 
@@ -38,7 +38,7 @@ def test_the_validation_split_is_disjoint_complete_and_in_order():
 
 
 def test_the_validation_split_of_mnist_never_changes():
-    # Not the values of a paper: whoever changes them makes runs incomparable.
+    # No paper has these values, but changing them makes runs incomparable.
     train, validation = split_validation(load("mnist"), 5_000)
     assert len(train) == 55_000
     assert len(validation) == 5_000
@@ -46,7 +46,7 @@ def test_the_validation_split_of_mnist_never_changes():
     assert digest[:16] == "d34094aea8e9a7da"
 
 
-def test_the_validation_split_does_not_look_at_the_global_generator():
+def test_the_validation_split_ignores_numpy_s_global_generator():
     dataset = small_dataset(50)
     np.random.seed(1)  # noqa: NPY002
     _, first = split_validation(dataset, 10)
@@ -73,11 +73,11 @@ def test_a_validation_split_of_impossible_size_is_refused(num_validation):
         split_validation(small_dataset(), num_validation)
 
 
-# By class
+# ---- by class
 
 
 def of_classes(*counts):
-    """Images in the order of the classes, so many of each; each tells its index."""
+    """Makes images ordered by class, with these counts; pixels hold their index."""
     label = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
     image = np.arange(len(label), dtype="<u4").view(np.uint8).reshape(-1, 2, 2, 1)
     return Dataset("sorted", image, label, tuple(map(str, range(len(counts)))))
@@ -94,7 +94,7 @@ def counts(dataset):
 @pytest.mark.parametrize(
     ("there", "num_validation", "held_out"),
     [
-        # A rare class validates and trains, whatever the number of the others.
+        # A rare class is on both sides, however many the others are.
         ((300, 197, 3), 50, (30, 19, 1)),
         ((300, 298, 2), 6, (3, 2, 1)),
         ((20, 2, 1), 3, (2, 1, 0)),
@@ -105,14 +105,14 @@ def counts(dataset):
 )
 def test_each_class_gives_its_share_to_the_validation(there, num_validation, held_out):
     train, validation = split_validation(of_classes(*there), num_validation)
-    # Of what is left after rounding the largest remainder has it.
+    # The largest remainders get the images left after rounding.
     assert counts(validation) == list(held_out)
     assert counts(train) == [n - k for n, k in zip(there, held_out, strict=True)]
     together = np.concatenate([indices(train), indices(validation)])
     np.testing.assert_array_equal(np.sort(together), np.arange(sum(there)))
 
 
-def test_too_few_images_for_all_classes_are_held_out_of_some_of_them():
+def test_some_classes_give_none_if_too_few_images_are_held_out():
     _, validation = split_validation(of_classes(*[4] * 10), 5)
     assert sorted(counts(validation)) == [0] * 5 + [1] * 5
     assert counts(validation) != [1] * 5 + [0] * 5
@@ -136,7 +136,7 @@ def test_the_rule_of_the_first_edition_draws_from_all_alike(num_validation):
 
 
 @pytest.mark.parametrize(("num_validation", "is_drawn_alike"), [(200, True), (199, 0)])
-def test_where_each_class_has_plenty_the_images_are_drawn_from_all_alike(
+def test_images_are_drawn_from_all_alike_if_each_class_has_plenty(
     num_validation, is_drawn_alike
 ):
     dataset = of_classes(500, 500)
@@ -159,20 +159,20 @@ def test_fewer_images_to_train_on_are_a_share_of_each_class():
 
 
 def test_images_of_several_classes_are_divided_by_the_rarest():
-    # 60 show the classes 0 and 1, 6 of them class 2 too, and 4 show none.
+    # 60 images show classes 0 and 1, 6 of them class 2 too; 4 show none.
     label = np.zeros((64, 3), bool)
     label[:60, :2], label[:6, 2] = True, True
     plain = of_classes(64)
     dataset = Dataset("several", plain.image, label, ("a", "b", "c"))
     train, validation = split_validation(dataset, 16)
-    # Of the classes 0 and 1 there are as many: the first of them counts.
+    # Classes 0 and 1 are equally rare: the first counts.
     assert counts(validation) == [15, 15, 2] or counts(validation) == [15, 15, 1]
     assert counts(train)[2] + counts(validation)[2] == 6
     assert (~validation.label.any(axis=1)).sum() == 1
     assert len(take_share(dataset, 6)) == 6
 
 
-def test_images_that_are_made_are_divided_by_the_class_of_their_base():
+def test_generated_images_are_divided_by_the_class_of_their_base():
     digits = load("mnist", "test").subset(np.arange(200))
     made = Generated("made", digits, lambda base, rng: base.batch)
     train, validation = split_validation(made, 20)
@@ -183,7 +183,7 @@ def test_images_that_are_made_are_divided_by_the_class_of_their_base():
     assert min(counts(take_share(made, 10))) == 1
 
 
-# The order of the batches
+# ---- the order of the batches
 
 
 def test_every_epoch_visits_each_image_at_most_once():
@@ -241,7 +241,7 @@ def test_a_negative_seed_or_step_is_refused(seed, step):
         indices_of_batch(23, 5, seed, step)
 
 
-def test_what_is_held_out_is_the_same_in_every_epoch():
+def test_held_out_images_are_the_same_in_every_epoch():
     class Generated(Dataset):
         def fixed(self):
             return plain

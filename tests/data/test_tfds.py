@@ -1,4 +1,4 @@
-"""Data sets from TensorFlow Datasets, all of it offline and without TensorFlow."""
+"""Data sets from TensorFlow Datasets, offline and without TensorFlow."""
 
 import hashlib
 import subprocess
@@ -24,7 +24,7 @@ from capsjax.data.readers import tfds as reader
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """All of MNIST, prepared by its twin; takes several seconds."""
+    """Prepares all of MNIST by its twin; takes several seconds."""
     folder = tmp_path_factory.mktemp("tfds")
     path = reader.prepare("mnist", data_dir=folder)
     assert path == folder / "mnist" / "3.0.1"
@@ -33,7 +33,7 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture
 def offline(monkeypatch):
-    """Every request fails at once; the list tells which were made."""
+    """Makes every request fail at once; returns the list of requests."""
     requested = []
 
     def fail(url, **options):
@@ -45,7 +45,7 @@ def offline(monkeypatch):
 
 
 def small_twin(monkeypatch, name="fashion_mnist", num_images=40, read=None):
-    """Puts a twin in the table that needs no download: images with their number."""
+    """Puts a twin in the table that needs no download: images of their number."""
 
     def examples(split_size):
         for index in range(split_size):
@@ -63,10 +63,10 @@ def files_in(folder):
     return [path for path in Path(folder).rglob("*") if path.is_file()]
 
 
-# The twin of MNIST
+# ---- MNIST's twin
 
 
-def test_the_shipped_archives_are_those_that_tfds_registers():
+def test_the_shipped_archives_equal_tfds_s_registered_ones():
     url_infos = tfds.builder_cls("mnist").url_infos
     assert len(url_infos) == 4
     for url, info in url_infos.items():
@@ -78,8 +78,7 @@ def test_the_shipped_archives_are_those_that_tfds_registers():
 @pytest.mark.variant
 @pytest.mark.parametrize(
     ("split", "first_labels"),
-    # The order in which TFDS gives them to everyone: the first labels of
-    # tfds.load("mnist"), as its users know them.
+    # TFDS's order: the first labels of tfds.load("mnist"), as its users know them.
     [
         pytest.param(
             *("train", [4, 1, 0, 7, 8, 1, 2, 7, 1, 6]), marks=pytest.mark.variant
@@ -87,7 +86,7 @@ def test_the_shipped_archives_are_those_that_tfds_registers():
         ("test", [2, 0, 4, 8, 7, 6, 0, 6, 3, 1]),
     ],
 )
-def test_the_twin_of_mnist_holds_what_is_read_directly(prepared, split, first_labels):
+def test_mnist_s_twin_equals_direct_reading(prepared, split, first_labels):
     direct = load("mnist", split)
     twin = reader.load_tfds("mnist", split, data_dir=prepared)
     np.testing.assert_array_equal(twin.label[:10], first_labels)
@@ -106,7 +105,7 @@ def test_the_twin_of_mnist_holds_what_is_read_directly(prepared, split, first_la
 
 def test_a_twin_of_a_new_style_builder_finds_its_metadata(tmp_path, monkeypatch):
     small_twin(monkeypatch, "svhn_cropped")
-    # The twin first: it must not live on what the stock builder has found.
+    # The twin comes first: it must not profit from the stock builder's search.
     twin = tfds_builders.make_twin("svhn_cropped")(data_dir=str(tmp_path))
     stock = tfds.builder("svhn_cropped", data_dir=tmp_path)
     assert twin.info.description == stock.info.description
@@ -119,13 +118,13 @@ def test_a_twin_leaves_the_stock_builder_registered():
 
 
 @pytest.mark.slow
-def test_the_stock_builder_reads_what_the_twin_prepared(prepared):
+def test_the_stock_builder_reads_the_twin_s_prepared_set(prepared):
     source = tfds.data_source("mnist", split="test", data_dir=prepared, download=False)
     assert len(source) == 10_000
     assert int(source[0]["label"]) == 2
 
 
-# Other sets
+# ---- other sets
 
 
 def test_a_twin_is_prepared_once_and_then_read(tmp_path, monkeypatch):
@@ -172,7 +171,7 @@ def test_a_mocked_set_is_read_as_any_other(name, shape, num_classes):
     assert dataset.num_classes == num_classes
 
 
-def test_images_of_several_sizes_are_scaled_if_it_is_said_to_what():
+def test_images_of_several_sizes_need_an_image_size():
     with tfds.testing.mock_data(num_examples=2):
         dataset = load("oxford_flowers102", image_size=16)
         assert dataset.image_shape == (16, 16, 3)
@@ -215,7 +214,7 @@ def three_splits(builder, download_manager):
     }
 
 
-def test_a_validation_split_of_the_set_is_its_own(tmp_path, monkeypatch):
+def test_a_set_s_own_validation_split_is_read(tmp_path, monkeypatch):
     small_twin(monkeypatch, read=three_splits)
     for value, split in enumerate(("train", "validation", "test")):
         dataset = load("fashion_mnist", split, data_dir=tmp_path)
@@ -224,9 +223,7 @@ def test_a_validation_split_of_the_set_is_its_own(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("missing", ["validation", "test"])
-def test_a_set_of_two_splits_has_none_for_the_validation(
-    tmp_path, monkeypatch, missing
-):
+def test_a_set_with_two_splits_has_none_for_validation(tmp_path, monkeypatch, missing):
     def two_splits(builder, download_manager):
         splits = three_splits(builder, download_manager)
         return {split: splits[split] for split in splits if split != missing}
@@ -238,13 +235,13 @@ def test_a_set_of_two_splits_has_none_for_the_validation(
         load("fashion_mnist", "validation", data_dir=tmp_path)
 
 
-def test_a_prepared_set_is_the_same_wherever_it_is(tmp_path, monkeypatch):
+def test_a_prepared_set_keeps_its_identity_in_any_folder(tmp_path, monkeypatch):
     small_twin(monkeypatch)
     before = load("fashion_mnist", data_dir=tmp_path / "here").identity()
     (tmp_path / "here").rename(tmp_path / "there")
     moved = load("fashion_mnist", data_dir=tmp_path / "there")
     assert moved.difference(before) is None
-    # By the bytes that were read, before they were scaled.
+    # Identity depends on the bytes read, before scaling.
     small = load("fashion_mnist", data_dir=tmp_path / "there", image_size=8)
     assert small.difference(before) is None
 
@@ -253,12 +250,12 @@ def test_a_prepared_set_is_the_same_wherever_it_is(tmp_path, monkeypatch):
 def test_a_set_without_images_and_labels_is_refused(name):
     with (
         tfds.testing.mock_data(num_examples=2),
-        pytest.raises(DatasetError, match="is not one of image classification"),
+        pytest.raises(DatasetError, match="is not for image classification"),
     ):
         load(name)
 
 
-# Where sets are kept
+# ---- the folder of the sets
 
 
 def test_the_folder_is_the_argument_else_the_variable_else_the_cache(monkeypatch):
@@ -281,7 +278,7 @@ def test_a_set_is_found_by_the_variable(tmp_path, monkeypatch):
     assert (tmp_path / "fashion_mnist").is_dir()
 
 
-# Errors
+# ---- errors
 
 
 def test_an_unknown_name_is_refused_with_near_ones():
@@ -290,7 +287,7 @@ def test_an_unknown_name_is_refused_with_near_ones():
     assert "unknown data set 'cifar_10'" in str(error.value)
 
 
-def test_a_mistyped_mnist_is_recognised():
+def test_a_mistyped_mnist_is_guessed():
     with pytest.raises(DatasetError, match="Did you mean mnist"):
         load("mnits")
 
@@ -300,7 +297,7 @@ def test_a_name_that_may_have_meant_a_folder_is_refused_as_both():
         load("qqqq/train")
 
 
-def test_a_name_near_to_none_is_refused_without_a_guess():
+def test_a_name_unlike_all_others_is_refused_without_a_guess():
     with pytest.raises(DatasetError, match="unknown data set 'qqqq'") as error:
         load("qqqq")
     assert "Did you mean" not in str(error.value)
@@ -312,9 +309,9 @@ def test_a_malformed_name_is_refused(name, tmp_path):
         load(name, data_dir=tmp_path)
 
 
-# coco cannot even be looked at without TensorFlow.
+# coco's builder cannot even be made without TensorFlow.
 @pytest.mark.parametrize("name", ["cifar100", "emnist/letters", "coco"])
-def test_a_stock_set_that_is_not_prepared_tells_the_command(
+def test_an_unprepared_stock_set_s_error_has_the_command(
     name, tmp_path, offline, monkeypatch
 ):
     monkeypatch.setattr(reader, "_has_tensorflow", lambda: False)
@@ -338,7 +335,7 @@ def test_load_never_prepares_with_tensorflow_in_its_own_process(
     assert not offline
 
 
-def test_an_unreachable_source_is_told_before_tfds_tries(
+def test_an_unreachable_source_is_refused_before_tfds_tries(
     tmp_path, offline, monkeypatch
 ):
     small_twin(monkeypatch)
@@ -358,7 +355,7 @@ def test_an_unreachable_source_is_told_before_tfds_tries(
     assert not files_in(tmp_path)
 
 
-def test_what_is_downloaded_already_needs_no_network(tmp_path, offline, monkeypatch):
+def test_existing_downloads_need_no_network(tmp_path, offline, monkeypatch):
     small_twin(monkeypatch)
     monkeypatch.setitem(
         tfds_builders.TWINS,
@@ -372,7 +369,7 @@ def test_what_is_downloaded_already_needs_no_network(tmp_path, offline, monkeypa
     assert not offline
 
 
-def test_mnist_needs_no_network_to_be_prepared(tmp_path, offline, monkeypatch):
+def test_mnist_is_prepared_without_a_network(tmp_path, offline, monkeypatch):
     monkeypatch.setattr(
         tfds_builders,
         "load_mnist",
@@ -417,7 +414,7 @@ def test_an_interrupted_preparation_leaves_nothing(tmp_path, monkeypatch):
     assert not files_in(tmp_path)
 
 
-def test_what_a_killed_process_left_is_not_taken_for_the_set(tmp_path, monkeypatch):
+def test_a_killed_process_s_leftovers_are_not_taken_for_the_set(tmp_path, monkeypatch):
     killed = (
         "import os, numpy as np\n"
         "from capsjax.data import load\n"
@@ -439,7 +436,7 @@ def test_what_a_killed_process_left_is_not_taken_for_the_set(tmp_path, monkeypat
     assert len(load("fashion_mnist", data_dir=tmp_path)) == 40
 
 
-def test_what_another_process_prepared_meanwhile_is_read(tmp_path, monkeypatch):
+def test_another_process_s_prepared_set_is_read(tmp_path, monkeypatch):
     small_twin(monkeypatch)
     numbered = tfds_builders.TWINS["fashion_mnist"].read
 
@@ -487,7 +484,7 @@ def test_a_set_without_the_split_is_refused(tmp_path, monkeypatch):
         load("fashion_mnist", "test", data_dir=tmp_path)
 
 
-# What is said
+# ---- output
 
 
 def test_nothing_is_written_to_the_standard_output(tmp_path, monkeypatch, capfd):
@@ -496,7 +493,7 @@ def test_nothing_is_written_to_the_standard_output(tmp_path, monkeypatch, capfd)
     assert capfd.readouterr().out == ""
 
 
-def test_the_command_tells_where_the_set_is(tmp_path, monkeypatch, capsys):
+def test_the_command_prints_the_folder_of_the_set(tmp_path, monkeypatch, capsys):
     small_twin(monkeypatch)
     assert prepare_command.main(["fashion_mnist", "--data_dir", str(tmp_path)]) == 0
     path = capsys.readouterr().out.strip()
@@ -509,5 +506,4 @@ def test_the_command_ends_with_one_line_for_an_unknown_name(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     (line,) = err.splitlines()
-    told = "capsjax.data.prepare: error: unknown data set 'cifar_10'"
-    assert line.startswith(told)
+    assert line.startswith("capsjax.data.prepare: error: unknown data set 'cifar_10'")

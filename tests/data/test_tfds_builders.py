@@ -1,4 +1,4 @@
-"""The twins that download, fed with small archives in the upstream layout."""
+"""Downloading twins, fed with small archives in the upstream layout."""
 
 import gzip
 import io
@@ -26,7 +26,7 @@ SIZES = {"train": 25, "test": 15}
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
-    """Every request fails."""
+    """Makes every request fail."""
 
     def fail(*_, **__):
         raise requests.ConnectionError("no network")
@@ -36,7 +36,7 @@ def offline(monkeypatch):
 
 
 def put_downloads(folder, name, files):
-    """Puts files where TFDS keeps what it has downloaded, and compared before."""
+    """Puts files where TFDS keeps its downloads, as if their checksums were right."""
     infos = tfds.builder_cls(name).url_infos
     urls = {url.rsplit("/", 1)[1]: url for url in infos}
     for file_name, content in files.items():
@@ -49,7 +49,7 @@ def put_downloads(folder, name, files):
 
 
 def numbered(split, *shape):
-    """Noise whose first pixel is the image's number."""
+    """Makes noise whose first pixel is the image's number."""
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (SIZES[split], *shape)).astype(np.uint8)
     image.reshape(len(image), -1)[:, 0] = np.arange(len(image))
@@ -61,7 +61,7 @@ def labels(split):
 
 
 def require_same(dataset, image, label):
-    """TFDS has an order of its own."""
+    """Asserts the same images in TFDS's own order."""
     number = dataset.image.reshape(len(dataset), -1)[:, 0]
     assert sorted(number) == list(range(len(image)))
     assert number.tolist() != list(range(len(image)))
@@ -77,7 +77,7 @@ def require_ids(name, folder, pattern):
             assert example["id"].decode() == pattern.format(split, number)
 
 
-# Four IDX archives
+# ---- four IDX archives
 
 
 def idx_files():
@@ -104,7 +104,7 @@ def test_idx_archives_are_read(tmp_path, monkeypatch, name, class_name):
         assert dataset.class_names[9] == class_name
 
 
-def test_the_fashion_mnist_of_debian_is_read_without_a_download(tmp_path, monkeypatch):
+def test_debian_s_fashion_mnist_is_read_without_a_download(tmp_path, monkeypatch):
     folder = tmp_path / "debian"
     folder.mkdir()
     for name, content in idx_files().items():
@@ -118,15 +118,14 @@ def test_the_fashion_mnist_of_debian_is_read_without_a_download(tmp_path, monkey
         assert dataset.class_names[0] == "T-shirt/top"
 
 
-# CIFAR-10
-
+# ---- CIFAR-10
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer"]
 CIFAR10 += ["dog", "frog", "horse", "ship", "truck"]
 
 
 def cifar10_files():
-    # Upstream the channels come first.
+    # Upstream has the channels first.
     records = {
         split: np.concatenate(
             [
@@ -150,7 +149,7 @@ def cifar10_files():
         folder = tarfile.TarInfo("cifar-10-batches-bin")
         folder.type = tarfile.DIRTYPE
         tar.addfile(folder)
-        # The order of the published archive.
+        # The published archive's order.
         for name in sorted(files, key=lambda name: name[::-1]):
             member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
             member.size = len(files[name])
@@ -158,7 +157,7 @@ def cifar10_files():
     return {"cifar-10-binary.tar.gz": archive.getvalue()}
 
 
-def test_the_archive_of_cifar10_is_read(tmp_path):
+def test_cifar10_s_archive_is_read(tmp_path):
     put_downloads(tmp_path, "cifar10", cifar10_files())
     for split in SIZES:
         dataset = load("cifar10", split, data_dir=tmp_path)
@@ -167,7 +166,7 @@ def test_the_archive_of_cifar10_is_read(tmp_path):
     require_ids("cifar10", tmp_path, "{}_{:05d}")
 
 
-# SVHN
+# ---- SVHN
 
 
 def svhn_files():
@@ -181,7 +180,7 @@ def svhn_files():
     return files
 
 
-def test_the_files_of_svhn_are_read(tmp_path):
+def test_svhn_s_files_are_read(tmp_path):
     put_downloads(tmp_path, "svhn_cropped", svhn_files())
     for split in SIZES:
         dataset = load("svhn_cropped", split, data_dir=tmp_path)
@@ -190,7 +189,7 @@ def test_the_files_of_svhn_are_read(tmp_path):
     require_ids("svhn_cropped", tmp_path, "{}_{:06d}")
 
 
-# smallNORB
+# ---- smallNORB
 
 
 def norb_file(array):
@@ -221,7 +220,7 @@ def smallnorb(tmp_path):
     return tmp_path
 
 
-def test_the_two_images_of_smallnorb_become_two_channels(smallnorb):
+def test_smallnorb_s_two_images_become_two_channels(smallnorb):
     for split in SIZES:
         dataset = load("smallnorb", split, data_dir=smallnorb)
         image = np.moveaxis(numbered(split, 2, 96, 96), 1, -1)
@@ -236,13 +235,13 @@ def test_the_two_images_of_smallnorb_become_two_channels(smallnorb):
         assert example["label_lighting"] == number % 6
 
 
-def test_the_images_are_scaled_channel_by_channel(smallnorb):
+def test_images_are_scaled_channel_by_channel(smallnorb):
     whole = load("smallnorb", data_dir=smallnorb)
     small = load("smallnorb", data_dir=smallnorb, image_size=48)
     assert small.image_shape == (48, 48, 2)
     np.testing.assert_array_equal(small.label, whole.label)
-    # What a scaled image has in common with the mean of 2 x 2 pixels, whatever the
-    # filter: of noise about 0.9, of another image or channel nothing.
+    # A scaled image of noise correlates with the means of 2 x 2 pixels by about 0.9,
+    # whatever the filter; with another image or channel not at all.
     mean = whole.image.reshape(-1, 48, 2, 48, 2, 2).mean(axis=(2, 4))
     for index in range(len(whole)):
         for channel in range(2):
@@ -250,11 +249,11 @@ def test_the_images_are_scaled_channel_by_channel(smallnorb):
             assert np.corrcoef(*(one.ravel() for one in pair))[0, 1] > 0.8
 
 
-# affNIST
+# ---- affNIST
 
 
 def affnist_archive(folder="", **fields):
-    """The published struct, so far as it is known from code that reads it."""
+    """Makes the published struct, as far as code that reads it shows."""
     image, label = numbered("test", 40, 40), labels("test").astype(np.uint8)
     fields = {
         "affine": np.zeros((6, len(label))),
@@ -272,7 +271,7 @@ def affnist_archive(folder="", **fields):
 
 @pytest.fixture
 def server(monkeypatch):
-    """Serves what is in the dictionary, at the path that is its key."""
+    """Serves the dictionary's values at the paths that are its keys."""
     monkeypatch.undo()
     served = {}
 
@@ -319,7 +318,7 @@ def test_affnist_has_no_split_to_train_on(tmp_path, server):
 
 def test_another_file_in_affnists_place_is_refused_and_not_kept(tmp_path, server):
     server["/test.mat.zip"] = b"<html>Moved</html>"
-    with pytest.raises(DatasetError, match=r"'affnist'.*zip gives is not a zip"):
+    with pytest.raises(DatasetError, match=r"'affnist'.*mat\.zip is not a zip"):
         load("affnist", "test", data_dir=tmp_path)
     server["/test.mat.zip"] = affnist_archive()
     assert len(load("affnist", "test", data_dir=tmp_path)) == 15
@@ -330,7 +329,7 @@ def test_affnist_without_a_network_is_refused_at_once(tmp_path):
         load("affnist", "test", data_dir=tmp_path)
 
 
-# All of them
+# ---- all twins
 
 
 @pytest.mark.parametrize("name", sorted(set(tfds_builders.TWINS) - {"affnist"}))
@@ -346,7 +345,7 @@ def test_a_twin_has_the_stock_builders_version_features_and_checksums(name, tmp_
 
 
 @pytest.mark.parametrize("name", sorted(set(tfds_builders.TWINS) - {"mnist"}))
-def test_a_twin_that_cannot_download_says_so_at_once(name, tmp_path, monkeypatch):
+def test_a_twin_without_a_network_is_refused_at_once(name, tmp_path, monkeypatch):
     twin = tfds_builders.TWINS[name]._replace(is_downloaded=True)
     monkeypatch.setitem(tfds_builders.TWINS, name, twin)
     with pytest.raises(DatasetError, match="cannot be reached"):

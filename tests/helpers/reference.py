@@ -1,10 +1,10 @@
-"""The formulas of the paper in float64 NumPy, as loops, and not from our code."""
+"""The paper's formulas as loops in float64 NumPy, independent of our code."""
 
 import numpy as np
 
 
 def squash(s):
-    """Equation 1 for one vector."""
+    """Computes equation 1 for one vector."""
     length = np.linalg.norm(s)
     if length == 0:
         return np.zeros_like(s)
@@ -12,7 +12,7 @@ def squash(s):
 
 
 def softmax(logit):
-    """Of one row."""
+    """Computes the softmax of one row."""
     e = np.exp(logit - np.max(logit))
     return e / e.sum()
 
@@ -20,7 +20,7 @@ def softmax(logit):
 def dynamic_routing(
     votes, num_iterations, *, bias=None, none_of_the_above=False, logit=None
 ):
-    """Procedure 1 for one example's votes [i, j, d]: poses [j, d], couplings [i, j]."""
+    """Returns poses [j, d] and couplings [i, j] of Procedure 1 for votes [i, j, d]."""
     votes = np.asarray(votes, np.float64)
     num_inputs, num_outputs, dim = votes.shape
     b = np.zeros((num_inputs, num_outputs))
@@ -46,7 +46,7 @@ def dynamic_routing(
 
 
 def margin_loss(length, is_present, *, present=0.9, absent=0.1, down_weight=0.5):
-    """Equation 4 for one example."""
+    """Computes equation 4 for one example."""
     loss = 0.0
     for n, t in zip(length, is_present, strict=True):
         loss += t * max(0.0, present - n) ** 2
@@ -55,7 +55,7 @@ def margin_loss(length, is_present, *, present=0.9, absent=0.1, down_weight=0.5)
 
 
 def convolve(image, kernel, stride=1):
-    """A convolution of one image [h, w, c] without padding, window by window."""
+    """Convolves one image [h, w, c] without padding, window by window."""
     height, width = kernel.shape[:2]
     return np.array(
         [
@@ -73,7 +73,7 @@ def convolve(image, kernel, stride=1):
 
 
 def encode(weights, image, config):
-    """Section 4 for one image [h, w, c]: the poses [j, d] that a config asks for."""
+    """Returns the poses [j, d] of section 4 for one image [h, w, c] and a config."""
     primary, dense = weights["primary_caps"], weights["class_caps"]
     features = convolve(image, weights["conv"]["kernel"]) + weights["conv_bias"]
     features = np.maximum(0, features)
@@ -99,7 +99,7 @@ def encode(weights, image, config):
 
 
 def decode(weights, pose, mask):
-    """Section 4.1 for one example: its pixels, one after the other."""
+    """Returns the pixels of section 4.1 for one example, flat."""
     hidden = np.concatenate([m * v for m, v in zip(mask, pose, strict=True)])
     layers = weights["decoder"]
     *inner, last = [layers[f"Dense_{n}"] for n in range(len(layers))]

@@ -1,4 +1,4 @@
-"""Files that may not be read or written, also where the tests run as root."""
+"""Forbids reading and writing files, even to tests that run as root."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ NOBODY = 65534
 
 @contextlib.contextmanager
 def as_nobody() -> Iterator[None]:
-    """Root may read and write everything, so that this is not root; all threads."""
+    """Runs all threads as another user if this is root, who may access everything."""
     if os.geteuid() != 0:
         yield
         return
@@ -28,7 +28,7 @@ def as_nobody() -> Iterator[None]:
 
 @contextlib.contextmanager
 def public_folder() -> Iterator[pathlib.Path]:
-    """A folder that everyone may look into; pytest's are closed to others."""
+    """Makes a folder that everyone may read; pytest's are closed to others."""
     with tempfile.TemporaryDirectory() as name:
         path = pathlib.Path(name)
         path.chmod(0o755)

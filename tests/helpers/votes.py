@@ -1,4 +1,4 @@
-"""Votes-free routing: cases of it, the oracle in float64, and what both are held to."""
+"""Votes-free routing: cases, the oracle in float64, and how both are compared."""
 
 import functools
 from typing import NamedTuple
@@ -48,7 +48,7 @@ CASES = {
 
 
 def shapes(case: Case):
-    """Of capsules, weight and bias, and of a gradient of the poses."""
+    """Returns shapes of capsules, weight, bias, and of a gradient of the poses."""
 
     def array(*shape):
         return jax.ShapeDtypeStruct(shape, np.float32)
@@ -60,8 +60,8 @@ def shapes(case: Case):
 
 
 def draw(key, case: Case):
-    """Numbers of these shapes, such that couplings are far from equal."""
-    # One draw for all: each further shape would be compiled for a second.
+    """Draws numbers with these shapes that make couplings far from equal."""
+    # One draw for all: each shape would take a second to compile.
     numbers = np.asarray(jax.random.normal(key, (2**18,))) / 2
     arrays, structure = jax.tree.flatten(shapes(case))
     drawn, end = [], 0
@@ -73,7 +73,7 @@ def draw(key, case: Case):
 
 
 def plain(rounds: Rounds):
-    """The oracle: the votes, then the routing that a person can read in a minute."""
+    """Returns the oracle: votes, then the routing that one can read in a minute."""
     return lambda capsules, weight, bias: (
         routing(cast_votes(capsules, weight), bias=bias, **rounds._asdict()).pose
     )
@@ -117,7 +117,7 @@ def exact(case_rounds: Rounds, operands, gradient, make=plain) -> list[np.ndarra
 
 
 def assert_close(actual, expected, rtol=2e-6):
-    """Close relative to the largest: sums of both signs lose more than rounding."""
+    """Compares relative to the largest: sums of both signs lose more than rounding."""
     assert len(actual) == len(expected)
     for a, e in zip(actual, expected, strict=True):
         assert a.shape == e.shape

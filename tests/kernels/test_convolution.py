@@ -1,4 +1,4 @@
-"""The convolution against float64, and under every transformation of JAX."""
+"""The convolution against float64, and under every transformation in JAX."""
 
 import functools
 
@@ -49,8 +49,10 @@ SHAPES = {
 
 
 def draw(key, image_shape, kernel_shape, strides, padding):
-    """A ReLU's output (its mean is not zero), a kernel and a gradient of the result."""
-    # NumPy's: jax.random would compile once for each of these many shapes.
+    """Draws a ReLU's output (its mean is not zero), a kernel, a gradient of the result.
+
+    NumPy draws: jax.random would compile once for each of these many shapes.
+    """
     normal = np.random.default_rng(np.asarray(jax.random.key_data(key))).normal
     image, kernel = (
         normal(size=shape).astype(np.float32) for shape in (image_shape, kernel_shape)
@@ -61,7 +63,7 @@ def draw(key, image_shape, kernel_shape, strides, padding):
 
 
 def plain(strides, padding, function=lax.conv_general_dilated, **options):
-    """The function as Flax calls it."""
+    """Returns the function as Flax calls it."""
     return lambda image, kernel: function(
         image, kernel, strides, padding, dimension_numbers=LAYOUT, **options
     )
@@ -73,7 +75,7 @@ def value_and_gradients(function, image, kernel, gradient):
 
 
 def exact(strides, padding, *operands):
-    """JAX's own convolution and gradients, in float64."""
+    """Computes JAX's own convolution and gradients in float64."""
     function = functools.partial(value_and_gradients, plain(strides, padding))
     with jax.enable_x64(True):
         operands = [jnp.asarray(np.asarray(x), jnp.float64) for x in operands]
@@ -81,7 +83,7 @@ def exact(strides, padding, *operands):
 
 
 def error(actual, expected) -> float:
-    """Root mean square of the difference, relative to that of the expected."""
+    """Returns the difference's root mean square, relative to the expected array's."""
     difference = np.asarray(actual, np.float64) - np.asarray(expected, np.float64)
     return np.sqrt(np.mean(difference**2) / np.mean(np.square(expected)))
 
@@ -91,7 +93,7 @@ def slope(actual, expected) -> float:
     return np.sum(actual * expected) / np.sum(expected**2)
 
 
-# With LLVM's optimiser each takes four times as long: one for each kind of window.
+# One for each kind of window: LLVM's optimiser takes four times as long.
 OPTIMISED = ("primary capsules", "same, several tiles", "first layer, colour")
 
 
@@ -102,7 +104,7 @@ OPTIMISED = ("primary capsules", "same, several tiles", "first layer, colour")
         for name in SHAPES
     ],
 )
-def test_every_form_is_the_direct_convolution_with_its_gradients(key, case):
+def test_every_form_equals_the_direct_convolution_and_its_gradients(key, case):
     image_shape, kernel_shape, *how = SHAPES[case]
     image, kernel, gradient = draw(key, image_shape, kernel_shape, *how)
     expected = exact(*how, image, kernel, gradient)
@@ -117,14 +119,14 @@ def test_every_form_is_the_direct_convolution_with_its_gradients(key, case):
 
 
 def windows(image, kernel_shape, stride):
-    """All windows of one image as rows, by NumPy."""
+    """Returns all windows of one image as rows, by NumPy."""
     view = np.lib.stride_tricks.sliding_window_view(image, kernel_shape[:2], (0, 1))
     view = view[::stride, ::stride].transpose(0, 1, 3, 4, 2)
     return view.reshape(*view.shape[:2], -1)
 
 
 def paper_reference(image, kernel, gradient, stride):
-    """Value and gradients of a VALID convolution as float64 matrix products."""
+    """Computes a VALID convolution and its gradients as float64 matrix products."""
     image, kernel, gradient = (
         np.asarray(x, np.float64) for x in (image, kernel, gradient)
     )
@@ -143,7 +145,7 @@ def paper_reference(image, kernel, gradient, stride):
     return value, image_gradient, kernel_gradient
 
 
-# The tile of the rule changes with the batch, so two batches are needed.
+# The chosen tile changes with the batch, so two batches are needed.
 @pytest.mark.parametrize("batch", [4, *variants(40)])
 @pytest.mark.numerics
 def test_primary_capsules_are_exact_at_the_paper_s_own_size(key, batch):
@@ -159,7 +161,7 @@ def test_primary_capsules_are_exact_at_the_paper_s_own_size(key, batch):
             assert abs(slope(a, e) - 1) < (1e-6 if dtype is None else 1e-3)
 
 
-# One shape for each form; as they are small, the rule would not choose all of them.
+# One shape for each form; the rule would not choose them all for small shapes.
 CHOSEN = {
     "tiles": "primary capsules",
     "patches": "first layer, colour",
@@ -170,7 +172,7 @@ CHOSEN = {
 
 @pytest.fixture(params=CHOSEN)
 def case(request, monkeypatch):
-    """A shape, and its form forced."""
+    """Returns a shape, and forces its form."""
     monkeypatch.setattr(convolution, "_choose_form", lambda *_: request.param)
     return SHAPES[CHOSEN[request.param]]
 
@@ -188,9 +190,9 @@ def test_the_rule_takes_every_form():
     assert form((64, 20, 20, 16), (9, 9, 16, 128), stride=1) == "tiles"
 
 
-def test_an_accelerator_multiplies_no_zeros_of_a_stride():
-    # For a window larger than the outputs XLA would multiply the zeros between the
-    # gradient's numbers, an array of 11 x 11 where 6 x 6 are not zero.
+def test_an_accelerator_does_not_multiply_a_stride_s_zeros():
+    # XLA would multiply the zeros between the gradient's numbers if the window exceeds
+    # the outputs: an array of 11 x 11 with only 6 x 6 not zero.
     def convolutions(size, window, channels):
         shapes = (4, size, size, channels), (window, window, channels, 16)
         operands = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
@@ -238,19 +240,19 @@ def test_vmap_equals_one_by_one(key, case):
 
 
 def loss(how, image, kernel):
-    """Something that depends on every output differently."""
+    """Returns a number that depends on every output differently."""
     return jnp.sum(jnp.sin(plain(*how, conv_general_dilated)(image, kernel)))
 
 
 def sharded(body, check_vma):
-    """Images are shared out, the kernel is on every device, gradients come back so."""
+    """Maps over devices: shares of images and the whole kernel, so for gradients."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("device",))
     specs = {"in_specs": (P("device"), P()), "out_specs": (P("device"), P())}
     return jax.jit(jax.shard_map(body, mesh=mesh, check_vma=check_vma, **specs))
 
 
 @pytest.mark.parametrize("parallel", ["pmap", "shard_map", "shard_map unchecked"])
-def test_gradients_on_four_devices_are_those_on_one(key, case, parallel):
+def test_gradients_on_four_devices_equal_gradients_on_one(key, case, parallel):
     (_, *size), kernel_shape, *how = case
     image, kernel, _ = draw(key, (4, *size), kernel_shape, *how)
     gradient = jax.grad(functools.partial(loss, how), argnums=(0, 1))
@@ -275,7 +277,7 @@ def test_gradients_on_four_devices_are_those_on_one(key, case, parallel):
         assert error(a, e) < 1e-5
 
 
-def test_a_kernel_may_vary_where_the_images_do_not(key):
+def test_the_kernel_may_vary_while_the_images_do_not(key):
     image_shape, kernel_shape, *how = SHAPES["primary capsules"]
     image, kernel, _ = draw(key, image_shape, kernel_shape, *how)
     kernels = jnp.stack([kernel, 2 * kernel, -kernel, 0 * kernel])
@@ -312,7 +314,7 @@ def test_only_a_cpu_gets_matrix_products_for_a_convolution(platform, dtype):
     assert (counts[1] == 0) == (platform != "cpu")
 
 
-def test_the_gradient_of_the_first_layer_s_images_is_not_computed_in_vain():
+def test_the_unused_gradient_of_the_first_layer_s_images_is_not_computed():
     image_shape, kernel_shape, *how = SHAPES["first layer"]
     shapes = [
         jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -340,7 +342,7 @@ def test_the_gradient_of_the_first_layer_s_images_is_not_computed_in_vain():
         {"window_strides": (1, 1), "padding": "SAME_LOWER", "precision": "highest"},
     ],
 )
-def test_what_has_no_fast_form_is_left_to_jax(key, options):
+def test_convolutions_without_a_fast_form_are_left_to_jax(key, options):
     image_key, kernel_key = jax.random.split(key)
     image = jax.random.normal(image_key, (16, 16, 16, 16))
     channels = 16 // options.get("feature_group_count", 1)
@@ -374,9 +376,15 @@ def test_other_ranks_are_left_to_jax(key, rank):
 @pytest.mark.parametrize(("batch", "size"), [(0, 9), (2, 3)])
 def test_no_image_and_no_output_are_as_in_jax(batch, size):
     image, kernel = jnp.ones((batch, size, size, 16)), jnp.ones((5, 5, 16, 4))
-    expected = plain((1, 1), "VALID")(image, kernel)
-    actual = plain((1, 1), "VALID", conv_general_dilated)(image, kernel)
-    assert actual.shape == expected.shape
+    gradient = jnp.zeros((batch, max(size - 4, 0), max(size - 4, 0), 4))
+    actual, expected = (
+        value_and_gradients(plain((1, 1), "VALID", function), image, kernel, gradient)
+        for function in (conv_general_dilated, lax.conv_general_dilated)
+    )
+    for a, e in zip(actual, expected, strict=True):
+        assert a.dtype == e.dtype
+        np.testing.assert_array_equal(a, e, strict=True)
+    np.testing.assert_array_equal(actual[2], np.zeros_like(kernel))
 
 
 def test_an_int_pads_both_ends(key):
@@ -395,7 +403,7 @@ def test_another_compute_dtype_is_refused(key):
         )
 
 
-def test_wrong_shapes_and_types_get_the_message_of_jax():
+def test_wrong_shapes_and_types_get_jax_s_message():
     image, kernel = jnp.ones((1, 9, 9, 16)), jnp.ones((5, 5, 8, 4))
     with pytest.raises(ValueError, match="feature"):
         plain((1, 1), "VALID", conv_general_dilated)(image, kernel)
@@ -441,12 +449,12 @@ def test_a_prepared_kernel_gives_the_same_numbers(key, case, dtype):
     expected = jax.jit(function)(image, kernel)
     actual = jax.jit(convolve_prepared)(image, prepared)
     assert error(actual, expected) < (5e-6 if dtype is None else 5e-3)
-    # Fewer, more or larger images are welcome.
+    # It takes more images, too.
     more = jnp.concatenate([image] * 3)
     assert error(convolve_prepared(more, prepared)[: len(image)], actual) < 3e-6
 
 
-def test_it_serves_a_layer_of_flax(key):
+def test_it_serves_a_flax_layer(key):
     image = jax.random.normal(key, (2, 3, 20, 20, 16))
     layer = nn.Conv(8, (9, 9), 2, "VALID", conv_general_dilated=conv_general_dilated)
     variables = layer.init(key, image)

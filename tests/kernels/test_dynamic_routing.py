@@ -1,4 +1,4 @@
-"""The votes-free form: its numbers against the plain one in float64, its memory."""
+"""The votes-free form: its numbers against the plain form in float64, its memory."""
 
 import functools
 import math
@@ -39,7 +39,7 @@ QUICK = (
 
 @pytest.mark.parametrize("name", first_of(QUICK, CASES))
 @pytest.mark.numerics
-def test_poses_and_all_gradients_are_those_of_the_plain_form(key, name):
+def test_poses_and_all_gradients_equal_the_plain_form_s(key, name):
     case = CASES[name]
     operands, gradient = draw(key, case)
     actual = pose_and_gradients(without_votes(case.rounds), operands, gradient)
@@ -52,7 +52,7 @@ def test_poses_and_all_gradients_are_those_of_the_plain_form(key, name):
     [("cpu", 1), ("cuda", 2**14), ("cuda", 2**30)],
 )
 @pytest.mark.numerics
-def test_the_size_of_the_blocks_and_the_platform_change_nothing(
+def test_block_size_and_platform_change_nothing(
     key, monkeypatch, platform, block_bytes
 ):
     case = CASES["blocks do not divide i"]._replace(rounds=rounds(3, nowhere=True))
@@ -74,7 +74,7 @@ def test_zero_capsules_give_zero_poses_and_zero_gradients(key):
             np.testing.assert_array_equal(result, 0)
 
 
-def test_no_examples_have_a_gradient_of_zero(key):
+def test_the_weight_s_gradient_is_zero_without_examples(key):
     operands, gradient = draw(key, SINGULAR._replace(batch=(0,)))
     pose, of_capsules, of_weight = pose_and_gradients(
         without_votes(SINGULAR.rounds), operands, gradient
@@ -93,7 +93,7 @@ def test_extreme_capsules_give_finite_poses_and_gradients(key, scale):
             assert np.isfinite(result).all()
 
 
-# Memory. The sizes make every array that is allowed smaller than batch x i x j.
+# Memory. The sizes make every allowed array smaller than batch x i x j.
 
 LARGE = Case((256,), 200, 16, 8, 4, rounds(5), has_bias=False)
 PAPER = Case((128,), 1152, 10, 16, 8, rounds(3), has_bias=False)
@@ -109,14 +109,14 @@ def compile_gradients(make, case: Case):
 
 
 def sum_over_mapped(rounds: Rounds):
-    """Of single examples that ``vmap`` maps over, with the gradients of all."""
+    """Maps over single examples by ``vmap``, with gradients summed over all."""
     function = DynamicRouting(**rounds._asdict()).from_capsules
     mapped = jax.vmap(lambda *operands: function(*operands).pose, in_axes=(0, None))
     return lambda capsules, weight, _: mapped(capsules, weight)
 
 
 def each_mapped(rounds: Rounds):
-    """The same with the gradients of each example's own capsules."""
+    """Maps over single examples by ``vmap``, with each one's own gradients."""
     function = DynamicRouting(**rounds._asdict()).from_capsules
 
     def pose_and_gradient(capsules, weight, gradient):
@@ -131,7 +131,7 @@ def each_mapped(rounds: Rounds):
 @pytest.mark.parametrize(
     "make", [without_votes, *variants(sum_over_mapped, each_mapped)]
 )
-def test_nothing_of_the_size_of_the_logits_is_ever_made(stop, make):
+def test_no_array_as_large_as_the_logits_is_ever_made(stop, make):
     case = LARGE._replace(rounds=rounds(5, stop=stop))
     program = compile_gradients(make, case)
     num_logits = math.prod(case.batch) * case.i * case.j

@@ -1,4 +1,4 @@
-"""``DynamicRouting.from_capsules``, by itself and under JAX's transformations."""
+"""``DynamicRouting.from_capsules``, alone and under JAX's transformations."""
 
 import dataclasses
 import functools
@@ -105,20 +105,20 @@ def test_bfloat16_is_routed_in_float32(key):
 )
 def test_arrays_that_do_not_fit_are_refused(capsules, weight):
     for value in (DynamicRouting(), DynamicRouting(form="votes")):
-        # Past the shape checks of the tests, as a user would call it.
+        # Without the tests' shape checks, as a user would call it.
         function = value.from_capsules.__wrapped__
         with pytest.raises(ValueError, match=re.escape(str(weight))):
             function(value, jnp.ones(capsules), jnp.ones(weight))
 
 
-def test_forward_mode_is_refused_for_what_it_is(key):
+def test_forward_mode_is_refused_by_its_name(key):
     operands, _ = draw(key, PUBLIC)
     with pytest.raises(TypeError, match="forward-mode"):
         jax.jvp(by_capsules, operands, operands)
 
 
 @pytest.mark.parametrize("outer", [jax.jacfwd, *variants(jax.jacrev)])
-def test_the_gradient_has_derivatives_of_either_mode(key, outer):
+def test_the_gradient_has_derivatives_in_either_mode(key, outer):
     case = PUBLIC._replace(batch=(10,), i=3, j=2, d=2)
     operands, gradient = draw(key, case)
 
@@ -133,7 +133,7 @@ def test_the_gradient_has_derivatives_of_either_mode(key, outer):
     assert_close([second(by_capsules)], [second(plain(case.rounds))], rtol=1e-5)
 
 
-# The transformations of JAX.
+# ---- JAX's transformations
 
 
 def over_capsules(function):
@@ -141,7 +141,7 @@ def over_capsules(function):
 
 
 @pytest.mark.parametrize("batch", [(12,), *variants((3, 16))])
-def test_vmap_over_capsules_is_a_batch_axis(key, batch):
+def test_vmap_over_capsules_equals_a_batch_axis(key, batch):
     operands, gradient = draw(key, PUBLIC._replace(batch=batch))
     actual = pose_and_gradients(over_capsules(by_capsules), operands, gradient)
     assert_close(actual, exact(PUBLIC.rounds, operands, gradient))
@@ -179,7 +179,7 @@ def test_vmap_over_weights_shares_the_capsules(key, mapped):
 
 
 @pytest.mark.parametrize("batch", [*variants(()), (16,)])
-def test_mapped_gradients_are_those_of_each_example(key, batch):
+def test_mapped_gradients_equal_each_example_s_own(key, batch):
     operands, gradient = draw(key, PUBLIC._replace(batch=(3, *batch)))
     capsules, *shared = operands
     run = jax.vmap(value_and_pullback(by_capsules), in_axes=((0, None, None), 0))
@@ -188,7 +188,7 @@ def test_mapped_gradients_are_those_of_each_example(key, batch):
     assert_close(actual, [np.stack(x) for x in zip(*each, strict=True)])
 
 
-def test_mapped_gradients_of_no_examples(key):
+def test_mapped_gradients_without_examples_are_empty(key):
     operands, gradient = draw(key, PUBLIC._replace(batch=(0, 16)))
     run = jax.vmap(value_and_pullback(by_capsules), in_axes=((0, None, None), 0))
     results = jax.eval_shape(run, operands, gradient)
@@ -207,7 +207,7 @@ def test_gradients_in_every_direction_of_the_poses(key):
 
 
 @pytest.mark.slow
-def test_vmap_over_everything_is_one_by_one(key):
+def test_vmap_over_everything_equals_one_by_one(key):
     drawn = [draw(k, PUBLIC) for k in jax.random.split(key, 3)]
     operands, gradient = jax.tree.map(lambda *x: jnp.stack(x), *drawn)
     actual = pose_and_gradients(jax.vmap(by_capsules), operands, gradient)
@@ -249,7 +249,7 @@ def shard(function, in_specs, out_specs, *, check_vma):
 
 @pytest.mark.parametrize("check_vma", [*variants(False), True])
 @pytest.mark.parametrize("mapped", [lambda function: function, over_capsules])
-def test_a_sharded_function_has_the_gradients_of_one_device(key, check_vma, mapped):
+def test_a_sharded_function_s_gradients_equal_one_device_s(key, check_vma, mapped):
     operands, gradient = draw(key, SHARDED)
     specs = P("data"), P(), P()
     function = shard(mapped(by_capsules), specs, P("data"), check_vma=check_vma)
@@ -258,7 +258,7 @@ def test_a_sharded_function_has_the_gradients_of_one_device(key, check_vma, mapp
 
 
 @pytest.mark.parametrize("check_vma", [*variants(False), True])
-def test_gradients_mapped_inside_a_shard_are_those_of_each_example(key, check_vma):
+def test_gradients_mapped_inside_a_shard_equal_each_example_s_own(key, check_vma):
     operands, gradient = draw(key, SHARDED)
     run = jax.vmap(value_and_pullback(by_capsules), in_axes=((0, None, None), 0))
 
@@ -310,11 +310,11 @@ def test_poses_and_gradients_lower_for_every_platform(key, platforms):
     assert exported.platforms == platforms
 
 
-# How much memory it takes.
+# ---- memory
 
 
 def einsum_loop(votes, num_iterations=3):
-    """The routing as one writes it first, to measure against."""
+    """Routes as one writes it first, to measure against."""
     logit = jax.lax.optimization_barrier(jnp.zeros(votes.shape[:-1]))
     for n in range(num_iterations):
         coupling = jax.nn.softmax(logit, axis=-1)
@@ -327,7 +327,7 @@ def einsum_loop(votes, num_iterations=3):
 
 
 def temporary_bytes(function, *operands, gradient=None):
-    """Without the tests' flags, as users compile it."""
+    """Returns the temporary memory as users compile it, without the tests' flags."""
     if gradient is not None:
         function, operands = value_and_pullback(function), (operands, gradient)
     program = jax.jit(function).lower(*operands).compile()
@@ -367,7 +367,7 @@ def test_votes_take_no_more_memory_than_a_plain_loop(num_iterations, has_gradien
     assert own <= 1.1 * plain_loop
 
 
-def test_weights_mapped_inside_of_capsules_have_one_gradient_each():
+def test_weights_mapped_inside_capsules_have_one_gradient_each():
     case = Case((64,), 100, 8, 8, 4, rounds(3))
     shared, gradient = shapes(case)
     capsules, *own = shared
@@ -383,7 +383,7 @@ def test_weights_mapped_inside_of_capsules_have_one_gradient_each():
 
 
 @pytest.mark.parametrize(("batch", "holds"), [(15, True), (16, False)])
-def test_the_poses_of_a_few_examples_come_from_votes_that_are_held(batch, holds):
+def test_few_examples_are_routed_by_held_votes(batch, holds):
     case = Case((batch,), 800, 8, 16, 1, rounds(3))
     capsules, weight, _ = shapes(case)[0]
     route = jax.jit(DynamicRouting().from_capsules)

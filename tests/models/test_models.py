@@ -1,19 +1,23 @@
-import dataclasses
 import functools
 import os
 import subprocess
 import sys
+import types
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from flax import nnx
+from flax import errors, nnx
 from tiny import tiny_cnn
 
+from capsjax import DynamicRouting
 from capsjax import config as configs
-from capsjax.models import BaselineCNN, CapsNet, make_model, num_parameters, prepare
+from capsjax.losses import AutoLoss, fitting_loss
+from capsjax.models import BaselineCNN, CapsNet, num_parameters, prepare
+from capsjax.models.network import bind, init_variables
 from capsjax.ops import mask_longest, split_mask
 
 SMALL = {"conv_features": 8, "primary_types": 2, "decoder_features": (16,)}
@@ -32,7 +36,7 @@ def test_the_papers_geometry_has_8215568_parameters():
 
 
 def test_the_routing_bias_adds_160_parameters():
-    model = make_model(configs.Model(routing_bias=True), (28, 28, 1), 10)
+    model = CapsNet((28, 28, 1), 10, routing=DynamicRouting(bias=0.1))
     assert parameter_count(model) == 8_215_568 + 160
 
 
@@ -56,7 +60,7 @@ def test_no_images_have_no_answers(key, kind):
     assert len(jax.tree.leaves(found)) == (1 if kind is BaselineCNN else 3)
 
 
-def test_too_small_an_image_is_told_the_smallest(key):
+def test_too_small_an_image_is_refused_with_the_smallest_size(key):
     model = CapsNet((16, 28, 1), 10, **SMALL)
     with pytest.raises(ValueError, match=r"16x28 is too small .* smallest is 17x17"):
         model.init(key, jnp.zeros((1, 16, 28, 1)))
@@ -86,7 +90,7 @@ def test_inference_reconstructs_from_the_longest_capsule(key):
     assert np.abs(from_other - drawn).max() > 0
 
 
-def test_as_many_of_the_longest_are_let_through_as_are_asked_for():
+def test_a_mask_lets_through_as_many_of_the_longest_as_its_count():
     length = jnp.array([[0.3, 0.9, 0.1, 0.5], [0.2, 0.2, 0.2, 0.2]])
     assert mask_longest(length, 2).tolist() == [[0, 1, 0, 1], [1, 1, 0, 0]]
     each = mask_longest(length, jnp.array([3, 0]))
@@ -99,19 +103,30 @@ def test_a_mask_is_split_in_the_order_of_the_classes():
     assert split_mask(mask, 2).tolist() == expected
 
 
-def test_unknown_names_in_a_config_are_told_with_their_field():
-    with pytest.raises(ValueError, match=r"config.model.routing must be one of"):
-        make_model(configs.Model(routing="em"), (28, 28, 1), 10)
-    init = configs.Initializers(decoder="he")
-    with pytest.raises(
-        ValueError, match=r"initializers\.decoder: unknown .*'he'; choose"
-    ):
-        make_model(configs.Model(initializers=init), (28, 28, 1), 10)
+@pytest.mark.parametrize(
+    ("field", "text", "message"),
+    [
+        ("model", "cnnn", "must be one of capsnet, cnn, got 'cnnn'; did you mean cnn?"),
+        ("model.routing", "em", "must be one of dynamic, uniform, got 'em'."),
+        ("model.decoder_init", "he", "must be one of glorot_uniform, he_normal, "),
+    ],
+)
+def test_an_unknown_name_in_a_config_is_refused_with_its_field(field, text, message):
+    with pytest.raises(configs.ConfigError) as refused:
+        configs.override(configs.Config(), [(field, text)])
+    assert str(refused.value).startswith(f"config.{field} {message}")
+    assert repr(text) in str(refused.value)
+
+
+def test_an_unknown_initializer_of_a_network_is_refused_with_the_known_ones(key):
+    network = CapsNet((17, 17, 1), 3, decoder_init="he", **SMALL)
+    with pytest.raises(ValueError, match="unknown initializer 'he'; choose from glo"):
+        jax.eval_shape(functools.partial(init_variables, network), key)
 
 
 def test_class_capsules_start_short_enough_to_learn():
     # At lengths of 0.5 the first epochs make half as many errors again.
-    model = make_model(configs.Model(), (28, 28, 1), 10)
+    model = bind(configs.Config().model, (28, 28, 1), 10)
     image = jax.random.uniform(jax.random.key(1), (2, 28, 28, 1))
     params = jax.jit(model.init)(jax.random.key(0), image)
     length = jax.jit(lambda p, x: model.apply(p, x, method=model.encode))(params, image)
@@ -119,30 +134,37 @@ def test_class_capsules_start_short_enough_to_learn():
 
 
 SHAPE = (9, 12, 2)
-SMALLEST = {
-    "conv_features": 6,
-    "conv_kernel": 3,
-    "primary_types": 2,
-    "primary_dim": 4,
-    "primary_kernel": 3,
-    "class_dim": 5,
-    "decoder_features": (7, 11),
+SMALLEST = CapsNet(
+    SHAPE,
+    3,
+    conv_features=6,
+    conv_kernel=3,
+    primary_types=2,
+    primary_dim=4,
+    primary_kernel=3,
+    class_dim=5,
+    decoder_features=(7, 11),
     # Long capsules and biases that matter.
-    "initializers": configs.Initializers(
-        conv="normal(0.3)",
-        primary="normal(0.3)",
-        weight="normal(1.0)",
-        bias="normal(0.3)",
-        routing_bias=0.5,
-    ),
-}
+    conv_init="normal(0.3)",
+    primary_init="normal(0.3)",
+    weight_init="normal(1.0)",
+    bias_init="normal(0.3)",
+)
 
 
 def smallest(key, **fields):
-    """A network of 24 primary capsules, its weights, and two images."""
-    model = make_model(configs.Model(**{**SMALLEST, **fields}), SHAPE, 3)
+    """Makes a network of 24 primary capsules, its weights, and two images."""
+    model = SMALLEST.clone(**fields)
     image = jax.random.uniform(key, (2, *SHAPE))
     return model, jax.jit(model.init)(key, image), image
+
+
+def described(network, **routing):
+    """Returns what the reference reads of a network and of its routing."""
+    fields = ("primary_stride", "primary_scale", "primary_relu", "primary_dim")
+    plain = {"num_iterations": 3, "routing_bias": False, "none_of_the_above": False}
+    values = {name: getattr(network, name) for name in fields}
+    return types.SimpleNamespace(**values, **plain | routing)
 
 
 def in_float64(tree):
@@ -150,30 +172,37 @@ def in_float64(tree):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("field", "text", "routing"),
     [
-        ("num_iterations", 1),
-        ("primary_relu", True),
-        ("primary_scale", 0.5),
-        ("routing_bias", True),
-        ("none_of_the_above", True),
-        ("decoder_features", (8,)),
+        ("routing.num_iterations", "1", {"num_iterations": 1}),
+        ("routing", "uniform", {"num_iterations": 1}),
+        ("primary_relu", "true", {}),
+        ("primary_scale", "0.5", {}),
+        ("routing.bias", "0.5", {"routing_bias": True}),
+        ("routing.none_of_the_above", "true", {"none_of_the_above": True}),
+        ("decoder_features", "(8,)", {}),
     ],
 )
-def test_a_network_computes_what_its_config_says(key, field, value):
-    model, params, image = smallest(key, **{field: value})
+def test_a_network_computes_what_its_config_says(key, field, text, routing):
+    config = configs.Config(model=SMALLEST.clone(image_shape=(0, 0, 0), num_classes=0))
+    config = configs.override(config, [(f"model.{field}", text)])
+    model = bind(config.model, SHAPE, 3)
+    image = jax.random.uniform(key, (2, *SHAPE))
+    params = jax.jit(model.init)(key, image)
     mask = np.eye(3, dtype=np.float32)[[0, 2]]
     routed, drawn = jax.jit(model.apply)(params, image, mask)
     weights = in_float64(params["params"])
     assert weights["conv"]["kernel"].shape == (3, 3, 2, 6)
     assert weights["primary_caps"]["conv"]["kernel"].shape == (3, 3, 6, 8)
     assert weights["class_caps"]["weight"].shape == (24, 3, 5, 4)
-    plain = configs.Model(**SMALLEST)
-    config = dataclasses.replace(plain, **{field: value})
+    if "routing_bias" in routing:
+        np.testing.assert_array_equal(weights["class_caps"]["bias"], 0.5)
     widths = [len(layer["bias"]) for layer in weights["decoder"].values()]
-    assert widths == [*config.decoder_features, 9 * 12 * 2]
+    hidden = (8,) if field == "decoder_features" else (7, 11)
+    assert widths == [*hidden, 9 * 12 * 2]
+    whole, plain = described(model, **routing), described(SMALLEST)
     for n in range(2):
-        pose = reference.encode(weights, in_float64(image[n]), config)
+        pose = reference.encode(weights, in_float64(image[n]), whole)
         np.testing.assert_allclose(routed.pose[n], pose, rtol=1e-5, atol=1e-6)
         pixels = reference.decode(weights, pose, mask[n]).reshape(SHAPE)
         np.testing.assert_allclose(drawn[n], pixels, rtol=1e-5, atol=1e-6)
@@ -185,7 +214,7 @@ def test_a_network_computes_what_its_config_says(key, field, value):
 def test_stop_gradient_changes_the_gradient_and_nothing_else(key):
     value, gradient = {}, {}
     for stop in (False, True):
-        model, params, image = smallest(key, stop_gradient=stop)
+        model, params, image = smallest(key, routing=DynamicRouting(stop_gradient=stop))
 
         def total(params, model=model, image=image):
             return model.apply(params, image, method=model.encode).activation.sum()
@@ -197,9 +226,9 @@ def test_stop_gradient_changes_the_gradient_and_nothing_else(key):
 
     def total_after(step):
         moved = {"weight": weights["class_caps"]["weight"] + step * direction}
-        config = configs.Model(**SMALLEST)
+        plain = described(SMALLEST)
         poses = [
-            reference.encode({**weights, "class_caps": moved}, in_float64(one), config)
+            reference.encode({**weights, "class_caps": moved}, in_float64(one), plain)
             for one in image
         ]
         return np.linalg.norm(poses, axis=-1).sum()
@@ -232,16 +261,16 @@ def test_the_compute_type_reaches_every_large_product(key):
 
 
 def test_every_initializer_of_a_config_reaches_its_own_weights(key):
-    starts = configs.Initializers(
-        conv="constant(1)",
-        primary="constant(2)",
-        weight="constant(3)",
-        decoder="constant(4)",
-        reconstruction="constant(5)",
-        bias="constant(6)",
-        routing_bias=7.0,
+    _, params, _ = smallest(
+        key,
+        conv_init="constant(1)",
+        primary_init="constant(2)",
+        weight_init="constant(3)",
+        decoder_init="constant(4)",
+        reconstruction_init="constant(5)",
+        bias_init="constant(6)",
+        routing=DynamicRouting(bias=7.0),
     )
-    _, params, _ = smallest(key, initializers=starts, routing_bias=True)
     values = jax.tree.map(lambda leaf: np.unique(leaf).tolist(), params["params"])
     assert values == {
         "conv": {"kernel": [1]},
@@ -253,6 +282,25 @@ def test_every_initializer_of_a_config_reaches_its_own_weights(key):
             "Dense_1": {"kernel": [4], "bias": [6]},
             "Dense_2": {"kernel": [5], "bias": [6]},
         },
+    }
+
+
+def test_every_initializer_of_the_baseline_reaches_its_own_weights(key):
+    model = tiny_cnn(
+        (6, 6, 1),
+        kernel_init="constant(1)",
+        output_init="constant(2)",
+        bias_init="constant(3)",
+    )
+    params = jax.jit(model.init)(key, jnp.zeros((1, 6, 6, 1)))["params"]
+    assert jax.tree.map(lambda leaf: np.unique(leaf).tolist(), params) == {
+        "conv0": {"kernel": [1]},
+        "conv0_bias": [3],
+        "conv1": {"kernel": [1]},
+        "conv1_bias": [3],
+        "Dense_0": {"kernel": [1], "bias": [3]},
+        "Dense_1": {"kernel": [1], "bias": [3]},
+        "Dense_2": {"kernel": [2], "bias": [3]},
     }
 
 
@@ -290,17 +338,46 @@ def test_a_prepared_baseline_answers_as_an_unprepared_one(key):
     image = jax.random.uniform(key, (50, 12, 10, 3))
     params = jax.jit(model.init)(key, image)
     expected = jax.jit(model.apply)(params, image)
-    predict = prepare(model, params, batch_size=50)
-    np.testing.assert_allclose(predict(image), expected, rtol=1e-4, atol=1e-5)
+    routed = prepare(model, params, batch_size=50)(image)
+    np.testing.assert_allclose(
+        routed.activation, expected.activation, rtol=1e-4, atol=1e-5
+    )
+    assert (routed.pose, routed.coupling) == (None, None)
 
 
 def test_the_network_is_an_nnx_module_through_flaxs_bridge(key):
     image = jax.random.uniform(key, (2, 17, 17, 1))
-    model = nnx.bridge.ToNNX(CapsNet((17, 17, 1), 4, **SMALL), rngs=nnx.Rngs(0))
+    network = CapsNet((17, 17, 1), 4, **SMALL)
+    model = nnx.bridge.ToNNX(network, rngs=nnx.Rngs(0))
     nnx.bridge.lazy_init(model, image)
-    routed, drawn = model(image)
-    assert routed.pose.shape == (2, 4, 16)
-    assert drawn.shape == image.shape
+    assert isinstance(model, nnx.Module)
+    # All weights are its parameters, and nothing else is.
+    graph, weights, others = nnx.split(model, nnx.Param, ...)
+    params = nnx.to_pure_dict(weights)
+    shapes = jax.eval_shape(network.init, key, image)["params"]
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
+    # It computes what the Linen module computes, and has the same gradient.
+    for actual, expected in zip(
+        jax.tree.leaves(model(image)),
+        jax.tree.leaves(network.apply({"params": params}, image)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(actual, expected)
+
+    def error(drawn):
+        return jnp.sum((drawn - image) ** 2)
+
+    gradient = nnx.to_pure_dict(nnx.grad(lambda net: error(net(image)[1]))(model))
+    expected = jax.grad(lambda p: error(network.apply({"params": p}, image)[1]))(params)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7),
+        gradient,
+        expected,
+    )
+    assert np.abs(gradient["conv"]["kernel"]).max() > 0
+    # Other weights of the NNX module are those that compute.
+    other = nnx.merge(graph, jax.tree.map(jnp.zeros_like, weights), others)
+    assert not other(image)[0].pose.any()
 
 
 def test_the_baseline_has_the_papers_35_million_parameters():
@@ -312,7 +389,8 @@ def test_the_baseline_has_the_papers_35_million_parameters():
     dense = [28 * 28 * 128 * 328 + 328, 328 * 192 + 192, 192 * 10 + 10]
     count = sum(convolutions) + sum(dense)
     assert round(count / 1e6, 1) == 35.4  # The paper, section 5.
-    model = make_model(configs.Model(name="cnn"), (28, 28, 1), 10)
+    config = configs.override(configs.Config(), [("model", "cnn")])
+    model = bind(config.model, (28, 28, 1), 10)
     assert parameter_count(model) == count == 35_445_522
 
 
@@ -335,41 +413,100 @@ def test_the_baseline_is_convolutions_hidden_layers_and_a_softmax(key):
         layer = weights[f"Dense_{n}"]
         hidden = hidden @ layer["kernel"] + layer["bias"]
         hidden = np.maximum(hidden, 0) if n < 2 else hidden
-    expected = hidden - np.log(np.exp(hidden).sum(-1, keepdims=True))
     actual = jax.jit(model.apply)(variables, image)
-    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(actual.activation, hidden, rtol=1e-4, atol=1e-5)
+    assert (actual.pose, actual.coupling) == (None, None)
+    # The softmax is part of the loss.
+    loss = fitting_loss(AutoLoss(), model.activation_kind)
+    softmax = np.exp(hidden) / np.exp(hidden).sum(-1, keepdims=True)
+    for label in (0, 9):
+        each = loss(actual.activation, jnp.full(3, label))
+        np.testing.assert_allclose(each, -np.log(softmax[:, label]), rtol=1e-4)
+
+
+def hidden_of(model, variables, image, **options):
+    """Computes the last hidden units, after the dropout, and the logits."""
+    routed, state = model.apply(
+        variables,
+        image,
+        capture_intermediates=lambda module, _: isinstance(module, nn.Dropout),
+        **options,
+    )
+    (hidden,) = state["intermediates"]["Dropout_0"]["__call__"]
+    return np.asarray(hidden), np.asarray(routed.activation)
 
 
 def test_dropout_leaves_out_the_last_hidden_units_and_scales_the_others(key):
+    # With these weights all units are above zero.
+    starts = {"kernel_init": "normal(0.01)", "bias_init": "constant(5)"}
+    model = tiny_cnn((9, 7, 2), dropout=0.25, **starts)
+    image = jax.random.uniform(key, (1000, 9, 7, 2))
+    variables = jax.jit(model.init)(key, image)
+    whole, logits = hidden_of(model, variables, image)
+    assert whole.shape == (1000, 12)
+    assert whole.min() > 0
+    drawn = {"is_training": True, "rngs": {"dropout": jax.random.key(1)}}
+    left, dropped_logits = hidden_of(model, variables, image, **drawn)
+    is_kept = left > 0
+    np.testing.assert_allclose(left, np.where(is_kept, whole / 0.75, 0), rtol=1e-6)
+    # Five standard deviations of 12,000 draws.
+    assert abs(is_kept.mean() - 0.75) < 5 * (0.25 * 0.75 / 12_000) ** 0.5
+    # Each image and each unit has draws of its own.
+    assert 0 < np.ptp(is_kept.mean(0)) < 0.15
+    assert len(np.unique(is_kept, axis=0)) > 200
+    # The logits are those of the units that are left.
+    last = in_float64(variables["params"]["Dense_2"])
+    for hidden, actual in ((whole, logits), (left, dropped_logits)):
+        expected = hidden @ last["kernel"] + last["bias"]
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_dropout_is_drawn_from_its_key_and_in_training_alone(key):
     model = tiny_cnn((9, 7, 2), dropout=0.25)
     image = jax.random.normal(key, (3, 9, 7, 2))
     variables = jax.jit(model.init)(key, image)
-    kept = model.draw_kept(key, 3)
-    assert kept.shape == (3, 12)
-    actual = model.apply(variables, image, kept)
-    kernel = variables["params"]["Dense_2"]["kernel"]
-    for n in range(3):
-        # To leave out a unit is to set its weights to zero.
-        scaled = jnp.where(kept[n][:, None], kernel / 0.75, 0)
-        changed = jax.tree.map(lambda leaf: leaf, variables)
-        changed["params"]["Dense_2"]["kernel"] = scaled
-        expected = model.apply(changed, image[n])
-        np.testing.assert_allclose(actual[n], expected, rtol=1e-5, atol=1e-6)
-    share = BaselineCNN((9, 7, 2), 10, dropout=0.25).draw_kept(key, 1000).mean()
-    assert abs(share - 0.75) < 0.005  # Five standard deviations of 192,000 draws.
+
+    def logits(seed=None, **options):
+        rngs = {} if seed is None else {"dropout": jax.random.key(seed)}
+        return model.apply(variables, image, rngs=rngs, **options).activation
+
+    np.testing.assert_array_equal(logits(), logits(1))
+    one = logits(1, is_training=True)
+    np.testing.assert_array_equal(one, logits(1, is_training=True))
+    assert np.abs(one - logits(2, is_training=True)).max() > 0
+    assert np.abs(one - logits()).max() > 0
+    with pytest.raises(errors.InvalidRngError):
+        logits(is_training=True)
+    everything = tiny_cnn((9, 7, 2), dropout=0.0)
+    trained = everything.apply(
+        variables, image, is_training=True, rngs={"dropout": jax.random.key(1)}
+    )
+    np.testing.assert_array_equal(trained.activation, logits())
 
 
 def test_the_baseline_of_a_config_has_its_dropout_and_compute_type(key):
-    init = configs.Initializers(bias="constant(0.1)")
-    config = configs.Model(
-        name="cnn", dropout=0.2, compute_dtype="bfloat16", initializers=init
-    )
-    model = make_model(config, (6, 6, 1), 3)
+    flags = {
+        "model": "cnn",
+        "model.dropout": "0.2",
+        "model.compute_dtype": "bfloat16",
+        "model.bias_init": "constant(0.1)",
+    }
+    config = configs.override(configs.Config(), list(flags.items()))
+    model = bind(config.model, (6, 6, 1), 3)
     assert (model.dropout, model.compute_dtype) == (0.2, "bfloat16")
-    params = jax.jit(model.init)(key, jnp.zeros((1, 6, 6, 1)))["params"]
-    np.testing.assert_array_equal(params["conv1_bias"], np.float32(0.1))
+    image = jax.random.uniform(key, (4, 6, 6, 1))
+    variables = jax.jit(model.init)(key, image)
+    np.testing.assert_array_equal(variables["params"]["conv1_bias"], np.float32(0.1))
+    exact = model.clone(compute_dtype="float32").apply(variables, image).activation
+    error = np.abs(model.apply(variables, image).activation - exact).max()
+    assert 1e-4 < error / np.abs(exact).max() < 0.03
+    drawn = {"is_training": True, "rngs": {"dropout": key}}
+    hidden, _ = hidden_of(model, variables, image, **drawn)
+    whole, _ = hidden_of(model, variables, image)
+    is_kept = hidden > 0
+    np.testing.assert_allclose(hidden[is_kept], whole[is_kept] / 0.8, rtol=1e-6)
     with pytest.raises(ValueError, match=r"images of shape \(6, 6, 1\), got \(6, 7, 1"):
-        model.apply({"params": params}, jnp.zeros((1, 6, 7, 1)))
+        model.apply(variables, jnp.zeros((1, 6, 7, 1)))
 
 
 def test_images_of_bytes_are_refused_as_scale_to_unit_would_say():

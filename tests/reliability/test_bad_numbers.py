@@ -1,4 +1,4 @@
-"""What is not finite of losses and gradients is never applied, and is told."""
+"""Losses and gradients that are not finite are never applied, and are reported."""
 
 import json
 
@@ -25,12 +25,12 @@ from capsjax.training.step import (
     parts,
 )
 
-BAD_STEP = 6  # From 0: the second of the second epoch, the second of its chunk.
+BAD_STEP = 6  # From 0: second of the second epoch, second of its chunk.
 
 
 @jax.custom_jvp
 def bomb(x):
-    """Zero, with a slope that is not a number."""
+    """Returns zero, with a slope that is not a number."""
     return 0 * x
 
 
@@ -47,7 +47,7 @@ POISONS = {
 
 
 def poison(monkeypatch, config, change, bad_steps=(BAD_STEP,)):
-    """Spoils the losses of these steps on the first of four devices."""
+    """Spoils these steps' losses on the first of four devices."""
     train_set, _ = split_validation(load(digits(), "train"), config.data.num_validation)
     train_set = take_share(train_set, config.data.num_train)
     share = config.batch_size // 4
@@ -103,7 +103,7 @@ def test_a_bad_step_changes_nothing_but_the_count(monkeypatch, part):
             )
         ]
         assert any(changed) == (n != 1)
-    # Within a chunk as in single steps.
+    # A chunk gives the same as single steps.
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
         together.params,
@@ -115,8 +115,8 @@ def test_a_bad_step_changes_nothing_but_the_count(monkeypatch, part):
 def test_the_run_stops_with_step_part_and_batch(tmp_path, monkeypatch):
     config = recipe()
     train_set = poison(monkeypatch, config, POISONS["margin loss"])
-    told = r"step 7 of 10: not finite: margin loss\. Its update was not applied; its "
-    with pytest.raises(FloatingPointError, match=told):
+    message = r"step 7 of 10: not finite: margin loss\. Its update was not applied"
+    with pytest.raises(FloatingPointError, match=message):
         train.train(config, Workdir(tmp_path))
     kept = np.load(tmp_path / "bad_batches" / "step-7.npz")
     np.testing.assert_array_equal(kept["image"], train_set.image[kept["index"]])
@@ -124,14 +124,14 @@ def test_the_run_stops_with_step_part_and_batch(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     assert checkpoints.steps == [5]
     checkpoints.close()
-    # The same run, told to go on without it.
+    # The same run goes on without that update if the config says "skip".
     config.bad_numbers = "skip"
     result = train.train(config, Workdir(tmp_path))
     assert result["test_of_last"]["step"] == 10
 
 
 @pytest.mark.slow
-def test_a_skipped_step_is_told_and_not_in_the_metrics(tmp_path, monkeypatch, capsys):
+def test_a_skipped_step_is_a_warning_and_no_metrics(tmp_path, monkeypatch, capsys):
     config = recipe(bad_numbers="skip")
     config.steps_per_dispatch = 1
     poison(monkeypatch, config, POISONS["gradient of params/class_caps/weight"])
@@ -161,19 +161,21 @@ def test_a_run_that_skips_everything_stops(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_a_batch_that_can_t_be_kept_hides_no_bad_number(tmp_path, monkeypatch):
+def test_bad_numbers_are_reported_even_if_the_batch_can_t_be_kept(
+    tmp_path, monkeypatch
+):
     config = recipe()
     poison(monkeypatch, config, POISONS["margin loss"])
     (tmp_path / "bad_batches").write_text("a file in the place of a folder")
-    told = r"not finite: margin loss\..* its batch could not be kept \(.*File exists"
-    with pytest.raises(FloatingPointError, match=told):
+    message = r"not finite: margin loss\..* its batch could not be kept \(.*File exists"
+    with pytest.raises(FloatingPointError, match=message):
         train.train(config, Workdir(tmp_path))
 
 
-def test_no_update_overflows_within_the_bounds_of_a_config():
+def test_no_update_overflows_within_the_config_s_bounds():
     config = configs.Optimizer(learning_rate=1000.0, eps=1e-30, schedule="constant")
     optimizer = make_optimizer(config, 10)
-    # The largest has a square that is finite, the smallest one that is zero.
+    # The largest square is finite; the smallest one underflows to zero.
     size = jnp.array([0.0, 1e-38, 1e-30, 1e-20, 1.0, 1e10, 1.8e19])
     state = optimizer.init(size)
     for gradient in (size, -size, 0 * size, size[::-1], 0 * size):

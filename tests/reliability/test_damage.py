@@ -1,4 +1,4 @@
-"""Every way in which a checkpoint can be damaged, made on a real run's folder."""
+"""Damages checkpoints of a real run in every way."""
 
 import collections
 import json
@@ -27,12 +27,12 @@ from capsjax.storage.run import load_run
 from capsjax.storage.workdir import Workdir
 from capsjax.training import trainer
 
-OLD, NEW = 10, 20  # The steps of the run's checkpoints; the newer is the better.
+OLD, NEW = 10, 20  # The steps of the run's checkpoints; the newer is better.
 
 
 @pytest.fixture
 def workdir(tiny_run, tmp_path):
-    """A copy of a run that ended after two epochs, as if it had been stopped."""
+    """Copies a run of two epochs, as if it had been stopped before its end."""
     return copied(tiny_run, tmp_path / "run")
 
 
@@ -67,7 +67,7 @@ def flipped(path, where):
 
 
 def parameters(step):
-    """What a checkpoint of the undamaged run holds."""
+    """Reads the parameters in a checkpoint of the undamaged run."""
     checkpoints = Checkpoints(step.parent, read_only=True)
     run = load_run(step.parents[1])
     restored = checkpoints.restore(int(step.name), {"params": run.params}, partly=True)
@@ -107,7 +107,7 @@ DAMAGES = {
 
 
 def resumed(workdir, monkeypatch):
-    """The state from which a run goes on: it is stopped before it takes a step."""
+    """Returns the state from which a run goes on, stopped before its first step."""
     states = []
 
     def introduce(self):
@@ -125,7 +125,7 @@ def resumed(workdir, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_the_newest_whole_step_is_used_and_one_line_tells(
+def test_the_newest_whole_step_is_used_with_one_warning(
     damage, tiny_run, workdir, tmp_path, monkeypatch, capsys
 ):
     whole_state = bits(resumed(copied(tiny_run, tmp_path / "whole"), monkeypatch))
@@ -141,25 +141,25 @@ def test_the_newest_whole_step_is_used_and_one_line_tells(
     seen = capsys.readouterr().err
     state = resumed(workdir, monkeypatch)
     if "flipped" in damage and state.step == NEW:
-        # These bytes are of no use: what was saved is there.
+        # These bytes are unused: the saved state is whole.
         jax.tree.map(np.testing.assert_array_equal, bits(state), whole_state)
         assert damage == "data flipped at 1"
         return
     assert state.step == OLD
     for err in (capsys.readouterr().err, *([seen] if run.step == OLD else [])):
-        (told,) = err.strip().removesuffix(STOPPING).splitlines()
-        assert told.startswith(f"warning: The checkpoint of step {NEW} is damaged (")
-        assert told.endswith(f"). Step {OLD} takes its place.")
+        (line,) = err.strip().removesuffix(STOPPING).splitlines()
+        assert line.startswith(f"warning: The checkpoint of step {NEW} is damaged (")
+        assert line.endswith(f"). Step {OLD} takes its place.")
     assert {row["step"] for row in lines(workdir)} == {5, OLD}
-    # It is out of the way, and nothing is told twice.
+    # The step is set aside, and nothing is reported twice.
     assert (workdir.checkpoints / f"damaged-{NEW}").exists()
     assert resumed(workdir, monkeypatch).step == OLD
     assert "warning" not in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_bytes_flipped_anywhere_are_found_or_of_no_use(tiny_run, tmp_path, monkeypatch):
-    """In every data file of a step, at many places."""
+def test_bytes_flipped_anywhere_are_found_or_unused(tiny_run, tmp_path, monkeypatch):
+    """Flips bytes at many places in every data file of a step."""
     like = resumed(copied(tiny_run, tmp_path / "whole"), monkeypatch)
     whole, found = bits(like), collections.Counter()
     folder = tmp_path / "checkpoints"
@@ -180,7 +180,7 @@ def test_bytes_flipped_anywhere_are_found_or_of_no_use(tiny_run, tmp_path, monke
                 jax.tree.map(np.testing.assert_array_equal, bits(state), whole)
             path.write_bytes(before)
     checkpoints.close()
-    # Hardly any byte of them is of no use.
+    # Hardly any byte is unused.
     assert found[largest(folder)] >= 7
     assert sum(found.values()) > 0.5 * 9 * len(files)
 
@@ -189,7 +189,7 @@ def lines(workdir):
     return map(json.loads, workdir.metrics.read_text().splitlines())
 
 
-def test_what_a_killed_save_leaves_is_cleared_away(workdir, monkeypatch, capsys):
+def test_a_killed_save_s_leftovers_are_cleared_away(workdir, monkeypatch, capsys):
     step = workdir.checkpoints / str(NEW)
     step.rename(f"{step}.orbax-checkpoint-tmp")
     assert load_run(workdir.path).step == OLD
@@ -198,21 +198,21 @@ def test_what_a_killed_save_leaves_is_cleared_away(workdir, monkeypatch, capsys)
     assert [path.name for path in workdir.checkpoints.iterdir()] == [str(OLD)]
 
 
-def test_a_deleted_step_is_as_if_it_had_not_been_saved(workdir, monkeypatch):
+def test_a_deleted_step_counts_as_never_saved(workdir, monkeypatch):
     shutil.rmtree(workdir.checkpoints / str(NEW))
     assert load_run(workdir.path).step == OLD
     assert resumed(workdir, monkeypatch).step == OLD
 
 
-def test_without_a_whole_step_one_error_tells_and_nothing_is_changed(workdir, capsys):
+def test_a_run_without_a_whole_step_is_one_error_and_unchanged(workdir, capsys):
     for step in (OLD, NEW):
         halved(largest(workdir.checkpoints / str(step)))
     before = sorted(workdir.path.rglob("*"))
     metrics = workdir.metrics.read_bytes()
     config = workdir.read_config()
     config.num_epochs = 3
-    told = rf"no whole checkpoint is left in .*step {NEW} is.*step {OLD} is damaged"
-    with pytest.raises(CheckpointError, match=told):
+    message = rf"no whole checkpoint is left in .*step {NEW} is.*step {OLD} is damaged"
+    with pytest.raises(CheckpointError, match=message):
         train.train(config, workdir)
     assert sorted(workdir.path.rglob("*")) == before
     assert workdir.metrics.read_bytes() == metrics
@@ -223,11 +223,11 @@ def test_without_a_whole_step_one_error_tells_and_nothing_is_changed(workdir, ca
 
 
 @pytest.mark.slow
-def test_the_best_at_the_end_is_the_best_that_is_whole(workdir, capsys):
+def test_the_best_at_the_end_is_the_best_whole_step(workdir, capsys):
     config = workdir.read_config()
     halved(largest(workdir.checkpoints / str(NEW)))
     checkpoints = Checkpoints(workdir.checkpoints, read_only=True)
-    assert checkpoints.best[0] == NEW  # Only reading it tells.
+    assert checkpoints.best[0] == NEW  # Only reading finds the damage.
     checkpoints.close()
     result = train.train(config, workdir)
     assert "step 20 is damaged" in capsys.readouterr().err
@@ -235,7 +235,7 @@ def test_the_best_at_the_end_is_the_best_that_is_whole(workdir, capsys):
     assert load_run(workdir.path).step == NEW
 
 
-def test_a_network_of_another_form_is_told_and_not_taken_for_damage(workdir):
+def test_a_network_of_another_form_is_not_taken_for_damage(workdir):
     run = load_run(workdir.path)
     wide = {"params": {"params": {"weight": np.zeros((3, 4), np.float32)}}}
     checkpoints = Checkpoints(workdir.checkpoints, read_only=True)
@@ -246,7 +246,7 @@ def test_a_network_of_another_form_is_told_and_not_taken_for_damage(workdir):
     checkpoints.close()
 
 
-def test_another_configuration_is_told_before_any_checkpoint_is_read(workdir):
+def test_another_configuration_is_refused_before_any_checkpoint_is_read(workdir):
     for step in (OLD, NEW):
         flipped(largest(workdir.checkpoints / str(step)), 0.5)
     config = workdir.read_config()
@@ -256,7 +256,7 @@ def test_another_configuration_is_told_before_any_checkpoint_is_read(workdir):
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints", "lock", "x/y"])
-def test_nothing_in_the_folder_may_lead_out_of_it(name, workdir, tmp_path, monkeypatch):
+def test_no_link_may_lead_out_of_the_folder(name, workdir, tmp_path, monkeypatch):
     outside = tmp_path / "outside"
     path = workdir.path / name
     path.parent.mkdir(exist_ok=True)
@@ -278,8 +278,8 @@ def test_the_folder_itself_may_be_a_link(workdir, tmp_path, monkeypatch):
     assert load_run(link).step == NEW
 
 
-def test_a_file_that_is_too_large_for_the_disk_leaves_the_last_checkpoint(workdir):
-    """Stands in for a full disk: no file may grow beyond 64 KiB."""
+def test_a_full_disk_leaves_the_last_checkpoint(workdir):
+    """A limit of 64 KiB on the size of files stands in for a full disk."""
     import resource
 
     checkpoints = Checkpoints(workdir.checkpoints)
@@ -342,7 +342,7 @@ trainer.train(config, workdir, may_exit=True)
 
 
 @pytest.mark.slow
-def test_ctrl_c_twice_while_xla_compiles_leaves_all_whole(
+def test_two_ctrl_c_while_xla_compiles_leave_all_whole(
     tiny_run, workdir, tmp_path, monkeypatch
 ):
     before = bits(resumed(copied(tiny_run, tmp_path / "whole"), monkeypatch))

@@ -1,4 +1,4 @@
-"""A disk that is full, or that may not be written."""
+"""A disk that is full, or write-protected."""
 
 import json
 import resource
@@ -15,7 +15,7 @@ from capsjax.storage.files import WorkdirError
 from capsjax.storage.run import load_run
 from capsjax.storage.workdir import Workdir
 
-pytestmark = pytest.mark.slow  # they train one first
+pytestmark = pytest.mark.slow  # They train a run first.
 
 ARGUMENTS = (
     "train",
@@ -38,7 +38,7 @@ def run(workdir, epochs):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A run of one epoch, and the same gone on to a second one."""
+    """Trains a run for one epoch, and a copy for a second one."""
     folder = tmp_path_factory.mktemp("disk")
     assert run(folder / "first", 1) == 0
     shutil.copytree(folder / "first", folder / "whole")
@@ -47,14 +47,14 @@ def folder(tmp_path_factory):
 
 
 def size_of_lines(workdir):
-    """Of those that stay when the run goes on."""
+    """Returns the size of the lines that stay when the run goes on."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return sum(len(line) + 1 for line in lines if json.loads(line)["kind"] != "test")
 
 
 @pytest.mark.parametrize("full_at", ["config.json", "metrics.jsonl", "checkpoint"])
 def test_a_full_disk_stops_a_run_that_then_goes_on_exactly(full_at, folder, capsys):
-    """Stands in for it: no file may grow beyond a limit."""
+    """A limit on the size of files stands in for a full disk."""
     workdir = folder / full_at
     shutil.copytree(folder / "first", workdir)
     before = {
@@ -73,18 +73,18 @@ def test_a_full_disk_stops_a_run_that_then_goes_on_exactly(full_at, folder, caps
         code = run(workdir, 2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    (told,) = capsys.readouterr().err.splitlines()
+    (line,) = capsys.readouterr().err.splitlines()
     assert code == 1
     what = "save" if full_at == "checkpoint" else f"write {workdir}/{full_at}"
-    assert told.startswith(f"capsjax.train: error: can't {what}")
-    # Nothing is half there, and what was whole still is.
+    assert line.startswith(f"capsjax.train: error: can't {what}")
+    # No file is half written, and whole files are still whole.
     *lines, rest = (workdir / "metrics.jsonl").read_text().split("\n")
     assert rest == ""
     assert all(json.loads(line)["kind"] for line in lines)
     assert (workdir / "result.json").read_bytes() == before["result.json"]
     json.loads((workdir / "config.json").read_text())
     assert load_run(workdir).step == 20
-    # What was begun of a checkpoint is cleared away when the run goes on.
+    # A half-written checkpoint is cleared away when the run goes on.
     names = {path.name for path in (workdir / "checkpoints").iterdir()}
     assert names <= {"20", "40.orbax-checkpoint-tmp"}
     assert not list(workdir.glob(".*"))
@@ -94,7 +94,7 @@ def test_a_full_disk_stops_a_run_that_then_goes_on_exactly(full_at, folder, caps
     assert different(outcome(workdir), outcome(folder / "whole")) == []
 
 
-def test_where_nothing_may_be_written_a_run_can_still_be_used(tiny_run, capsys):
+def test_a_write_protected_run_can_still_be_used(tiny_run, capsys):
     with public_folder() as folder:
         workdir = Workdir(folder / "run")
         shutil.copytree(tiny_run, workdir.path)
@@ -107,7 +107,7 @@ def test_where_nothing_may_be_written_a_run_can_still_be_used(tiny_run, capsys):
             assert train.train(config, workdir)["test"]["step"] == 20
             assert f"{workdir.path} is finished" in capsys.readouterr().out
             config.num_epochs = 3
-            told = f"can't write {workdir.path}: Permission denied"
-            with pytest.raises(WorkdirError, match=told):
+            message = f"can't write {workdir.path}: Permission denied"
+            with pytest.raises(WorkdirError, match=message):
                 train.train(config, workdir)
         assert [workdir.path, *workdir.path.rglob("*")] == files

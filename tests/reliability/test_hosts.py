@@ -1,4 +1,4 @@
-"""Two processes on loopback train, stop, resume and die like one run."""
+"""Two processes on loopback train, stop, resume and die like one."""
 
 import json
 import os
@@ -41,7 +41,7 @@ RECIPE = (
     "--config.optimizer.learning_rate=3e-3",
 )
 HEARTBEAT = 10
-# What Gloo prints of its connections. Its threads write piece by piece, each into the
+# Gloo's messages about its connections. Its threads write piece by piece, each into the
 # other's line.
 _GLOO = re.compile(
     r"\[Gloo\] Rank |is connected to|peer ranks\.|\d+"
@@ -50,7 +50,7 @@ _GLOO = re.compile(
 
 
 @pytest.mark.parametrize(
-    ("hosts", "told"),
+    ("hosts", "message"),
     [
         (Hosts("off", num_processes=2), "--distributed=off, but"),
         (Hosts(process_id=1), "go together"),
@@ -59,29 +59,29 @@ _GLOO = re.compile(
         (Hosts("on", "here:1234", 2, 2), "--process_id=2 must be below --num_proc.*=2"),
     ],
 )
-def test_what_does_not_go_together_is_told(hosts, told):
-    with pytest.raises(HostsError, match=told):
+def test_flags_that_do_not_fit_together_are_refused(hosts, message):
+    with pytest.raises(HostsError, match=message):
         join(hosts)
 
 
 @pytest.mark.parametrize("error", [KeyError("job-name"), TypeError("None\n  is not")])
-def test_a_scheduler_that_does_not_tell_all_is_told(monkeypatch, error):
-    """In a pod of Kubernetes that is of no job, or may not ask, JAX fails so."""
+def test_an_incomplete_scheduler_is_refused(monkeypatch, error):
+    """JAX fails so in a Kubernetes pod without a job, or without the right to ask."""
 
     def initialize(*_, **__):
         raise error
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
-    told = (
+    message = (
         rf"\({type(error).__name__}: .*\)\. If there are none, give --distributed=off"
     )
-    with pytest.raises(HostsError, match=told) as caught:
+    with pytest.raises(HostsError, match=message) as caught:
         join(Hosts())
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("message", "told"),
+    ("message", "reported"),
     [
         ("INTERNAL: Gloo all-reduce failed: Connection closed by peer", "has gone, or"),
         ("UNAVAILABLE: failed to connect to all addresses", "has gone, or"),
@@ -90,8 +90,8 @@ def test_a_scheduler_that_does_not_tell_all_is_told(monkeypatch, error):
         ("INTERNAL: the compiler is in a bad mood", "error: INTERNAL: the compiler"),
     ],
 )
-def test_only_what_may_be_of_another_process_is_told_as_such(
-    monkeypatch, capsys, message, told
+def test_only_errors_that_another_process_may_cause_are_reported_so(
+    monkeypatch, capsys, message, reported
 ):
     def fail(*_, **__):
         raise jax.errors.JaxRuntimeError(f"{message}\nand more")
@@ -103,11 +103,11 @@ def test_only_what_may_be_of_another_process_is_told_as_such(
     with pytest.raises(SystemExit, match="1"):
         train.main(["train", config, "--distributed=off"])
     (line,) = capsys.readouterr().err.splitlines()
-    assert told in line
-    assert ("has gone" in line) == ("has gone" in told)
+    assert reported in line
+    assert ("has gone" in line) == ("has gone" in reported)
 
 
-def test_processes_that_are_not_of_one_run_are_refused(monkeypatch):
+def test_processes_of_different_runs_are_refused(monkeypatch):
     def gather(mine):
         return np.stack([mine, [mine[0], others_step]])
 
@@ -122,8 +122,8 @@ def test_processes_that_are_not_of_one_run_are_refused(monkeypatch):
         require_same({"the recipe": "paper", "the step": 20})
 
 
-def test_without_a_scheduler_a_process_is_alone():
-    # In processes of their own: this one has used JAX already.
+def test_a_process_without_a_scheduler_is_alone():
+    # In a subprocess: this process has used JAX already.
     code = "from capsjax.runtime.hosts import *; join(Hosts()); print(is_writer()); "
     alone = python("-c", code + "join(Hosts('on'))")
     out, err = alone.communicate()
@@ -133,11 +133,11 @@ def test_without_a_scheduler_a_process_is_alone():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["SLURM", "Open MPI"])
-def test_a_scheduler_tells_of_the_others(scheduler):
-    """Only its variables are simulated here: there is no scheduler to run."""
-    number = free_port() % 4096  # The port is made of the job's number.
+def test_processes_meet_under_a_scheduler(scheduler):
+    """Simulates only a scheduler's variables: there is no scheduler to run."""
+    number = free_port() % 4096  # The port depends on the job's number.
 
-    def told(process):
+    def variables(process):
         if scheduler == "SLURM":
             return {
                 "SLURM_JOB_ID": str(number),
@@ -155,7 +155,7 @@ def test_a_scheduler_tells_of_the_others(scheduler):
 
     code = "import jax; from capsjax.runtime.hosts import *; join(Hosts()); "
     code += "print(jax.process_count(), is_writer())"
-    pair = [python("-c", code, **told(process)) for process in range(2)]
+    pair = [python("-c", code, **variables(process)) for process in range(2)]
     printed = ended(pair, 0)
     assert [out.splitlines()[-1] for out, _ in printed] == ["2 True", "2 False"]
 
@@ -186,7 +186,7 @@ def start(workdir, *arguments):
 
 
 def start_pair(*workdirs):
-    """Both in one folder, or each in another one."""
+    """Starts two processes in one folder, or in two."""
     port = free_port()
     return [
         start(
@@ -206,7 +206,7 @@ def start_one(workdir, devices):
 
 
 def ended(processes, code):
-    """What they printed, once all have ended with this code."""
+    """Waits until all have ended with this code; returns their output."""
     printed = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [code] * len(processes), (
         printed
@@ -215,7 +215,7 @@ def ended(processes, code):
 
 
 def after_first_epoch(processes, workdir, since=0.0):
-    """Waits until a second epoch has begun, its first checkpoint on disk."""
+    """Waits until the second epoch has begun, with a checkpoint on disk."""
     metrics, deadline = workdir / "metrics.jsonl", time.monotonic() + 200
     while time.monotonic() < deadline:
         assert all(process.poll() is None for process in processes)
@@ -229,11 +229,11 @@ def after_first_epoch(processes, workdir, since=0.0):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """What a pair comes to that is left alone, and its folder."""
+    """Trains an undisturbed pair; returns its folder and outcome."""
     workdir = tmp_path_factory.mktemp("hosts") / "whole"
     first, second = ended(start_pair(workdir), 0)
     assert "2 processes: when one of them dies" in first[0]
-    assert not _GLOO.sub("", second[0]).strip()  # Only one process talks.
+    assert not _GLOO.sub("", second[0]).strip()  # Only one process prints.
     return workdir, outcome(workdir)
 
 
@@ -251,7 +251,7 @@ def equal_to_rounding(one, other):
 
 
 @pytest.mark.variant
-def test_two_processes_train_like_one_with_as_many_devices(whole):
+def test_two_processes_train_like_one_with_equally_many_devices(whole):
     workdir = whole[0].parent / "one"
     ended(start_one(workdir, 4), 0)
     equal_to_rounding(outcome(workdir), whole[1])
@@ -262,7 +262,7 @@ def test_all_stop_after_the_same_step_and_any_number_goes_on(whole):
     stopped = whole[0].parent / "stopped"
     processes = start_pair(stopped)
     after_first_epoch(processes, stopped)
-    processes[1].send_signal(signal.SIGTERM)  # The one that writes nothing.
+    processes[1].send_signal(signal.SIGTERM)  # This one writes nothing.
     printed = ended(processes, 143)
     assert "The same command goes on from there" in printed[0][0]
     for devices in (1, 2, 8):
@@ -275,8 +275,8 @@ def test_all_stop_after_the_same_step_and_any_number_goes_on(whole):
 
 
 @pytest.mark.variant
-def test_when_one_is_killed_the_other_ends_and_a_restart_goes_on_exactly(whole):
-    """First the second; then the first, which writes and through which all meet."""
+def test_a_process_ends_if_the_other_is_killed_and_a_restart_goes_on_exactly(whole):
+    """Kills the second, then the first, which writes and is the coordinator."""
     workdir, since = whole[0].parent / "killed", 0.0
     for killed in (1, 0):
         processes = start_pair(workdir)
@@ -296,8 +296,8 @@ def test_when_one_is_killed_the_other_ends_and_a_restart_goes_on_exactly(whole):
 
 
 @pytest.mark.slow
-def test_a_folder_that_is_not_the_same_for_all_is_told(whole):
-    """Without a shared file system each process would go on from what it has."""
+def test_processes_with_different_folders_are_refused(whole):
+    """Without a shared file system each would go on from its own checkpoint."""
     here, there = whole[0].parent / "here", whole[0].parent / "there"
     for folder in (here, there):
         shutil.copytree(whole[0], folder)
@@ -307,14 +307,14 @@ def test_a_folder_that_is_not_the_same_for_all_is_told(whole):
     first, second = start_pair(here, there)
     _, err = first.communicate(timeout=100)
     second.communicate(timeout=100)
-    assert "error: the processes differ in the step that they go on from. Start" in err
+    assert "error: the processes differ in the step to go on from. Start" in err
     assert first.returncode == 2
     assert second.returncode != 0
     assert (here / "metrics.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize(
-    ("address", "name", "told"),
+    ("address", "name", "advised"),
     [
         ("10.0.0.1:1234", "127.0.1.1", ""),
         (None, "10.0.0.7", ""),
@@ -324,7 +324,9 @@ def test_a_folder_that_is_not_the_same_for_all_is_told(whole):
         ("[::1]:1", "10.0.0.7", "--coordinator_address=[::1]:1 is ::1, which only"),
     ],
 )
-def test_an_address_that_others_can_not_reach_is_told(monkeypatch, address, name, told):
+def test_an_address_that_others_can_t_reach_is_reported(
+    monkeypatch, address, name, advised
+):
     known = {"host-a": name, "localhost": "127.0.0.1"}
 
     def getaddrinfo(host, *_, **__):
@@ -332,12 +334,12 @@ def test_an_address_that_others_can_not_reach_is_told(monkeypatch, address, name
 
     monkeypatch.setattr(socket, "gethostname", lambda: "host-a")
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    assert advice(address).startswith(f" Here {told}" if told else "")
+    assert advice(address).startswith(f" Here {advised}" if advised else "")
     remedy = "--coordinator_address with an address that the others can reach"
-    assert (remedy in advice(address)) == bool(told)
+    assert (remedy in advice(address)) == bool(advised)
 
 
-def test_a_process_that_the_others_do_not_come_to_ends_in_one_line():
+def test_a_process_that_waits_in_vain_ends_in_one_line():
     code = """
 from capsjax.runtime import hosts
 hosts._SECONDS_TO_MEET = 1
@@ -345,10 +347,9 @@ hosts.join(hosts.Hosts("on", "127.0.0.1:%d", 2, 1))
 """
     process = python("-c", code % free_port())
     _, err = process.communicate(timeout=60)
-    told = [line for line in err.splitlines() if "capsjax" in line]
-    assert len(told) == 1
-    assert "the other processes have not come to 127.0.0.1:" in told[0]
-    assert "which only this host can reach" in told[0]
+    (line,) = [line for line in err.splitlines() if "capsjax" in line]
+    assert "the other processes have not come to 127.0.0.1:" in line
+    assert "which only this host can reach" in line
     assert process.returncode == 2
 
 
@@ -364,7 +365,7 @@ print("met", flush=True)
 
 @pytest.fixture
 def two_networks():
-    """Two hosts on a wire; the name of each is of its own loopback address."""
+    """Makes two hosts on a wire; each one's name resolves to its loopback address."""
     names = [f"capsjax-{os.getpid()}-{k}" for k in "ab"]
     steps = [
         *(["netns", "add", name] for name in names),
@@ -392,7 +393,7 @@ def two_networks():
                 subprocess.run(command, stderr=subprocess.DEVNULL, check=False)
 
 
-def test_hosts_whose_names_are_of_loopback_addresses_meet(two_networks):
+def test_hosts_whose_names_resolve_to_loopback_addresses_meet(two_networks):
     pair = [
         subprocess.Popen(
             ["ip", "netns", "exec", name, sys.executable, "-c", TWO_HOSTS, str(n)],

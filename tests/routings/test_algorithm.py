@@ -1,4 +1,4 @@
-"""The contract of routing algorithms: masks, log priors, both doors, somebody's own."""
+"""The contract of routing algorithms: masks, log priors, all doors, a user's own."""
 
 import dataclasses
 import functools
@@ -53,14 +53,14 @@ def door(request):
 
 @pytest.fixture
 def drawn(key):
-    """Capsules, weight, initial logits, and a gradient of the poses."""
+    """Draws capsules, weight, initial logits, and a gradient of the poses."""
     normal = np.random.default_rng(np.asarray(jax.random.key_data(key))).normal
     shapes = (B, I, C), (I, J, D, C), (B, I, J), (B, J, D)
     return [jnp.asarray(normal(size=shape), jnp.float32) for shape in shapes]
 
 
 def pose_and_gradients(door, value, gradient, operands, **competition):
-    """Poses and activations, and gradients of capsules, weight and initial logits."""
+    """Returns poses, activations, and gradients of capsules, weight, initial logits."""
 
     def weighted(capsules, weight, *start):
         if start:
@@ -79,7 +79,7 @@ def assert_close(actual, expected):
         np.testing.assert_allclose(a, e, rtol=1e-4, atol=2e-6 * (1 + np.abs(e).max()))
 
 
-def test_what_a_masked_input_holds_changes_nothing(drawn, value, door):
+def test_a_masked_input_s_values_change_nothing(drawn, value, door):
     capsules, weight, start, gradient = drawn
     mask = jnp.arange(I) < 7
     spoilt = jnp.where(mask[:, None], capsules, jnp.nan)
@@ -94,14 +94,14 @@ def test_what_a_masked_input_holds_changes_nothing(drawn, value, door):
     assert_close(actual[:2], expected[:2])
     gradients = list(zip(actual[2:], expected[2:], (1, 0, 1), strict=True))
     if door is DOORS["votes"]:
-        del gradients[1]  # The weight's, of votes that were NaN before: not routing's.
+        del gradients[1]  # The votes are NaN before routing, so the weight's is too.
     for a, e, axis in gradients:
         own, masked = jnp.split(a, [7], axis)
         assert_close([own], [e])
         np.testing.assert_array_equal(masked, np.zeros_like(masked))
 
 
-def test_sequences_of_different_lengths_are_routed_as_each_alone(drawn, value, door):
+def test_padded_sequences_are_routed_as_each_alone(drawn, value, door):
     capsules, weight, _, _ = drawn
     length = np.arange(B) % I + 1
     mask = np.arange(I) < length[:, None]
@@ -129,7 +129,7 @@ def test_a_masked_output_gets_nothing_and_the_others_its_share(drawn, value, doo
     np.testing.assert_array_equal(actual[1][:, 2], np.zeros(B))
     assert_close([actual[0][:, kept], actual[1][:, kept]], expected[:2])
     if door is DOORS["votes"]:
-        return  # The gradient of a weight of NaN is its own affair.
+        return  # The weight is NaN before routing, and so is its gradient.
     assert_close([actual[2]], [expected[2]])
     np.testing.assert_array_equal(actual[3][:, 2], np.zeros((I, D, C)))
     np.testing.assert_array_equal(actual[4][..., 2], np.zeros((B, I)))
@@ -137,7 +137,7 @@ def test_a_masked_output_gets_nothing_and_the_others_its_share(drawn, value, doo
 
 
 @pytest.mark.parametrize("name", ["input_mask", "output_mask"])
-def test_where_all_is_masked_all_is_zero_and_finite(drawn, value, door, name):
+def test_an_example_that_is_all_masked_is_zero_and_finite(drawn, value, door, name):
     capsules, weight, start, gradient = drawn
     mask = np.ones((B, I if name == "input_mask" else J), bool)
     mask[3] = False
@@ -156,7 +156,7 @@ def test_where_all_is_masked_all_is_zero_and_finite(drawn, value, door, name):
     assert np.abs(found[0][2]).max() > 0
 
 
-def test_couplings_of_masked_ones_are_zero(drawn, value):
+def test_couplings_of_masked_capsules_are_zero(drawn, value):
     capsules, weight, start, _ = drawn
     masks = {"input_mask": np.arange(I) < 7, "output_mask": np.arange(J) != 2}
     votes = cast_votes(capsules, weight)
@@ -168,7 +168,7 @@ def test_couplings_of_masked_ones_are_zero(drawn, value):
 
 
 @pytest.mark.parametrize("shape", [(B, I, J), (1, I, J), (I, J)])
-def test_initial_logits_are_where_the_logits_of_procedure_1_start(drawn, door, shape):
+def test_initial_logits_start_the_logits_of_procedure_1(drawn, door, shape):
     capsules, weight, start, _ = drawn
     start = start[0].reshape(shape) if len(shape) < 3 or shape[0] == 1 else start
     routed = door(DynamicRouting(), capsules, weight, initial_logit=start)
@@ -202,7 +202,7 @@ def test_mapped_examples_have_their_own_initial_logits(drawn):
     np.testing.assert_allclose(shared[0], mapped[0], rtol=1e-5, atol=1e-6)
 
 
-def test_other_rivals_may_compete(drawn):
+def test_outputs_may_compete_in_groups(drawn):
     capsules, weight, _, _ = drawn
     votes = cast_votes(capsules, weight)
 
@@ -226,7 +226,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_does_not_fit_is_refused_by_its_name(drawn, door, name):
+def test_an_array_that_does_not_fit_is_refused_by_its_name(drawn, door, name):
     of_wrong_shape, of_wrong_type = WRONG[name]
     with pytest.raises(ValueError, match=rf"{name} must have the axes \[\*batch, "):
         door(DynamicRouting(), *drawn[:2], **{name: of_wrong_shape})
@@ -250,7 +250,7 @@ def test_shared_matrices_take_any_number_of_inputs(key):
 
 @dataclasses.dataclass(frozen=True)
 class Loudest(Algorithm):
-    """Somebody else's: the most active input decides."""
+    """A user's own algorithm: the most active input decides."""
 
     activation_kind = "logit"
     takes_activation = True
@@ -265,7 +265,7 @@ class Loudest(Algorithm):
         return Routed(pose, activation.max(-1, keepdims=True) + pose[..., 0], coupling)
 
 
-def test_an_algorithm_of_ones_own_goes_into_a_layer(key):
+def test_a_user_s_own_algorithm_goes_into_a_layer(key):
     layer = DenseCaps(J, D, routing=Loudest())
     capsules = jax.random.normal(key, (B, I, C))
     activation = jax.random.uniform(key, (B, I))

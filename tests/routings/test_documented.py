@@ -1,4 +1,4 @@
-"""The code in docs/algorithms.md does what the page says."""
+"""The code in docs/algorithms.md keeps the page's promises."""
 
 import dataclasses
 import re
@@ -36,7 +36,7 @@ def page():
     return names
 
 
-def test_interests_are_those_of_the_history_alone(key, page):
+def test_interests_depend_on_the_history_alone(key, page):
     model = page["Interests"](num_items=50)
     history = jnp.array([[3, 7, 9, 4, 1, 8, 2, 5], [6, 2, 0, 0, 0, 0, 0, 0], [0] * 8])
     params = model.init(key, history)
@@ -53,7 +53,7 @@ def test_interests_are_those_of_the_history_alone(key, page):
     assert all(np.abs(array).max() > 0 for array in gradient)
 
 
-def test_an_algorithm_of_the_page_goes_by_the_angle(key, page):
+def test_the_page_s_algorithm_routes_by_angle(key, page):
     routing = page["CosineRouting"]()
     votes = 0.1 * jax.random.normal(key, (6, 3, 4))
     # The first input agrees with the first output, and is loud.

@@ -1,6 +1,6 @@
-"""Arrays that lie on several devices, as ``jax.make_mesh`` spreads them: same values.
+"""Arrays spread over several devices give the same values.
 
-The mesh's axes are explicit, which is what ``jax.make_mesh`` makes, or automatic.
+The mesh's axes are explicit, the default of ``jax.make_mesh``, or automatic.
 """
 
 import functools
@@ -38,7 +38,7 @@ def draw(*shape):
 
 
 def layer(module, inputs):
-    """The layer as a function of its weights and inputs, and both."""
+    """Returns the layer as a function of weights and inputs, and both of them."""
     weights = jax.jit(module.init)(jax.random.key(0), jnp.asarray(inputs[:1]))
     return lambda weights, x: jax.tree.leaves(module.apply(weights, x)), weights, inputs
 
@@ -84,7 +84,7 @@ QUICK = ("votes, batch", "votes-free, batch", "few examples, batch", "network")
 
 @pytest.mark.parametrize("kind", [AxisType.Explicit, *variants(AxisType.Auto)])
 @pytest.mark.parametrize("name", first_of(QUICK, CASES))
-def test_values_and_gradients_are_those_of_one_device(kind, name):
+def test_values_and_gradients_equal_one_device_s(kind, name):
     (function, *operands), specs = CASES[name]
 
     def run(*operands):
@@ -114,7 +114,7 @@ def test_values_and_gradients_are_those_of_one_device(kind, name):
         np.testing.assert_allclose(one / scale, other / scale, rtol=0, atol=5e-6)
 
 
-def test_the_mesh_of_the_arrays_is_enough():
+def test_the_arrays_own_mesh_is_enough():
     (function, weights, inputs), (_, spec) = CASES["votes-free, batch"]
     (expected, _) = jax.jit(function)(weights, inputs)
     mesh = jax.make_mesh((4,), ("data",))

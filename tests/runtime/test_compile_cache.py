@@ -1,4 +1,4 @@
-"""In processes of their own: the setting is the whole process's."""
+"""The cache of compiled programs, in subprocesses: its setting is the process's."""
 
 import os
 import subprocess
@@ -42,7 +42,7 @@ def test_the_users_own_setting_stays(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_where_it_cannot_be_written_a_line_says_so(tmp_path):
+def test_a_folder_that_cannot_be_written_is_one_warning(tmp_path):
     (tmp_path / "capsjax").write_text("not a folder")
     folder, warning = cache_folder(XDG_CACHE_HOME=str(tmp_path))
     assert folder == "None"
@@ -70,7 +70,7 @@ print(twice(jnp.float32(21)), file=sys.stderr)
     ["truncated", *variants("emptied", "garbage")],
 )
 def test_a_damaged_program_is_replaced(tmp_path, damage):
-    """As a process leaves it that is killed while it writes one."""
+    """A process that is killed while it writes a program leaves a damaged one."""
 
     def run():
         kept = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
@@ -91,8 +91,8 @@ def test_a_damaged_program_is_replaced(tmp_path, damage):
         "garbage": b"\x00garbage" * 100,
     }[damage]
     entry.write_bytes(damaged)
-    told, answer = run()
-    assert told.startswith("warning: a damaged compiled program, jit_twice, is made")
+    warning, answer = run()
+    assert warning.startswith("warning: a damaged compiled program, jit_twice, is made")
     assert answer == "42.0"
     assert run() == ["42.0"]
     assert entry.read_bytes() != damaged

@@ -1,4 +1,4 @@
-"""What reaches a terminal, and what happens where it can't be written."""
+"""The text that reaches a terminal, and streams that can't be written."""
 
 import io
 import json
@@ -29,11 +29,11 @@ def test_text_of_every_script_stays_as_it_is():
         ("\x9b31m", r"\x9b31m"),
     ],
 )
-def test_what_a_terminal_would_obey_is_escaped(text, shown):
+def test_characters_that_a_terminal_would_obey_are_escaped(text, shown):
     assert console.printable(text) == shown
 
 
-def test_what_an_encoding_lacks_is_written_plainly():
+def test_characters_that_an_encoding_lacks_are_written_plainly():
     assert console.printable("99.6 ± 0.3 … é", "ascii") == r"99.6 +- 0.3 ... \xe9"
     assert console.printable("99.6 ± 0.3 … é", "latin-1") == "99.6 ± 0.3 ... é"
     assert console.printable("🐈", "ascii") == r"\U0001f408"
@@ -46,8 +46,8 @@ def test_long_names_are_cut_in_their_middle():
 
 
 def test_json_is_read_by_strict_parsers():
-    told = {os.fsdecode(b"caf\xe9"): [float("nan"), 1.5, "é\n"], "n": ("\ud800", None)}
-    text = console.json_text(told)
+    value = {os.fsdecode(b"caf\xe9"): [float("nan"), 1.5, "é\n"], "n": ("\ud800", None)}
+    text = console.json_text(value)
     assert text.isascii()
     read = json.loads(text, parse_constant=pytest.fail)
     assert read == {r"caf\xe9": [None, 1.5, "é\n"], "n": [r"\ud800", None]}
@@ -120,7 +120,7 @@ def test_a_command_prints_results_and_log_apart_from_warnings_and_errors():
     ],
 )
 def test_results_that_can_t_be_written_are_an_error_of_one_line(redirect, reason):
-    # In the pipe the reader ends long before Python has started; its code is kept.
+    # The pipe's reader ends long before Python has started; Python's code is kept.
     done = shell(f"{redirect}; exit ${{PIPESTATUS[0]}}", "answer")
     assert done.returncode == 1
     lines = done.stderr.splitlines()

@@ -1,4 +1,4 @@
-"""What a function mapped over devices must know of its arrays."""
+"""Arrays that vary over devices, and platforms without a device."""
 
 import os
 import subprocess
@@ -12,8 +12,8 @@ from places import FIRST_EDITION, ROOT
 from capsjax.kernels.varying import vary_alike
 
 
-def test_what_is_shared_under_vmap_stays_shared_when_it_varies_alike():
-    # A mapped result could not be returned with an output axis of None.
+def test_vary_alike_keeps_arrays_shared_under_vmap():
+    # ``jax.vmap`` refuses a mapped result whose output axis is None.
     mapped = jax.vmap(vary_alike, in_axes=(0, None), out_axes=[0, None])
     each, shared = mapped(jnp.ones((3, 2)), jnp.ones(4))
     assert each.shape == (3, 2)
@@ -24,7 +24,7 @@ def test_what_is_shared_under_vmap_stays_shared_when_it_varies_alike():
     ("command", "platform"),
     [("train", "rocm"), ("evaluate", "nonsense"), ("predict", "rocm")],
 )
-def test_a_platform_that_is_not_there_is_told_in_one_line(command, platform):
+def test_a_missing_platform_is_an_error_of_one_line(command, platform):
     arguments = {
         "train": ["--config", f"{ROOT}/experiments/mnist.py:smoke"],
         "evaluate": ["--workdir", str(FIRST_EDITION / "mnist")],
@@ -37,10 +37,10 @@ def test_a_platform_that_is_not_there_is_told_in_one_line(command, platform):
         text=True,
         check=False,
     )
-    (told,) = done.stderr.splitlines()
+    (line,) = done.stderr.splitlines()
     start = f"capsjax.{command}: error: JAX finds no device of JAX_PLATFORMS={platform}"
-    assert told.startswith(start)
-    assert told.endswith(
+    assert line.startswith(start)
+    assert line.endswith(
         "Leave JAX_PLATFORMS out to take what is there, or set it to cpu."
     )
     assert (done.returncode, done.stdout) == (1, "")

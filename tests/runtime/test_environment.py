@@ -38,7 +38,7 @@ def python(code, *arguments, **environment):
 
 
 def trained(path, **environment):
-    """Losses and lengths of a run of ten steps."""
+    """Returns losses and lengths of a run of ten steps."""
     done = python(TRAIN, path, **environment)
     assert done.returncode == 0, done.stderr
     types, length = json.loads(done.stdout.splitlines()[-1])
@@ -48,10 +48,10 @@ def trained(path, **environment):
 
 
 @pytest.mark.slow
-def test_a_run_with_64_bits_is_the_run_without(tmp_path):
+def test_a_run_with_64_bits_equals_the_run_without(tmp_path):
     losses, length = trained(tmp_path / "usual")
     wide_losses, wide_length = trained(tmp_path / "wide", JAX_ENABLE_X64="1")
-    # The learning rate is rounded later there: not the same bits.
+    # With 64 bits the learning rate is rounded later: not the same bits.
     np.testing.assert_allclose(wide_losses, losses, rtol=1e-4)
     np.testing.assert_allclose(wide_length, length, atol=1e-4)
 
@@ -77,7 +77,7 @@ baseline = BaselineCNN(
 def everything():
     found = []
     for module in (Convolution(4, 3), PrimaryCaps(2, 4, 3), network, baseline):
-        # Zeros that are given no type have 64 bits there, and so has what NumPy makes.
+        # Zeros without a type have 64 bits there, and so have NumPy's arrays.
         weights = module.init(jax.random.key(0), jnp.zeros(image.shape))
         found.append((weights, module.apply(weights, image)))
         found.append(module.apply(weights, image.astype(float)))

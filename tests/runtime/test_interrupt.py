@@ -1,4 +1,4 @@
-"""Signals: the first is noted, a Ctrl-C after it ends the process at once."""
+"""Signals: the first is noted, and a later Ctrl-C ends the process at once."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ import pytest
 from capsjax.runtime import interrupt as module
 from capsjax.runtime.interrupt import noticed
 
-# A call that holds no lock and returns to Python after minutes, as XLA's compiler may.
+# Holds no lock and returns to Python after minutes, as XLA's compiler may.
 BUSY = "hashlib.pbkdf2_hmac('sha256', b'', b'salt', 10**9)"
 
 
@@ -69,8 +69,8 @@ def test_ctrl_c_after_a_signal_stops_at_once_within_a_long_call(first, code):
 
 
 @pytest.mark.parametrize("number_of_signals", [1, 2])
-def test_it_stops_also_where_nobody_reads_what_it_says(number_of_signals):
-    """As after Ctrl-C in ``train | tee log``, of which tee dies too."""
+def test_it_stops_even_if_nobody_reads_its_lines(number_of_signals):
+    """After Ctrl-C in ``train | tee log``, tee is dead too."""
     work = """
     from capsjax.runtime.console import say, warn
     while not interrupt.noted: time.sleep(0.01)
@@ -87,8 +87,8 @@ def test_it_stops_also_where_nobody_reads_what_it_says(number_of_signals):
     assert process.wait(timeout=30) == 130
 
 
-def test_afterwards_signals_are_python_s_again():
-    # A shell may have started the tests with it ignored.
+def test_signal_handlers_are_restored_afterwards():
+    # A shell may have started the tests with SIGINT ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.getsignal(signal.SIGINT)
     threads = threading.active_count()
@@ -121,9 +121,8 @@ def test_other_signals_and_other_threads_are_left_alone():
     thread.join()
 
 
-def test_a_hangup_that_is_ignored_stays_so():
-    """As after ``nohup``."""
-
+def test_an_ignored_hangup_stays_ignored():
+    """``nohup`` ignores it."""
     ignored = "signal.signal(signal.SIGHUP, signal.SIG_IGN)"
     process = start("while not interrupt.noted: time.sleep(0.01)", before=ignored)
     process.send_signal(signal.SIGHUP)
@@ -133,8 +132,8 @@ def test_a_hangup_that_is_ignored_stays_so():
     assert ended(process)[0] == 143
 
 
-def test_outside_a_command_a_second_ctrl_c_raises_and_the_process_goes_on():
-    """In a notebook it must not end the kernel with all its variables."""
+def test_a_second_ctrl_c_outside_a_command_raises_and_the_process_goes_on():
+    """It must not end a notebook's kernel with all its variables."""
     work = """
     try:
         while True: time.sleep(0.01)
@@ -150,8 +149,8 @@ def test_outside_a_command_a_second_ctrl_c_raises_and_the_process_goes_on():
     assert ended(process)[0] == 130
 
 
-def test_two_ctrl_c_that_python_handles_as_one_are_two(monkeypatch):
-    """The second comes before the first is handled, and is counted only after."""
+def test_two_ctrl_c_that_python_handles_as_one_count_as_two(monkeypatch):
+    """The second comes before the first is handled, and is counted only afterwards."""
     main = threading.main_thread().ident
 
     def send_another(text):
@@ -161,17 +160,17 @@ def test_two_ctrl_c_that_python_handles_as_one_are_two(monkeypatch):
             if sys._current_frames()[main].f_code.co_name == "handle":
                 return
 
-    monkeypatch.setattr(module, "_tell", send_another)
-    # By another thread: Python handles one to itself before it does anything else.
+    monkeypatch.setattr(module, "_announce", send_another)
+    # Sent by another thread: Python handles its own signal before anything else.
     killer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
 
     def work():
         with noticed(may_exit=False):
             killer.start()
-            try:  # In a call without Python's lock.
+            try:  # The call releases Python's lock.
                 hashlib.pbkdf2_hmac("sha256", b"", b"salt", 10**6)
                 time.sleep(0.5)
-            finally:  # No further one comes.
+            finally:  # No further interrupt comes.
                 time.sleep(0.1)
                 cleaned.append(1)
 

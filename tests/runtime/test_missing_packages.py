@@ -1,4 +1,4 @@
-"""From a checkout, where packages that MNIST does not need are not installed."""
+"""Runs from a checkout without the packages that MNIST does not need."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from places import TESTS
 from capsjax.data import load
 
 CACHE = jax.config.jax_compilation_cache_dir  # pyright: ignore
-# Imports of the packages fail, and nothing is known of an installed capsjax.
+# Makes imports of the packages fail, and hides an installed capsjax.
 HIDE = """
 import importlib.metadata, sys
 
@@ -90,10 +90,10 @@ def test_mnist_is_trained_evaluated_and_predicted_without_them(tmp_path):
     assert '"file": "digit.png"' in out
 
 
-def test_what_needs_them_says_what_to_install(tmp_path):
+def test_errors_name_the_missing_package_and_how_to_install_it(tmp_path):
     error = run(COMMANDS, tmp_path).stderr
     assert "the command line needs ml_collections: pip install ml_collections" in error
     missing = "tensorflow_datasets is not installed: pip install tensorflow-datasets"
     for name in ("cifar10", "omniglot"):
-        told = f"data set '{name}' is read by TensorFlow Datasets, and {missing}"
-        assert told in error
+        message = f"data set '{name}' is read by TensorFlow Datasets, and {missing}"
+        assert message in error

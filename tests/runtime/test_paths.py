@@ -1,4 +1,4 @@
-"""A ``~`` that the shell leaves, in every place where a user names a path."""
+"""A ``~`` that the shell leaves alone, wherever a user names a path."""
 
 import pathlib
 
@@ -22,14 +22,14 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_only_a_tilde_at_the_start_is_the_home_folder(home):
+def test_only_a_leading_tilde_is_the_home_folder(home):
     assert expanded("~/a") == home / "a"
     assert expanded("~root/a") == pathlib.Path("/root/a")
     for same in ("a/~/b", "~nobody-of-this-name/a", "./~", "/abs", "$HOME/a"):
         assert expanded(same) == pathlib.Path(same)
 
 
-def test_without_a_home_no_folder_is_called_tilde(monkeypatch):
+def test_a_tilde_without_a_home_folder_is_refused(monkeypatch):
     monkeypatch.setattr("os.path.expanduser", lambda path: path)  # No such user.
     with pytest.raises(FileNotFoundError, match=r"no home folder for ~/a: .* \./~/a"):
         expanded("~/a")

@@ -1,4 +1,4 @@
-"""The table of platforms: its rows are found, and decide what is lowered for each."""
+"""The table of platforms: its rows are found, and decide what is lowered."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from capsjax.runtime import platforms
 from capsjax.runtime.platforms import PLATFORMS, by_platform, platform
 
 
-def test_a_platform_is_found_by_each_of_jax_s_names_for_it():
+def test_a_platform_is_found_by_each_of_its_names_in_jax():
     assert platform("cpu") is PLATFORMS["cpu"]
     assert platform(jax.default_backend()) is PLATFORMS["cpu"]
     assert platform("gpu") is platform("cuda") is PLATFORMS["cuda"]
@@ -35,7 +35,7 @@ def test_each_row_decides_what_is_lowered_for_its_platform(monkeypatch, name):
     ("num_examples", "votes_bytes", "form"),
     [(1, 2**10, "votes"), (1, 2**30, "votes_free"), (128, 2**10, "votes_free")],
 )
-def test_the_form_of_the_routing_goes_by_examples_and_votes(
+def test_the_form_of_routing_depends_on_examples_and_votes(
     num_examples, votes_bytes, form
 ):
     row = PLATFORMS["tpu"]._replace(

@@ -33,7 +33,7 @@ def like(tree):
     )
 
 
-def test_a_restored_state_is_the_saved_one(checkpoints):
+def test_a_restored_state_equals_the_saved_one(checkpoints):
     checkpoints.save(3, state(3))
     checkpoints.wait()
     restored = checkpoints.restore(3, like(state(0)))
@@ -52,7 +52,7 @@ def test_the_two_latest_and_the_best_are_kept(checkpoints, tmp_path):
     again.close()
 
 
-def test_of_equally_good_ones_the_later_is_the_best(checkpoints):
+def test_the_later_of_equally_good_steps_is_the_best(checkpoints):
     for step, loss in [(1, 0.5), (2, 0.5), (3, 0.6), (4, 0.7)]:
         checkpoints.save(step, state(step), loss=loss)
     checkpoints.wait()
@@ -71,7 +71,7 @@ def test_an_interrupted_save_has_no_loss_and_does_not_push_out_the_best(checkpoi
     assert checkpoints.latest == 4
 
 
-def test_without_validation_only_the_latest_two_are_kept(checkpoints):
+def test_only_the_latest_two_are_kept_without_validation(checkpoints):
     for step in (1, 2, 3):
         checkpoints.save(step, state(step))
     checkpoints.wait()
@@ -79,7 +79,7 @@ def test_without_validation_only_the_latest_two_are_kept(checkpoints):
     assert checkpoints.best is None
 
 
-def test_a_damaged_checkpoint_is_told_with_step_and_cause(checkpoints, tmp_path):
+def test_a_damaged_checkpoint_is_reported_with_its_step(checkpoints, tmp_path):
     checkpoints.save(3, state(3))
     checkpoints.wait()
     for path in (tmp_path / "checkpoints" / "3" / "state").rglob("*"):
@@ -89,7 +89,7 @@ def test_a_damaged_checkpoint_is_told_with_step_and_cause(checkpoints, tmp_path)
         checkpoints.restore(3, like(state(0)))
 
 
-def test_a_damaged_step_that_is_made_again_is_no_longer_suspected(tmp_path):
+def test_a_damaged_step_that_is_saved_again_is_trusted_again(tmp_path):
     folder = tmp_path / "checkpoints"
     before = Checkpoints(folder)
     for step in (1, 2):
@@ -138,10 +138,10 @@ def test_a_file_that_may_not_be_read_is_not_taken_for_damage():
         data = list((folder / "2" / "state").rglob("d/*"))
         for path in data:
             path.chmod(0)
-        told = (
+        message = (
             r"can't read the checkpoint of step 2 now \(Permission denied\); it may be"
         )
-        with as_nobody(), pytest.raises(CheckpointError, match=told):
+        with as_nobody(), pytest.raises(CheckpointError, match=message):
             checkpoints.restore_latest(like(state(0)))
         for path in data:
             path.chmod(0o644)
@@ -159,11 +159,11 @@ def test_a_file_that_may_not_be_read_is_not_taken_for_damage():
         RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes."),
     ],
 )
-def test_a_reading_that_failed_this_once_is_told_as_such(
+def test_a_failure_that_may_pass_is_not_taken_for_damage(
     checkpoints, monkeypatch, error
 ):
     def read(*_, **__):
-        raise KeyError("what Orbax makes of it") from error
+        raise KeyError("Orbax hides the cause") from error
 
     checkpoints.save(1, state(1))
     checkpoints.save(2, state(2))
@@ -196,7 +196,7 @@ state = {"w": jnp.arange(100.0)}
 checkpoints = Checkpoints(folder / "checkpoints")
 checkpoints.save(1, state)
 checkpoints.wait()
-left = None  # So many folders and files can still be made.
+left = None  # Number of folders and files that can still be made.
 if kind == "made up":
     def hook(event, arguments):
         global left
@@ -230,7 +230,7 @@ print("the end", flush=True)
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 60 files and folders."""
+    """Mounts a disk for 60 files and folders."""
     options = ["-t", "tmpfs", "-o", "nr_inodes=60,size=20m", "tmpfs", str(tmp_path)]
     if (
         shutil.which("mount") is None
@@ -244,7 +244,7 @@ def small_disk(tmp_path):
 
 
 def every_failed_save(folder, kind):
-    """What is told of saves for which there is room for one file more each time."""
+    """Returns the errors of saves, each with room for one file more than before."""
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(folder), kind],
         capture_output=True,
@@ -253,30 +253,30 @@ def every_failed_save(folder, kind):
         timeout=100,  # Orbax's threads would wait for twenty minutes.
     )
     assert done.returncode == 0, done.stderr
-    *told, end = done.stdout.splitlines()
+    *errors, end = done.stdout.splitlines()
     assert end == "the end"
-    return told
+    return errors
 
 
-def test_whatever_a_save_fails_at_it_is_told_and_the_process_ends(tmp_path):
-    """A folder that can't be made left threads that kept the process from ending."""
-    told = every_failed_save(tmp_path, "made up")
-    assert len(told) >= 6  # Two folders and four files are Orbax's own.
-    for line in told:
+def test_a_save_that_fails_anywhere_is_an_error_and_the_process_ends(tmp_path):
+    """A folder that can't be made once left threads that kept the process alive."""
+    errors = every_failed_save(tmp_path, "made up")
+    assert len(errors) >= 6  # Orbax itself makes two folders and four files.
+    for line in errors:
         assert line.startswith("can't save step 2: OSError: "), line
         assert "No space left on device" in line
 
 
-def test_a_disk_without_room_for_a_folder_is_told_and_the_process_ends(small_disk):
-    """The same with what TensorStore makes."""
-    told = every_failed_save(small_disk, "mounted")
-    assert len(told) >= 12
-    for line in told:
+def test_a_disk_without_room_is_an_error_and_the_process_ends(small_disk):
+    """Here TensorStore's files count too."""
+    errors = every_failed_save(small_disk, "mounted")
+    assert len(errors) >= 12
+    for line in errors:
         assert line.startswith("can't save step 2: OSError: "), line
         assert "No space left on device" in line
 
 
-def test_a_failed_save_is_told_at_the_next_check(checkpoints, tmp_path, monkeypatch):
+def test_a_failed_save_is_raised_by_the_next_check(checkpoints, tmp_path, monkeypatch):
     checkpoints.save(1, state(1))
     checkpoints.check()
     checkpoints.wait()
@@ -291,11 +291,11 @@ def test_a_failed_save_is_told_at_the_next_check(checkpoints, tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(module.ocp, "save_checkpointables_async", fail)
         checkpoints.save(2, state(2))
-    told = r"can't save step 2: OSError: \[Errno 5\] Input/output error"
-    with pytest.raises(CheckpointError, match=told):
+    message = r"can't save step 2: OSError: \[Errno 5\] Input/output error"
+    with pytest.raises(CheckpointError, match=message):
         checkpoints.check()
     assert checkpoints.steps == [1]
-    checkpoints.check()  # It is told once.
+    checkpoints.check()  # It is raised once.
 
 
 def test_a_check_does_not_wait(checkpoints, monkeypatch):
@@ -352,7 +352,7 @@ def test_a_kill_while_an_old_step_is_deleted_leaves_nothing_damaged(
     assert capsys.readouterr().err == ""
 
 
-def test_what_can_not_be_deleted_is_told_and_does_not_end_the_run(
+def test_a_step_that_can_t_be_deleted_is_a_warning_and_the_run_goes_on(
     checkpoints, monkeypatch, capsys
 ):
     def refuse(*_):

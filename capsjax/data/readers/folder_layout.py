@@ -1,4 +1,4 @@
-"""Which files of a folder of images belong to which class and which split."""
+"""Assigns the files of a folder of images to classes and splits."""
 
 import hashlib
 import os
@@ -10,10 +10,11 @@ from capsjax.data.dataset import DatasetError
 from capsjax.data.sampling import BY_CLASS, FIRST_EDITION
 
 _LAYOUT = "it must have one subfolder for each class, with that class's images"
-# What desktops leave in folders of images; names that begin with a dot are skipped too.
+# Files that desktops leave in folders of images; names with a leading dot are skipped
+# too.
 _NO_IMAGES = ("Thumbs.db", "desktop.ini")
 _TEST_SHARE = 0.1
-# What people call the folders of the splits, in any case.
+# Names of the splits' folders, in upper or lower case.
 _SPLIT_NAMES = {
     "train": ("train", "training"),
     "validation": ("val", "valid", "validation"),
@@ -25,12 +26,12 @@ Files = dict[str, list[Path]]
 
 
 class Layout(NamedTuple):
-    """How a folder of images is divided.
+    """The classes and splits of a folder of images.
 
     Attributes:
-        splits: The files of "train", of "test", and of "validation" if the folder has
-            such a subfolder.
-        notes: Sentences on what a person might not expect.
+        splits: The files of "train", "test", and "validation" if the folder has a
+            subfolder for it.
+        notes: Sentences on surprises in the layout.
     """
 
     splits: dict[str, Files]
@@ -38,15 +39,15 @@ class Layout(NamedTuple):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The classes of the images to train on, in the order of their names."""
+        """The classes of the training images, in the order of their names."""
         return tuple(self.splits["train"])
 
     def files_of(self, split: str) -> list[Path]:
-        """The files of a split, or of "all", by class and then by name."""
+        """Returns the files of a split, or of "all", by class and then by name."""
         return [file for _, file in self.labelled_files(split)]
 
     def labelled_files(self, split: str) -> list[tuple[int, Path]]:
-        """The same, each with the index of its class."""
+        """Returns the same files, each with the index of its class."""
         parts = self.splits.values() if split == "all" else [self.splits[split]]
         return [
             (label, file)
@@ -60,21 +61,21 @@ def find_layout(
 ) -> Layout:
     """Finds classes and splits in a folder, by the names of its subfolders.
 
-    Subfolders called train (or training) and test (or testing), in any case, are these
-    splits; one called val, valid or validation is the validation split. Without one for
-    the test a tenth of each class is taken from the images to train on: at least one,
+    Subfolders called train (or training) and test (or testing), in upper or lower case,
+    are these splits; val, valid or validation is the validation split. Without a folder
+    for the test, a tenth of each class is taken from the training images: at least one,
     those whose names have the smallest hashes, so that further images move almost none
-    of the others from one split to the other.
+    of the others to another split.
 
     Args:
         folder: The folder.
-        split_rule: Under "first_edition" only ``train`` and ``test`` are known, both of
-            them, in lower case; every other subfolder is a class.
-        needs_test: Whether images are taken for the test where it has no subfolder.
+        split_rule: "first_edition" knows only ``train`` and ``test`` together, in lower
+            case; every other subfolder is a class.
+        needs_test: Whether test images are taken if they have no subfolder.
 
     Raises:
-        DatasetError: The folder is laid out otherwise, or a class has too few images.
-        OSError: A folder can't be read.
+        DatasetError: If the folder has another layout, or a class has too few images.
+        OSError: If a folder can't be read.
     """
     own = own_splits(folder, split_rule)
     if not own:
@@ -111,11 +112,11 @@ def shortened(names: Iterable[str], most: int = 10) -> str:
 
 
 def own_splits(folder: Path, split_rule: str = BY_CLASS) -> dict[str, Path]:
-    """The subfolders that are splits; none of them if the folder has classes.
+    """Returns the subfolders that are splits; none if the folder has classes.
 
     Raises:
-        DatasetError: Two of them are the same split.
-        OSError: The folder can't be read.
+        DatasetError: If two of them are the same split.
+        OSError: If the folder can't be read.
     """
     names = _subfolders(folder)
     if split_rule == FIRST_EDITION:
@@ -135,7 +136,7 @@ def own_splits(folder: Path, split_rule: str = BY_CLASS) -> dict[str, Path]:
 
 
 def _divided(folder: Path, classes: Files) -> tuple[Files, Files]:
-    """Divides each class's files into those to train on and those to test."""
+    """Divides each class's files into training and test files."""
     train, test = {}, {}
     for name, files in classes.items():
         if len(files) < 2:
@@ -179,7 +180,7 @@ def _visible(folder: Path) -> list[os.DirEntry]:
 
 
 def divide(files: list[Path]) -> tuple[list[Path], list[Path]]:
-    """Divides a class's files into those to train on and those to test."""
+    """Divides a class's files into training and test files."""
     by_hash = sorted(files, key=_hash_of_name)
     num_test = sum(_hash_of_name(file) < _TEST_SHARE for file in files)
     num_test = min(max(num_test, 1), len(files) - 1)
@@ -187,6 +188,6 @@ def divide(files: list[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def _hash_of_name(file: Path) -> float:
-    """A number from 0 to 1 that looks random, and is the same on every machine."""
+    """Returns a number from 0 to 1 that looks random, equal on every machine."""
     digest = hashlib.sha256(os.fsencode(file.name)).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

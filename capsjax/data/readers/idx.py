@@ -1,4 +1,4 @@
-"""IDX archives, the format of MNIST: the shipped ones, and those in a folder."""
+"""Reads IDX archives, MNIST's format: the shipped ones, and others in a folder."""
 
 import contextlib
 import gzip
@@ -22,7 +22,7 @@ from capsjax.data.dataset import (
 
 MNIST_FOLDER = Path(__file__).parents[1] / "archives" / "mnist"
 
-# How the files of each split begin; upstream calls its 10,000 test images "t10k".
+# How the files of each split begin; upstream calls the 10,000 test images "t10k".
 _PREFIXES = {
     "train": ("train",),
     "validation": ("validation", "valid", "val"),
@@ -33,9 +33,8 @@ _SUFFIXES = ("-idx{}-ubyte.gz", "-idx{}-ubyte", ".idx{}-ubyte.gz", ".idx{}-ubyte
 _GZIP_MAGIC = b"\x1f\x8b"
 _UNSIGNED_BYTE = 0x08
 _MAX_AXES = 4
-# A deflate stream can stand for at most 1032 times its own size (zlib's technical
-# notes), so a header that asks for more is wrong, and known to be before any of it
-# is unpacked.
+# A deflate stream expands to at most 1032 times its size (zlib's technical notes), so a
+# header that states more is known to be wrong before any unpacking.
 _MAX_COMPRESSION = 1032
 _BLOCK_BYTES = 1 << 20
 
@@ -51,7 +50,7 @@ def load_mnist(split: str, *, max_bytes: int | None = None) -> Dataset:
         The images and labels in upstream's order.
 
     Raises:
-        DatasetError: The installed files are damaged or missing, or the images would
+        DatasetError: If the installed files are damaged or missing, or the images would
             take more than ``max_bytes``.
     """
     return load_idx_folder(MNIST_FOLDER, split, name="mnist", max_bytes=max_bytes)
@@ -60,17 +59,17 @@ def load_mnist(split: str, *, max_bytes: int | None = None) -> Dataset:
 def load_idx_folder(
     folder: Path, split: str, *, name: str | None = None, max_bytes: int | None = None
 ) -> Dataset:
-    """Reads one split from a folder that is laid out as MNIST is.
+    """Reads one split from a folder that is laid out like MNIST.
 
     The files are ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``,
     ``t10k-images-idx3-ubyte`` and ``t10k-labels-idx1-ubyte``, each with or without
-    ``.gz``, with ``-`` or ``.`` before ``idx``. ``test`` stands for ``t10k`` too, and
-    the files of a validation split begin with ``validation``, ``valid`` or ``val``.
+    ``.gz``, with ``-`` or ``.`` before ``idx``. ``t10k`` may be ``test``, and the files
+    of a validation split begin with ``validation``, ``valid`` or ``val``.
 
     Args:
-        folder: Where the files are.
+        folder: The folder of the files.
         split: "train", "validation" or "test".
-        name: What to call the data set; the folder's path if not given.
+        name: Name of the data set; by default the folder's path.
         max_bytes: The most memory that the images may take.
 
     Returns:
@@ -78,10 +77,10 @@ def load_idx_folder(
         so on up to the largest *training* label.
 
     Raises:
-        NotFoundError: There is no such folder.
-        DatasetError: A file is missing or damaged, the counts of images and labels
-            differ, a label is larger than every training label, or the images
-            would take more than ``max_bytes``.
+        NotFoundError: If the folder does not exist.
+        DatasetError: If a file is missing or damaged, the counts of images and labels
+            differ, a label is larger than every training label, or the images would
+            take more than ``max_bytes``.
     """
     image_path = _find(folder, split, "images", 3)
     label_path = _find(folder, split, "labels", 1)
@@ -107,29 +106,29 @@ def load_idx_folder(
 
 
 def has_idx_files(folder: Path, split: str) -> bool:
-    """Whether a folder has the IDX archive with the images of that split."""
+    """Returns whether a folder has the IDX archive with the images of that split."""
     return any((folder / name).is_file() for name in _file_names(split, "images", 3))
 
 
 def read_idx(
     path: str | os.PathLike, *, max_bytes: int | None = None
 ) -> UInt8[np.ndarray, "..."]:
-    """Reads one IDX file of unsigned bytes, compressed by gzip or not.
+    """Reads one IDX file with unsigned bytes, compressed by gzip or not.
 
-    The sizes that the file states are compared with its real size before memory is
-    taken for them, and no more than they ask for is ever unpacked.
+    The stated sizes are compared with the file's real size before memory is allocated,
+    and no more bytes than stated are ever unpacked.
 
     Args:
-        path: The file; whether it is compressed is told from its first bytes.
+        path: The file; its first bytes show whether it is compressed.
         max_bytes: The most memory that the array may take.
 
     Returns:
         The array, with as many axes as the file states (1 to 4).
 
     Raises:
-        DatasetError: The file is missing, unreadable or damaged, is not an IDX file of
-            unsigned bytes, holds fewer or more bytes than its header states, or would
-            take more than ``max_bytes``.
+        DatasetError: If the file is missing, unreadable or damaged, is not an IDX file
+            with unsigned bytes, holds fewer or more bytes than its header states, or
+            would take more than ``max_bytes``.
     """
     path = Path(path)
     with _explained(path), _opened(path) as (file, most):
@@ -165,7 +164,7 @@ def _read_non_empty(
     array = read_idx(path, max_bytes=max_bytes)
     if array.ndim != num_axes or not array.size:
         raise DatasetError(
-            f"{path} holds an array of the shape {array.shape}: it must have "
+            f"{path} holds an array with the shape {array.shape}: it must have "
             f"{num_axes} axes, none of them empty; are the files mixed up?"
         )
     return array
@@ -202,7 +201,7 @@ def _listing(folder: Path, num_shown: int = 8) -> str:
 
 @contextlib.contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Turns what reading can raise into one error that says what to do."""
+    """Turns every exception of reading into one error that names the remedy."""
     try:
         yield
     except FileNotFoundError as error:
@@ -222,7 +221,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[io.BufferedIOBase, int]]:
-    """Opens the file, and tells the largest number of bytes that can be in it."""
+    """Opens the file; yields it and the most bytes that it can hold."""
     num_bytes = path.stat().st_size
     with path.open("rb") as file:
         is_gzip = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
@@ -242,8 +241,8 @@ def _read_header(path: Path, file: io.BufferedIOBase) -> tuple[int, ...]:
     if zeros or type_code != _UNSIGNED_BYTE or not 1 <= num_axes <= _MAX_AXES:
         raise DatasetError(
             f"{path} is not an IDX file of unsigned bytes: it begins with "
-            f"{magic.hex(' ')}, and must with 00 00 08 and the number of axes, 01 to "
-            f"{_MAX_AXES:02d}; replace it by one that does"
+            f"{magic.hex(' ')}, but must begin with 00 00 08 and the number of axes, "
+            f"01 to {_MAX_AXES:02d}; replace it by one that does"
         )
     sizes = file.read(4 * num_axes)
     if len(sizes) < 4 * num_axes:
@@ -252,7 +251,7 @@ def _read_header(path: Path, file: io.BufferedIOBase) -> tuple[int, ...]:
 
 
 def _read_at_most(file: io.BufferedIOBase, num_bytes: int) -> bytearray:
-    # By blocks, since read(num_bytes) takes all of the memory before it sees any data.
+    # In blocks, since read(num_bytes) allocates all memory before it sees any data.
     content = bytearray()
     while len(content) < num_bytes:
         block = file.read(min(_BLOCK_BYTES, num_bytes - len(content)))

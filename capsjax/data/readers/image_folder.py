@@ -1,4 +1,4 @@
-"""A person's own images: a folder with one subfolder for each class."""
+"""Reads a user's own images: a folder with one subfolder for each class."""
 
 import dataclasses
 import functools
@@ -46,41 +46,40 @@ def load_image_folder(
     """Reads one split of a folder of images into memory.
 
     Args:
-        path: A folder with one subfolder for each class, whose name is the class's, or
-            with such folders for the splits: see ``find_layout``.
-        split: "train", "validation", "test", or "all" for the images of all of them.
-        image_size: The height and width to which images are scaled; of images that are
-            not square the middle is taken.
+        path: A folder with one subfolder for each class, named after it, or with a
+            subfolder of classes for each split: see ``find_layout``.
+        split: "train", "validation", "test", or "all" for the images of all splits.
+        image_size: Height and width to which images are scaled, after they are cut to
+            squares.
         max_bytes: The most memory that the images may take.
-        split_rule: As of ``find_layout``.
+        split_rule: As in ``find_layout``.
         preparation: How a file becomes an image; ``image_size`` is then not needed. If
             None, images have one channel if all files of all splits are grey, else
-            three, and one scale for all files of more than 8 bits, found over those to
-            train on.
+            three, and the training files determine one scale for all files with more
+            than 8 bits.
         skip_bad_files: Whether files that can't be read are left out.
 
     Returns:
-        The images in the order of the classes, then of the files' names. The classes
-        are in the order of their names.
+        The images, ordered by class and then by file name. Classes are ordered by name.
 
     Raises:
-        NotFoundError: There is no such folder.
-        DatasetError: The folder is laid out otherwise or has no such split, a class has
+        NotFoundError: If the folder does not exist.
+        DatasetError: If the folder has another layout or lacks the split, a class has
             too few images, files are no images or damaged, the images would take more
             than ``max_bytes``, or ``image_size`` is below 1.
     """
     if image_size < 1 and preparation is None:
         raise DatasetError(
             f"image_size is {image_size}: a folder of images needs the height and "
-            "width to which they are scaled, such as 32"
+            "width to which they are scaled, for example 32"
         )
     folder = expanded(path)
     try:
         layout = find_layout(folder, split_rule, needs_test=split != "all")
         if split != "all" and split not in layout.splits:
             raise DatasetError(
-                f"{folder} has no folder for the {split} split: one that is called "
-                f"{split} is needed beside the others"
+                f"{folder} has no folder for the {split} split: add one called "
+                f"{split} beside the others"
             )
         reader = _Reader(folder, layout, split, skip_bad_files=skip_bad_files)
         if preparation is None:
@@ -103,7 +102,7 @@ def load_image_folder(
 
 
 class _Reader:
-    """Reads the files of a split, and collects all that can't be read."""
+    """Reads the files of a split, and collects the unreadable ones."""
 
     def __init__(
         self, folder: Path, layout: Layout, split: str, *, skip_bad_files: bool
@@ -111,16 +110,16 @@ class _Reader:
         self.folder, self.layout, self.split = folder, layout, split
         self.files = layout.labelled_files(split)
         self.skip_bad_files = skip_bad_files
-        self.deep: list[Path] = []  # of the files to train on
+        self.deep: list[Path] = []  # Training files only.
         self.bad: dict[Path, str] = {}
 
     @property
     def num_files(self) -> int:
-        """How many files the split has."""
+        """Number of files in the split."""
         return len(self.files)
 
     def find_shape(self, image_size: int) -> tuple[int, int, int]:
-        """One channel if all files of all splits are grey, else three."""
+        """Returns one channel if all files of all splits are grey, else three."""
         training, are_grey = set(self.layout.files_of("train")), True
         for file in self.layout.files_of("all"):
             header = self._tried(read_header, file)
@@ -132,7 +131,7 @@ class _Reader:
         return image_size, image_size, 1 if are_grey else 3
 
     def find_scale(self) -> Scale:
-        """One scale for all files of more than 8 bits, by those to train on."""
+        """Returns one scale for all files with more than 8 bits, by training files."""
         found = [self._tried(read_extremes, file) for file in self.deep]
         known = [extremes for extremes in found if extremes is not None]
         if not known:
@@ -144,8 +143,8 @@ class _Reader:
         """Reads the images.
 
         Raises:
-            DatasetError: If some can't be read and none may be skipped, or all of a
-                class.
+            DatasetError: If files can't be read and may not be skipped, or no image of
+                a class can be read.
         """
         image = np.empty((self.num_files, *preparation.image_shape), np.uint8)
         notes: list[str] = []
@@ -166,7 +165,7 @@ class _Reader:
             image[: len(good)],
             label,
             self.layout.class_names,
-            # As objects, which take as much memory as each name is long.
+            # Objects take only as much memory as each name is long.
             files=np.array([_name(file) for file in files], object),
             checksum=np.array([checksum_of(f.read_bytes()) for f in files], "u8"),
             preparation=preparation,
@@ -174,7 +173,7 @@ class _Reader:
         )
 
     def _tried(self, read: Callable[[Path], T], file: Path) -> T | None:
-        """What is read of a file; None, and a line on it, if it can't be."""
+        """Reads a file; notes the reason and returns None if it can't."""
         if file in self.bad:
             return None
         try:
@@ -185,7 +184,7 @@ class _Reader:
             return None
 
     def _refuse(self, preparation: Preparation) -> None:
-        """Names all bad files, those of the other splits too."""
+        """Raises an error that names all bad files, in the other splits too."""
         here = {file for _, file in self.files}
         for file in self.layout.files_of("all"):
             if file not in here:
@@ -212,13 +211,13 @@ class _Reader:
             )
 
     def _notes(self, scale: Scale, of_files: list[str]) -> Iterator[str]:
-        """Sentences on what a person might not expect."""
+        """Yields sentences on surprises in reading."""
         yield from self.layout.notes
         if self.deep and not isinstance(scale, str):
             black, white = scale
             yield (
                 f"{self.folder}: in grey of more than 8 bits {black:g} is black and "
-                f"{white:g} white, in every image, by the images to train on"
+                f"{white:g} white, in every image, by the training images"
             )
         yield from of_files[:_MOST_NOTES]
         yield from _and_more(len(of_files) - _MOST_NOTES, "files are read in part")

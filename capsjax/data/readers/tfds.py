@@ -1,4 +1,4 @@
-"""Data sets from TensorFlow Datasets (TFDS), read and kept without TensorFlow."""
+"""Reads and keeps data sets from TensorFlow Datasets (TFDS) without TensorFlow."""
 
 import contextlib
 import difflib
@@ -33,9 +33,9 @@ from capsjax.runtime.paths import cache_folder, expanded
 
 # TFDS's default, TFRecord, can neither be written nor read without TensorFlow.
 _FILE_FORMAT = "array_record"
-# One by one, 60,000 images take three times as long.
+# Reading 60,000 images singly takes three times as long.
 _BLOCK_SIZE = 4096
-# What the other eye sees becomes another channel.
+# The other eye's image becomes another channel.
 _SECOND_IMAGES = {"smallnorb": "image2"}
 _TIMEOUT_SECONDS = 10
 
@@ -48,22 +48,22 @@ def load_tfds(
     image_size: int = 0,
     max_bytes: int = 2**33,
 ) -> Dataset:
-    """Reads one split of a set of image classification; prepares a twin's set first.
+    """Reads one split of an image classification set; prepares a twin's set first.
 
     Args:
-        name: As TFDS spells it, with a configuration if need be: "emnist/letters".
-        split: "train", "validation" or "test"; of a set without a split for the test,
-            "validation" is it.
-        data_dir: As of ``load``.
-        image_size: The height and width to which images are scaled where those of the
-            set are of several sizes; others are left as they are.
+        name: TFDS's name, with a configuration if need be: "emnist/letters".
+        split: "train", "validation" or "test"; "validation" is the test split of a set
+            without one.
+        data_dir: As in ``load``.
+        image_size: Height and width to which images are scaled if the set has several
+            sizes; other images are left unchanged.
         max_bytes: The most memory that the images may take.
 
     Returns:
         The images and labels in TFDS's order.
 
     Raises:
-        DatasetError: As of ``load``.
+        DatasetError: As in ``load``.
     """
     folder = data_folder(data_dir)
     builder = _make_builder(name, folder)
@@ -78,7 +78,7 @@ def load_tfds(
 
 
 def has_validation(name: str, *, data_dir: str | os.PathLike | None = None) -> bool:
-    """Whether a prepared set has a validation split that is not its test."""
+    """Returns whether a prepared set has a validation split besides its test split."""
     splits = _make_builder(name, data_folder(data_dir)).info.splits
     return {"validation", "test"} <= set(splits)
 
@@ -91,20 +91,20 @@ def prepare(
 ) -> Path:
     """Downloads a data set and writes it in the form that ``load`` reads.
 
-    TFDS writes into a folder of another name and renames it when it is whole, so that
+    TFDS writes into a folder with another name and renames it when it is whole, so that
     a failure or a kill leaves nothing that a later ``load`` could take for the set.
 
     Args:
-        name: As TFDS spells it.
-        data_dir: As of ``load``.
-        may_use_tensorflow: Whether a set without a twin may be prepared, by stock
-            code that imports TensorFlow. In a process of its own, if at all.
+        name: TFDS's name.
+        data_dir: As in ``load``.
+        may_use_tensorflow: Whether a set without a twin may be prepared, by stock code
+            that imports TensorFlow. Only in a separate process.
 
     Returns:
         The folder of the prepared set.
 
     Raises:
-        DatasetError: The name is unknown, TensorFlow is needed, the source cannot be
+        DatasetError: If the name is unknown, TensorFlow is needed, the source cannot be
             reached, or the download or the writing fails.
     """
     folder = data_folder(data_dir)
@@ -123,21 +123,20 @@ def prepare(
             builder.download_and_prepare(file_format=_FILE_FORMAT)
     except Exception as error:
         if _is_prepared(_make_builder(name, folder)):
-            # Another process was faster; what it made is whole.
+            # Another process was faster; its set is whole.
             return Path(builder.data_path)
         raise DatasetError(
             f"data set {name!r} could not be prepared in {builder.data_path}: "
-            f"{_summary(error)}; nothing was kept of it, so that it can simply be "
-            "tried again"
+            f"{_summary(error)}; nothing was kept of it, so simply try again"
         ) from error
     return Path(builder.data_path)
 
 
 def data_folder(data_dir: str | os.PathLike | None = None) -> Path:
-    """Returns where prepared sets are kept.
+    """Returns the folder of the prepared sets.
 
-    It is not TFDS's own folder, which may hold the same set in a form that cannot be
-    read without TensorFlow.
+    It is not TFDS's own folder, which may hold the same set in a form that only
+    TensorFlow can read.
     """
     if data_dir is None:
         data_dir = os.environ.get("CAPSJAX_DATA_DIR") or None
@@ -218,8 +217,8 @@ def _read(
         height = width = image_size
         if not image_size:
             raise DatasetError(
-                f"the images of data set {name!r} are of several sizes: give the "
-                "height and width to which they are scaled by image_size, such as 32"
+                f"the images of data set {name!r} have several sizes: give the "
+                "height and width to scale them to by image_size, for example 32"
             )
     shape = (height, width, channels * len(image_keys))
     require_memory(name, len(source), shape, max_bytes)
@@ -239,7 +238,7 @@ def _read(
                 label[index] = example[label_key]
     except Exception as error:
         raise _unreadable(builder, error) from error
-    # The name of MNIST with a version, "mnist:3.0.1", is the builder's alone.
+    # The builder's name: ``name`` may have a version, as "mnist:3.0.1".
     preparation = Preparation.of(builder.name, shape)
     class_names = tuple(features[label_key].names)
     return Dataset(
@@ -263,7 +262,7 @@ def _examples_at(source: Any, indices: range) -> list[tfds_builders.Example]:
     try:
         return source.__getitems__(list(indices))
     except TypeError:
-        # The source that tfds.testing.mock_data gives can only be read one by one.
+        # The source of tfds.testing.mock_data can only be read one by one.
         return [source[index] for index in indices]
 
 
@@ -277,7 +276,7 @@ def _images_and_label(name: str, info: Any) -> tuple[list[str], str]:
             second = _SECOND_IMAGES.get(info.name)
             return [image_key, *([second] if second else [])], label_key
     raise DatasetError(
-        f"data set {name!r} is not one of image classification: capsjax reads sets of "
+        f"data set {name!r} is not for image classification: capsjax reads sets of "
         "8-bit images, grey or in colour, with one label each"
     )
 
@@ -291,8 +290,8 @@ def _is_image(feature: Any) -> bool:
 
 
 def _check_reachable(builder: tfds.core.DatasetBuilder) -> None:
-    # Without a network TFDS tries for more than three minutes before it says so.
-    # A builder of our own has an address without a checksum.
+    # Without a network TFDS tries for more than three minutes before it fails. Our own
+    # builder has an address without a checksum.
     known = builder.url_infos or [str(getattr(builder, "URL", ""))]
     urls = [url for url in known if url.startswith("http")]
     downloads = Path(builder._data_dir_root) / "downloads" / builder.name
@@ -326,15 +325,12 @@ def _unknown_name(name: str) -> str:
     near = difflib.get_close_matches(name.split("/")[0], sorted(known))
     hint = f"Did you mean {' or '.join(near)}? " if near else ""
     message = (
-        f"unknown data set {name!r}: it is none of capsjax's own, there is no folder "
+        f"unknown data set {name!r}: capsjax does not have it, there is no folder "
         f"of that name, and TensorFlow Datasets does not have it. {hint}"
         "The names are listed at https://www.tensorflow.org/datasets/catalog"
     )
     if not _has_tensorflow():
-        message += (
-            ". Some of them are known only where TensorFlow is: "
-            'pip install "capsjax[tf]"'
-        )
+        message += '. Some of them need TensorFlow: pip install "capsjax[tf]"'
     return message
 
 
@@ -355,7 +351,7 @@ def _has_tensorflow() -> bool:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Holds back TFDS's warnings, and keeps what it prints off the standard output."""
+    """Silences TFDS's warnings, and keeps its prints off the standard output."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:

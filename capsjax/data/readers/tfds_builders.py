@@ -1,11 +1,11 @@
 """Twins of stock TensorFlow Datasets builders, which prepare without TensorFlow.
 
 A stock builder needs TensorFlow only to open its downloads and to encode images. Its
-twin is a subclass that does these two by itself: the name, version, features,
-checksums and keys, and so the prepared files and their order, are the stock builder's.
+twin is a subclass that does these two itself: name, version, features, checksums and
+keys, and so the prepared files and their order, are the stock builder's.
 
-A new twin is one function that reads the source files, and its line in ``TWINS``. A
-set that TFDS does not have needs a stock builder of our own too, as ``AffNist`` is.
+A new twin is one function that reads the source files, and its line in ``TWINS``. A set
+that TFDS lacks also needs our own stock builder, like ``AffNist``.
 """
 
 import functools
@@ -28,13 +28,13 @@ from PIL import Image
 from capsjax.data.dataset import Dataset
 from capsjax.data.readers.idx import load_idx_folder, load_mnist, read_idx
 
-# Where Debian's package dataset-fashion-mnist puts the archives.
+# Debian's package dataset-fashion-mnist puts the archives here.
 FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
 Example = dict[str, Any]
 Builder = tfds.core.GeneratorBasedBuilder
-# Given the builder (for its info) and TFDS's download manager (which compares
-# checksums), it tells the examples of each split, in the stock builder's order.
+# Takes the builder (for its info) and TFDS's download manager (which compares
+# checksums), and returns the examples of each split in the stock builder's order.
 Reader = Callable[
     [Builder, tfds.download.DownloadManager], dict[str, Iterable[Example]]
 ]
@@ -43,7 +43,7 @@ Reader = Callable[
 def read_mnist(
     builder: Builder, download_manager: tfds.download.DownloadManager
 ) -> dict[str, Iterable[Example]]:
-    """Reads the archives that are part of the package; nothing is downloaded."""
+    """Reads the package's own archives; nothing is downloaded."""
     del builder, download_manager
     return _examples_of_sets(load_mnist)
 
@@ -51,7 +51,7 @@ def read_mnist(
 def read_idx_archives(
     builder: Builder, download_manager: tfds.download.DownloadManager
 ) -> dict[str, Iterable[Example]]:
-    """Reads four IDX archives with the names of MNIST's, as KMNIST's are."""
+    """Reads four IDX archives with MNIST's names, as KMNIST has."""
     prefixes = {"train": "train", "test": "t10k"}
     names = {
         split: (f"{prefix}-images-idx3-ubyte.gz", f"{prefix}-labels-idx1-ubyte.gz")
@@ -69,7 +69,7 @@ def read_idx_archives(
 def read_fashion_mnist(
     builder: Builder, download_manager: tfds.download.DownloadManager
 ) -> dict[str, Iterable[Example]]:
-    """Reads the archives that Debian's package has installed, or downloads the same."""
+    """Reads the archives that Debian's package installed, or downloads the same."""
     if FASHION_MNIST_FOLDER.is_dir():
         read = functools.partial(load_idx_folder, FASHION_MNIST_FOLDER)
         return _examples_of_sets(read)
@@ -108,14 +108,14 @@ def read_svhn_cropped(
 ) -> dict[str, Iterable[Example]]:
     """Reads SVHN's cropped digits, but not the split ``extra``.
 
-    Of that 531,131 images are too many for TFDS to sort without TensorFlow.
+    Its 531,131 images are too many for TFDS to sort without TensorFlow.
     """
     names = {"train": "train_32x32.mat", "test": "test_32x32.mat"}
     paths = _download(builder, download_manager, names.values())
 
     def examples(split):
         content = scipy.io.loadmat(paths[names[split]])
-        # Upstream the digit 0 is of class 10.
+        # Upstream has class 10 for the digit 0.
         image, label = np.moveaxis(content["X"], -1, 0), content["y"].ravel() % 10
         for index, example in enumerate(_examples(image, label)):
             yield {**example, "id": f"{split}_{index:06d}"}
@@ -126,7 +126,7 @@ def read_svhn_cropped(
 def read_smallnorb(
     builder: Builder, download_manager: tfds.download.DownloadManager
 ) -> dict[str, Iterable[Example]]:
-    """Reads the pairs of images, and what they show from where, of smallNORB."""
+    """Reads smallNORB's pairs of images, with their objects and viewpoints."""
     stems = {
         "train": "smallnorb-5x46789x9x18x6x2x96x96-training",
         "test": "smallnorb-5x01235x9x18x6x2x96x96-testing",
@@ -149,7 +149,7 @@ def read_smallnorb(
                 "label_category": int(label),
                 "instance": int(instance),
                 "label_elevation": int(elevation),
-                # Upstream in tens of degrees: 0, 2, ..., 34.
+                # Upstream has tens of degrees: 0, 2, ..., 34.
                 "label_azimuth": int(azimuth) // 2,
                 "label_lighting": int(lighting),
             }
@@ -158,10 +158,10 @@ def read_smallnorb(
 
 
 class AffNist(Builder, skip_registration=True):
-    """affNIST's test images, 32 affine transformations of each digit of MNIST's.
+    """affNIST's test images, 32 affine transformations of each of MNIST's digits.
 
-    The layout of the published file is known from code that reads it. It has never been
-    read by this code, and its checksum is not known.
+    The published file's layout is known only from code that reads it. This code has
+    never read that file, and its checksum is unknown.
 
     References:
         https://www.cs.toronto.edu/~tijmen/affNIST/.
@@ -192,10 +192,10 @@ def read_affnist(
     """Reads the archive of affNIST's test images."""
     path = Path(download_manager.download(AffNist.URL))
     if not zipfile.is_zipfile(path):
-        # Without a checksum TFDS would take it for good the next time too.
+        # Without a checksum TFDS would accept the file the next time too.
         path.unlink()
         Path(f"{path}.INFO").unlink()
-        raise ValueError(f"what {AffNist.URL} gives is not a zip archive")
+        raise ValueError(f"the file from {AffNist.URL} is not a zip archive")
 
     def examples():
         with zipfile.ZipFile(path) as archive:
@@ -210,11 +210,11 @@ def read_affnist(
 
 
 class Twin(NamedTuple):
-    """What a twin does by itself.
+    """The twin's own part.
 
     Attributes:
         read: Reads the source files.
-        is_downloaded: Whether they come from the network.
+        is_downloaded: Whether the files come from the network.
     """
 
     read: Reader
@@ -246,8 +246,8 @@ def make_twin(name: str) -> type[Builder]:
     attributes = {
         "name": name,
         "__module__": __name__,
-        # The stock class finds them next to its own module. Asking it for them also
-        # makes it keep where that is, so that the twin inherits its description.
+        # The stock class finds them next to its own module. Reading them here also
+        # makes it keep that place, so that the twin inherits its description.
         "url_infos": stock.url_infos,
         "_split_generators": split_generators,
         "_generate_examples": lambda self, examples: examples,
@@ -271,7 +271,7 @@ def _download(
     download_manager: tfds.download.DownloadManager,
     names: Iterable[str],
 ) -> dict[str, Path]:
-    """Downloads those of the stock builder's files, and tells where each is."""
+    """Downloads the named files of the stock builder; returns their paths."""
     urls = {url.rsplit("/", 1)[1]: url for url in builder.url_infos or ()}
     paths = download_manager.download({name: urls[name] for name in names})
     return {name: Path(path) for name, path in paths.items()}
@@ -289,7 +289,7 @@ def _read_norb(path: Path) -> Integer[np.ndarray, "..."]:
     magic, num_axes = np.frombuffer(content, "<i4", 2)
     dtype = {0x1E3D4C55: np.dtype("u1"), 0x1E3D4C54: np.dtype("<i4")}[int(magic)]
     shape = np.frombuffer(content, "<i4", num_axes, offset=8)
-    # There are at least three sizes, however few axes.
+    # The header has at least three sizes, however few axes.
     start = 8 + 4 * max(3, int(num_axes))
     return np.frombuffer(content, dtype, offset=start).reshape(shape)
 
