@@ -273,8 +273,9 @@ def test_gradients_on_four_devices_equal_gradients_on_one(key, case, parallel):
     else:
         actual = sharded(summed_by_hand, check_vma=False)(image, kernel)
     for a, e in zip(actual, expected, strict=True):
-        # A device's share may take another form: Toom's rounding, 7e-6 on JAX 0.12.
-        assert error(a, e) < 1e-5
+        # A device's share may take another form. Toom's rounding is 7e-6 on JAX 0.12,
+        # and 1.2e-5 on an EPYC with AVX2 only.
+        assert error(a, e) < 2e-5
 
 
 def test_the_kernel_may_vary_while_the_images_do_not(key):
