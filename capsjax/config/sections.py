@@ -183,12 +183,14 @@ def override(config: Config, assignments: Sequence[tuple[str, str]]) -> Config:
     Words come before the fields of what they choose, whatever their order there.
 
     Args:
-        config: The config; it stays as it is.
+        config: The config, whose values are allowed; it stays as it is.
         assignments: Names, such as ``model.routing.num_iterations``, and texts.
 
     Raises:
         ConfigError: Naming the field, the text and what is allowed.
     """
+    # A copy would lose a misspelt attribute without a word.
+    validate(config)
     for name, text in sorted(assignments, key=lambda one: one[0].count(".")):
         former.require_no_former_name(name, text)
         config = values.assigned(config, "config", name.split("."), text)

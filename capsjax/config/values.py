@@ -116,15 +116,26 @@ def require_field(path: str, section: Any, name: str) -> None:
     raise ConfigError(f"{which} has no field {name}{hint}{known}")
 
 
+def require_known(path: str, section: Any) -> None:
+    """Refuses an attribute that is no field: a config file may set a misspelt one.
+
+    Raises:
+        ConfigError: Naming the attribute and the fields that there are.
+    """
+    if isinstance(section, nn.Module):
+        return  # It is frozen, and Flax keeps attributes of its own there.
+    for name in vars(section):
+        if not name.startswith("_"):
+            require_field(path, section, name)
+
+
 def check(path: str, section: Any) -> None:
     """Checks the type and range of every field, also of sections within.
 
     Raises:
         ConfigError: Naming the field, its value and what is allowed.
     """
-    for name in vars(section):
-        if not name.startswith("_") and not isinstance(section, nn.Module):
-            require_field(path, section, name)
+    require_known(path, section)
     for name, hint in fields_of(section).items():
         value, where = getattr(section, name), f"{path}.{name}"
         if is_section(value):
