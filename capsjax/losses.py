@@ -90,7 +90,8 @@ def spread_loss(
     """
     require_unit_scale("probability", probability)
     probability, own = _own(probability, label)
-    is_label = jax.nn.one_hot(jnp.asarray(label), probability.shape[-1])
+    num_classes = probability.shape[-1]
+    is_label = jax.nn.one_hot(label, num_classes, dtype=probability.dtype)
     each = jnp.maximum(0, margin - (own[..., None] - probability)) ** 2
     return jnp.sum((1 - is_label) * each, axis=-1)
 

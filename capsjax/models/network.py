@@ -18,6 +18,7 @@ the same on all devices: give ``nn.BatchNorm`` ``axis_name=capsjax.DEVICE_AXIS``
 """
 
 import functools
+import typing
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -91,13 +92,17 @@ def activation_kind(network: Any) -> ActivationKind:
     Raises:
         NetworkError: If neither the network nor its ``routing`` declares it.
     """
+    declared: Any = None
     for owner in (network, getattr(network, "routing", None)):
-        if kind := getattr(owner, "activation_kind", None):
-            return kind
-    raise NetworkError(
-        f"{type(network).__name__} must have activation_kind, one of length, "
-        "probability, logit, or a field routing with an algorithm."
-    )
+        declared = declared or getattr(owner, "activation_kind", None)
+    kinds = typing.get_args(ActivationKind)
+    if declared not in kinds:
+        raise NetworkError(
+            f"{type(network).__name__} must have activation_kind, one of "
+            f"{', '.join(kinds)}, or a field routing with an algorithm; got "
+            f"{declared!r}."
+        )
+    return declared
 
 
 def can_draw(network: Any) -> bool:

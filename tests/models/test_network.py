@@ -231,6 +231,10 @@ class NoKind(NoEncode):
         return Routed(None, image, None)
 
 
+class OddKind(NoKind):
+    activation_kind = "odd"
+
+
 class NoFields(nn.Module):
     def encode(self, image, *, is_training=False):
         return Routed(None, image, None)
@@ -242,7 +246,8 @@ class NoFields(nn.Module):
         (3, "int is no Flax Linen module, got 3"),
         (NoEncode(), r"NoEncode must have the method encode\(image, \*, is_training\)"),
         (NoFields(), "must have the field image_shape and the field num_classes"),
-        (NoKind(), "NoKind must have activation_kind, one of length, probability, lo"),
+        (NoKind(), "NoKind must have activation_kind, one of length, .*; got None"),
+        (OddKind(), "OddKind must have activation_kind, one of length, .*; got 'odd'"),
     ],
 )
 def test_what_a_network_lacks_is_one_line(network, message):

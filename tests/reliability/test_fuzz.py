@@ -10,12 +10,13 @@ import copy
 import faulthandler
 import functools
 import io
+import itertools
 import json
 import os
 import shutil
 import sys
 import typing
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -100,23 +101,36 @@ def exit_code(main, *arguments):
 # ---- what is given on the command line
 
 
-def fields(section, path=""):
+class Word:
+    """Stands for a word that chooses the kind of a section."""
+
+
+class Field(NamedTuple):
+    """A field, its type, and the flags that choose the kind of section that has it."""
+
+    name: str
+    kind: object
+    chosen: tuple[str, ...]
+
+
+def fields(section, path="", chosen=()):
     """All fields of a config, those of every kind of its sections too."""
     for name, hint in values.fields_of(section).items():
-        inside = getattr(section, name)
-        if values.is_section(inside):
-            for kind in {type(inside), *values.table_of(type(inside)).values()}:
-                yield from fields(kind(), f"{path}{name}.")
-            yield path + name, Word
-        else:
-            yield path + name, bounds.plain(hint)
+        inside, where = getattr(section, name), path + name
+        if not values.is_section(inside):
+            yield Field(where, bounds.plain(hint), chosen)
+            continue
+        yield Field(where, Word, chosen)
+        yield from fields(inside, f"{where}.", chosen)
+        for word, kind in values.table_of(type(inside)).items():
+            if kind is not type(inside):
+                flags = (*chosen, f"--config.{where}={word}")
+                yield from fields(kind(), f"{where}.", flags)
 
 
-class Word:
-    """What chooses the kind of a section."""
-
-
-FIELDS = {name: kind for name, kind in fields(configs.Config()) if name != "data.name"}
+# Those of the default kinds are the first of their names.
+FIELDS = {one.name: one for one in reversed([*fields(configs.Config())])}
+del FIELDS["data.name"]
 TEXTS = (
     *("", "sum", "mean", "constant", "exponential", "cosine", "bfloat16", "cnn"),
     *("normal(0.1)", "normal(1e999)", "normal()", "zeros", "skip", "dynamic", "."),
@@ -157,15 +171,15 @@ DATA_NAMES = st.sampled_from(
 def arguments(draw):
     kind = draw(st.integers(0, 9))
     if kind == 0:
-        return draw(DATA_NAMES)
+        return [draw(DATA_NAMES)]
     if kind == 1:
-        return draw(FLAGS)
-    name, kind_of_value = draw(st.sampled_from(sorted(FIELDS.items(), key=str)))
-    fitting = FITTING.get(kind_of_value, TUPLES)
-    if typing.get_origin(kind_of_value) is Literal:
-        fitting = st.sampled_from(typing.get_args(kind_of_value))
+        return [draw(FLAGS)]
+    field = FIELDS[draw(st.sampled_from(sorted(FIELDS)))]
+    fitting = FITTING.get(field.kind, TUPLES)
+    if typing.get_origin(field.kind) is Literal:
+        fitting = st.sampled_from(typing.get_args(field.kind))
     value = draw(VALUES if kind == 2 else fitting)
-    return f"--config.{name}={value}"
+    return [*field.chosen, f"--config.{field.name}={value}"]
 
 
 FLAGS = st.builds(
@@ -210,7 +224,8 @@ def test_a_command_line_reaches_the_training_or_ends_in_one_line(
         patch.setattr(loading, "load_mnist", LOAD_MNIST)
         try:
             code = exit_code(
-                train.main, "train", "--distributed=off", *known, *arguments
+                *(train.main, "train", "--distributed=off", *known),
+                *itertools.chain(*arguments),
             )
         except Begun:
             event("training begins")
