@@ -72,28 +72,28 @@ def convolve(image, kernel, stride=1):
     )
 
 
-def encode(weights, image, config):
-    """Returns the poses [j, d] of section 4 for one image [h, w, c] and a config."""
+def encode(weights, image, network):
+    """Returns the poses [j, d] of section 4 for one image [h, w, c], as a network's fields say."""
     primary, dense = weights["primary_caps"], weights["class_caps"]
     features = convolve(image, weights["conv"]["kernel"]) + weights["conv_bias"]
     features = np.maximum(0, features)
-    s = convolve(features, primary["conv"]["kernel"], config.primary_stride)
-    s = config.primary_scale * s + primary["bias"]
-    if config.primary_relu:
+    s = convolve(features, primary["conv"]["kernel"], network.primary_stride)
+    s = network.primary_scale * s + primary["bias"]
+    if network.primary_relu:
         s = np.maximum(0, s)
     capsules = [
-        squash(channels[start : start + config.primary_dim])
+        squash(channels[start : start + network.primary_dim])
         for row in s
         for channels in row
-        for start in range(0, len(channels), config.primary_dim)
+        for start in range(0, len(channels), network.primary_dim)
     ]
     pairs = zip(dense["weight"], capsules, strict=True)
     votes = [[matrix @ capsule for matrix in matrices] for matrices, capsule in pairs]
     pose, _ = dynamic_routing(
         votes,
-        config.num_iterations,
-        bias=dense["bias"] if config.routing_bias else None,
-        none_of_the_above=config.none_of_the_above,
+        network.routing.num_rounds or 1,
+        bias=None if network.routing.bias is None else dense["bias"],
+        none_of_the_above=getattr(network.routing, "none_of_the_above", False),
     )
     return pose
 
