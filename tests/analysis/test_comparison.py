@@ -77,7 +77,7 @@ def test_seeds_become_mean_and_sample_deviation(made, capsys):
     assert paper[:5] == ["mnist-paper", "mnist", "0", "10", "90.00"]
 
 
-def test_epochs_that_were_done_and_classes_that_were_found_are_told(made, capsys):
+def test_epochs_that_were_done_and_classes_that_were_found_are_listed(made, capsys):
     paths = [
         made(f"a{seed}", found=found, told={"epochs_done": epochs}, seed=seed)
         for seed, (found, epochs) in enumerate([(0.96, 3), (0.98, 5)])
@@ -127,7 +127,7 @@ def test_what_has_not_ended_is_refused(made, tmp_path, capsys):
 
 @pytest.mark.parametrize("value", [None, "9", [], 10**400], ids=type)
 @pytest.mark.parametrize("name", ["seconds", "num_parameters", "accuracy"])
-def test_a_result_of_other_types_is_told(made, capsys, name, value):
+def test_a_result_of_other_types_is_refused(made, capsys, name, value):
     path = made("a")
     result = json.loads((path / "result.json").read_text())
     (result["test"] if name == "accuracy" else result)[name] = value
@@ -150,7 +150,7 @@ def rows(text):
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
 
 
-def test_folds_are_averaged_where_that_is_asked_for(made, capsys):
+def test_folds_are_averaged_where_the_command_names_their_field(made, capsys):
     paths = [
         str(made(f"fold{k}", 0.8 + k / 10, sections={"data.path": f"fold{k}"}))
         for k in range(2)
@@ -200,7 +200,7 @@ def test_a_sweep_has_a_row_for_each_value(made, capsys):
         ("seed.x", "config.seed has no field x."),
     ],
 )
-def test_a_field_that_is_not_there_is_told(made, capsys, field, told):
+def test_a_field_that_is_not_there_is_refused(made, capsys, field, told):
     assert report.main([str(made("a")), "--by", field]) == 1
     assert told in capsys.readouterr().err
 

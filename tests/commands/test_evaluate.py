@@ -1,4 +1,4 @@
-"""What is told and drawn of a run."""
+"""Evaluates and draws a run."""
 
 import json
 
@@ -139,7 +139,7 @@ def test_the_command_prints_and_draws(tiny_run, capsys, monkeypatch):
             assert np.ptp(np.asarray(image.convert("L"))) > 100
 
 
-def test_errors_are_told_in_a_line(tmp_path, capsys):
+def test_errors_are_reported_in_a_line(tmp_path, capsys):
     assert evaluate.main(["--workdir", str(tmp_path / "none")]) == 1
     assert "error: " in (error := capsys.readouterr().err)
     assert "holds no run" in error

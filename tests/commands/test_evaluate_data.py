@@ -30,7 +30,9 @@ def evaluated(run_path, capsys, *arguments):
     return code, *capsys.readouterr()
 
 
-def test_a_run_whose_photos_have_moved_says_where_it_looked(run_path, tmp_path, capsys):
+def test_a_run_whose_photos_have_moved_names_where_it_looked(
+    run_path, tmp_path, capsys
+):
     pathlib.Path("photos").rename("moved")
     code, _, err = evaluated(run_path, capsys)
     assert code == 1

@@ -151,7 +151,7 @@ def test_of_several_classes_the_longest_are_named(capsules, two_digits):
 
 
 @pytest.mark.variant
-def test_the_command_tells_both_figures_of_several_classes(
+def test_the_command_prints_both_figures_of_several_classes(
     capsules, two_digits, capsys
 ):
     path, result = capsules

@@ -1,4 +1,4 @@
-"""A person's own images, made such as MNIST's were."""
+"""Classifies a person's own images, made as MNIST's were."""
 
 import json
 
@@ -21,7 +21,7 @@ def drawing(size=(300, 200), box=(200, 20, 260, 160), width=4, ground="white"):
     return image
 
 
-def test_a_folder_that_can_t_be_looked_into_is_told(capsys):
+def test_a_folder_that_can_t_be_looked_into_is_reported(capsys):
     assert predict.main(["--workdir", "x" * 5000, "image.png"]) == 1
     (told,) = capsys.readouterr().err.splitlines()
     assert told.startswith("capsjax.predict: error: ")
@@ -179,7 +179,7 @@ def test_an_array_of_no_answers_is_valid_too(tiny_run, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_what_is_not_read_of_a_file_is_told_beside_the_answer(
+def test_what_is_not_read_of_a_file_is_reported_beside_the_answer(
     tiny_run, tmp_path, capsys
 ):
     path = str(tmp_path / "moving.gif")

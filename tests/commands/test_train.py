@@ -88,7 +88,7 @@ def test_resuming_equals_not_stopping_bit_for_bit(tmp_path, monkeypatch):
     )
 
 
-def test_a_run_goes_on_where_nobody_reads_what_it_says(tmp_path, monkeypatch):
+def test_a_run_goes_on_where_nobody_reads_what_it_prints(tmp_path, monkeypatch):
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w") as nobody, monkeypatch.context() as patch:
@@ -132,7 +132,7 @@ def test_any_path_names_a_folder(tmp_path):
     assert train.train(tiny(), Workdir(tmp_path)) == result
 
 
-def test_a_save_that_fails_is_told_with_its_step_before_the_epoch_ends(
+def test_a_save_that_fails_is_reported_with_its_step_before_the_epoch_ends(
     tmp_path, monkeypatch
 ):
     class Failed:
@@ -273,7 +273,7 @@ def test_the_result_is_the_best_by_validation_and_tests_come_last(
         return real_batch(self, indices)
 
     def evaluate(step, params, dataset, **options):
-        """Of few images, and the validation says that the second epoch is the best."""
+        """Takes few images; by the validation the second epoch is the best."""
         weights = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params)]
         evaluated.append((len(dataset), weights))
         few = dataset.subset(np.arange(48))
@@ -307,7 +307,7 @@ def test_without_validation_the_last_checkpoint_is_the_result(tmp_path):
     assert lines(tmp_path, "validation") == []
 
 
-def test_what_does_not_fit_is_told_before_anything_is_written(tmp_path):
+def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path):
     folder = tmp_path / "run"
     wrong = [
         ({"batch_size": 30}, "batch_size=30 can't be shared evenly by 4 devices"),
@@ -369,7 +369,7 @@ def test_a_run_ends_with_the_first_epoch_that_is_good_enough(
     assert run(config, tmp_path) == result
 
 
-def test_a_run_that_was_never_good_enough_says_so(tmp_path, monkeypatch, capsys):
+def test_a_run_that_was_never_good_enough_reports_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         trainer, "evaluate", lambda *_, **__: Metrics(1.0, 0.4, None, {})
     )

@@ -156,7 +156,7 @@ def test_images_that_are_not_bytes_are_not_scaled(dtype):
         augment.scale_to_unit(np.ones((1, 2, 2, 1), dtype))
 
 
-def test_crops_are_cut_out_where_they_are_asked_for():
+def test_crops_are_cut_out_at_their_corners():
     image = random_image((4, 6, 7, 2))
     corners = np.array([[0, 0], [2, 3], [1, 2], [9, 9]], np.int32)
     actual = jax.jit(augment.apply_crops, static_argnums=2)(image, corners, (4, 4, 2))

@@ -6,7 +6,7 @@ Runs are started, killed with SIGKILL and resumed until they end, again and agai
 there were so many kills. Each must end with the weights, the optimizer's state, the
 metrics and the result of a run that was never killed, to the bit; only the clock may
 differ. First of all, two runs that are not killed must agree, each of which compiles
-its own programs. Of every kill is told in what it fell, as the disk shows it.
+its own programs. It prints in what each kill fell, as the disk shows it.
 """
 
 import argparse

@@ -129,7 +129,7 @@ def test_the_run_stops_with_step_part_and_batch(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     assert checkpoints.steps == [5]
     checkpoints.close()
-    # The same run goes on without that update if the config says "skip".
+    # The same run goes on without that update if the config has "skip".
     config.bad_numbers = "skip"
     result = train.train(config, Workdir(tmp_path))
     assert result["test_of_last"]["step"] == 10

@@ -51,10 +51,10 @@ _SECONDS_UNTIL_IT_HANGS = 60
 
 
 def fuzzed(share):
-    """Settings for so large a part of the examples that are asked for in all."""
-    asked = int(os.environ.get("FUZZ_EXAMPLES", "150"))
+    """Settings for a part of the examples."""
+    number = int(os.environ.get("FUZZ_EXAMPLES", "150"))
     return settings(
-        max_examples=max(1, round(share * asked)),
+        max_examples=max(1, round(share * number)),
         deadline=None,
         suppress_health_check=list(HealthCheck),
         database=None,

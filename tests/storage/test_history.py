@@ -68,7 +68,9 @@ def test_of_a_run_of_before_it_is_what_its_results_tell(workdir, damaged):
 
 
 @pytest.mark.variant
-def test_an_extended_run_says_so_before_its_end_and_in_its_result(workdir, monkeypatch):
+def test_an_extended_run_has_two_stages_before_its_end_and_in_its_result(
+    workdir, monkeypatch
+):
     config = tiny()
     assert [one["step"] for one in train.train(config, workdir)["history"]] == [0]
     config.num_epochs = 3
@@ -115,7 +117,7 @@ def test_the_test_images_can_be_left_alone_and_looked_at_later(workdir, monkeypa
     assert train.train(config, workdir) == tested  # What is known stays known.
 
 
-def test_the_command_tells_the_validation_of_a_run_that_is_not_tested(
+def test_the_command_prints_the_validation_of_a_run_that_is_not_tested(
     tmp_path, monkeypatch, capsys
 ):
     told = {"accuracy": 0.5, "loss": 1.0, "step": 10}

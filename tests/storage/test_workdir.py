@@ -86,7 +86,7 @@ def test_a_run_of_the_first_edition_keeps_how_it_started(tmp_path):
     with pytest.raises(WorkdirError, match=told):
         workdir.check(workdir.keep_start(config))
     workdir.config.write_text("{")
-    assert workdir.keep_start(config) == config  # That it is damaged, is told later.
+    assert workdir.keep_start(config) == config  # ``check`` finds the damage later.
 
 
 def test_a_run_goes_on_with_its_own_images_only(tmp_path):
@@ -175,7 +175,7 @@ def test_a_run_keeps_its_rule_of_division(tmp_path):
 
 
 @pytest.mark.parametrize("damaged", ["", "[]", "{", "\xff"])
-def test_a_damaged_configuration_is_told(tmp_path, damaged):
+def test_a_damaged_configuration_is_reported(tmp_path, damaged):
     workdir = Workdir(tmp_path)
     workdir.config.write_text(damaged)
     with pytest.raises(WorkdirError, match=r"config\.json"):
@@ -211,7 +211,7 @@ def test_a_second_process_is_refused_with_the_first_ones_number(tmp_path):
         pass
 
 
-def test_a_read_only_place_is_told():
+def test_a_read_only_place_is_reported():
     with public_folder() as folder:
         folder.chmod(0o555)
         with (
@@ -255,7 +255,7 @@ def test_a_pipe_in_the_folder_is_refused_instead_of_waited_for(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, "[1, 2", "9" * 5000])
-def test_what_is_not_json_is_told(tmp_path, content):
+def test_what_is_not_json_is_reported(tmp_path, content):
     workdir = Workdir(tmp_path)
     for path in (workdir.config, workdir.result):
         path.write_text(content)
@@ -396,7 +396,7 @@ def test_on_a_disk_without_locks_a_warning_is_all(
         )
 
 
-def test_a_lock_that_fails_for_another_cause_is_told(tmp_path, monkeypatch):
+def test_a_lock_that_fails_for_another_cause_is_reported(tmp_path, monkeypatch):
     def flock(*_):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 

@@ -354,7 +354,7 @@ LONG = {
 }
 
 
-def test_the_step_masks_by_label_and_weighs_as_the_recipe_says():
+def test_the_step_masks_by_label_and_weighs_as_the_recipe():
     config = tiny()
     config.augmentation = augment.NoAugmentation()
     config.loss = AutoLoss(weight=0.05, reconstruction_weight=0.3)

@@ -49,7 +49,7 @@ def test_the_network_is_for_the_crops(monkeypatch):
     assert made.train_set.image_shape == (28, 28, 1)
 
 
-def test_the_data_set_is_asked_for_as_the_config_says(monkeypatch):
+def test_the_data_set_is_loaded_with_the_options_of_the_config(monkeypatch):
     asked = []
 
     def load_set(*arguments, **options):
@@ -70,7 +70,7 @@ def test_the_data_set_is_asked_for_as_the_config_says(monkeypatch):
     ]
 
 
-def test_how_many_classes_an_image_shows_is_told(monkeypatch):
+def test_how_many_classes_an_image_shows_is_known(monkeypatch):
     assert made_task(monkeypatch, digits(20)).num_shown == 1
     two = pairs(20)
     assert made_task(monkeypatch, two).num_shown == 2
@@ -100,7 +100,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("make", "changes", "told"), WRONG)
-def test_what_does_not_go_together_is_told(monkeypatch, make, changes, told):
+def test_what_does_not_go_together_is_refused(monkeypatch, make, changes, told):
     with pytest.raises(configs.ConfigError, match=told):
         made_task(monkeypatch, make(20), **changes)
 
@@ -165,7 +165,7 @@ def test_under_the_rule_of_the_first_edition_the_first_images_are_taken(monkeypa
 
 
 def folder_of(tmp_path, *splits):
-    """A folder of images with the subfolders; the brightness tells the split."""
+    """A folder with the subfolders of images; each split has its own brightness."""
     rng = np.random.default_rng(0)
     for value, split in enumerate(splits):
         for name in ("a", "b"):
@@ -195,7 +195,7 @@ def test_the_validation_split_of_a_folder_validates(tmp_path):
     assert task.make_task(config).validation_set is None
 
 
-def test_a_folder_of_two_splits_tells_what_is_tested(tmp_path, capsys):
+def test_a_folder_of_two_splits_names_what_is_tested(tmp_path, capsys):
     made = task.make_task(folder_of(tmp_path, "train", "val"))
     assert [values(one) for one in made.sets.values()] == [[0], [1], [0]]
     out = capsys.readouterr().out
@@ -251,7 +251,7 @@ def test_the_network_decides_the_loss_where_the_config_leaves_it_open(monkeypatc
     assert made_task(monkeypatch, digits(20), loss=own).loss is own
 
 
-def test_size_and_memory_are_told_before_there_is_any(monkeypatch, capsys):
+def test_size_and_memory_are_printed_before_there_is_any(monkeypatch, capsys):
     made_task(monkeypatch, digits(20))
     assert "30,784 parameters; training takes about 0.0" in capsys.readouterr().out
 
