@@ -178,7 +178,8 @@ class Run:
             self._encoders[size] = prepare(self.model, self.params, batch_size=size)
         activation = np.empty((len(image), len(self.class_names)), np.float32)
         pose = None
-        for start in range(0, len(image), size):
+        # Once without images, too: the shape of the poses comes from the network.
+        for start in range(0, max(1, len(image)), size):
             part = slice(start, start + size)
             batch = image[part]
             filled = np.zeros((size, *shape), np.uint8)

@@ -73,7 +73,7 @@ def convolve(image, kernel, stride=1):
 
 
 def encode(weights, image, network):
-    """Returns the poses [j, d] of section 4 for one image [h, w, c], as a network's fields say."""
+    """Returns the poses [j, d] of section 4 for one image [h, w, c]."""
     primary, dense = weights["primary_caps"], weights["class_caps"]
     features = convolve(image, weights["conv"]["kernel"]) + weights["conv_bias"]
     features = np.maximum(0, features)
