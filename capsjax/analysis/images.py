@@ -19,12 +19,13 @@ from capsjax.storage.run import Run
 
 
 def load_test_set(runs: Sequence[Run], name: str | None) -> Dataset:
-    """The first run's test images, or those of another data set, if they fit all.
+    """Loads the first run's test images, or another data set's, if all runs fit them.
 
     Raises:
-        DatasetError: If they can't be had or don't fit.
+        DatasetError: If the images can't be read or don't fit.
         WorkdirError: If the runs don't go together.
     """
+    # Load the images, with labels by the first run's classes.
     first = runs[0]
     data = first.config.data
     load_split = functools.partial(
@@ -48,6 +49,7 @@ def load_test_set(runs: Sequence[Run], name: str | None) -> Dataset:
                 f"{error}. If the images are elsewhere: --data FOLDER"
             ) from error
     dataset = _with_classes_of(first, dataset)
+    # Compare every run with the first and with the images.
     for run in runs:
         path = run.workdir.path
         kinds = [one.activation_kind for one in (first, run)]
@@ -82,9 +84,9 @@ def load_test_set(runs: Sequence[Run], name: str | None) -> Dataset:
 
 
 def _load_pictures(run: Run, folder: str, load_split: Callable[..., Any]) -> Dataset:
-    """The test images of a folder of pictures; all of them where it has no such split.
+    """Loads the test images of a folder; all images if it has no test split.
 
-    If they are the run's own images, which may have moved, they are divided as before.
+    The run's own images, which may have moved, are divided as before.
     """
     load_split = functools.partial(load_split, "image_folder", path=folder)
     with contextlib.suppress(DatasetError):
@@ -102,7 +104,7 @@ def _load_pictures(run: Run, folder: str, load_split: Callable[..., Any]) -> Dat
 
 
 def _with_classes_of(run: Run, dataset: Dataset) -> Dataset:
-    """The data set with labels that count as the run's classes do, by their names.
+    """Renumbers the labels by the run's classes, which have the same names.
 
     Raises:
         DatasetError: If the run has not learnt one of its classes.
