@@ -30,14 +30,9 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from capsjax.data import Batch
-from capsjax.models import make_model
+from capsjax.models.network import bind
 from capsjax.runtime.devices import AXIS
-from capsjax.training.step import (
-    init_state,
-    make_optimizer,
-    make_train_chunk,
-    make_train_step,
-)
+from capsjax.training.step import init_state
 
 STEPS = 8  # In one call; any number above one makes the same loop.
 H100 = """
@@ -71,8 +66,8 @@ class Kernel(NamedTuple):
 def compile_step(batch: int, dtype: str) -> str:
     """The optimised program of some steps in one call, as text."""
     config = worker.make_config(types.SimpleNamespace(batch=batch, dtype=dtype))
-    model = make_model(config.model, worker.IMAGE, worker.CLASSES)
-    optimizer = make_optimizer(config.optimizer, 10_000)
+    model = bind(config.model, worker.IMAGE, worker.CLASSES)
+    optimizer = config.optimizer.make(10_000)
     state = jax.eval_shape(functools.partial(init_state, model, optimizer, config))
     image = jax.ShapeDtypeStruct((STEPS, batch, *worker.IMAGE), jnp.uint8)
     batches = Batch(image, jax.ShapeDtypeStruct((STEPS, batch), jnp.int32), None)
@@ -80,7 +75,7 @@ def compile_step(batch: int, dtype: str) -> str:
         "h100", "cuda", target_config=H100, topology="1x1x1"
     )
     chunk = jax.shard_map(
-        make_train_chunk(make_train_step(model, optimizer, config)),
+        worker.make_chunk(model, optimizer, config),
         mesh=Mesh(np.array(card.devices[:1]), (AXIS,)),
         in_specs=(P(), P(None, AXIS)),
         out_specs=P(),

@@ -13,6 +13,7 @@ machine can do; and ``check``, numbers to compare with those of another program.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import resource
@@ -28,17 +29,18 @@ from peers import plain_jax
 from capsjax import DynamicRouting, squash
 from capsjax import config as configs
 from capsjax.data import Dataset
-from capsjax.data.augment import scale_to_unit, shift
+from capsjax.data.augment import NoAugmentation, scale_to_unit, shift
 from capsjax.layers import Convolution, Decoder
-from capsjax.losses import reconstruction_loss
-from capsjax.models import make_model, prepare
+from capsjax.losses import fitting_loss, reconstruction_loss
+from capsjax.models import prepare
+from capsjax.models.network import activation_kind, bind
 from capsjax.runtime.devices import parallel, replicated
 from capsjax.training.feed import stack_batches
 from capsjax.training.step import (
     init_state,
-    make_optimizer,
     make_train_chunk,
     make_train_step,
+    split_weights,
 )
 
 IMAGE, CLASSES = (28, 28, 1), 10
@@ -60,22 +62,27 @@ def random_data():
 
 def make_config(arguments):
     config = configs.Config(batch_size=arguments.batch)
-    config.model.compute_dtype = arguments.dtype
+    config.model = config.model.clone(compute_dtype=arguments.dtype)
     return config
 
 
 def make_state(config, num_steps=10_000):
-    model = make_model(config.model, IMAGE, CLASSES)
-    optimizer = make_optimizer(config.optimizer, num_steps)
+    model = bind(config.model, IMAGE, CLASSES)
+    optimizer = config.optimizer.make(num_steps)
     init = functools.partial(init_state, model, optimizer, config)
     return model, optimizer, jax.jit(init, out_shardings=replicated())()
+
+
+def make_chunk(model, optimizer, config):
+    """Makes several steps in one, as the trainer takes them."""
+    loss = fitting_loss(config.loss, activation_kind(model))
+    return make_train_chunk(make_train_step(model, optimizer, config, loss))
 
 
 def train(arguments):
     config, dataset = make_config(arguments), random_data()
     model, optimizer, state = make_state(config)
-    train_step = make_train_step(model, optimizer, config)
-    program = parallel(make_train_chunk(train_step), donate=True)
+    program = parallel(make_chunk(model, optimizer, config), donate=True)
     done = 0
 
     def call():
@@ -191,7 +198,8 @@ def decoder(arguments):
 def adam(arguments):
     """Updates in place if all is finite, as the step does."""
     _, optimizer, state = make_state(make_config(arguments))
-    grads = jax.tree.map(jnp.ones_like, state.params)
+    weights, _ = split_weights(state.params)
+    grads = jax.tree.map(jnp.ones_like, weights)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def update(held, grads):
@@ -202,7 +210,7 @@ def adam(arguments):
         is_finite = jnp.isfinite(jnp.stack(squares)).all()
         return jax.tree.map(functools.partial(jnp.where, is_finite), new, held)
 
-    held = state.params, state.opt_state
+    held = weights, state.opt_state
     _, work = call_of(update, (held, grads), arguments)
 
     def call():
@@ -283,7 +291,8 @@ def check(arguments):
     Writes weights and batch to ``--file``, named and laid out as PyTorch has them.
     """
     config = make_config(arguments)
-    config.data.max_shift, config.optimizer.schedule = 0, "constant"
+    config.augmentation = NoAugmentation()
+    config.optimizer = dataclasses.replace(config.optimizer, schedule="constant")
     batch = random_data().batch(np.arange(arguments.batch))
     model, optimizer, state = make_state(config)
     params = by_layer(state)
@@ -297,7 +306,7 @@ def check(arguments):
         np.savez(arguments.file, **for_torch(params), **images_for_torch(batch))
         routed = model.apply(state.params, batch.image / 255, method=model.encode)
         length = routed.activation
-        chunk = make_train_chunk(make_train_step(model, optimizer, config))
+        chunk = make_chunk(model, optimizer, config)
         batches = jax.tree.map(lambda a: np.stack([a] * 4)[None], batch)
         losses = parallel(chunk)(state, batches)[1].metrics.loss.tolist()
     print(json.dumps({"length": length.tolist(), "loss": losses}))

@@ -25,9 +25,10 @@ from capsjax import DynamicRouting, margin_loss, safe_norm, squash
 from capsjax import config as configs
 from capsjax.data import load
 from capsjax.layers import Convolution, Decoder, DenseCaps, PrimaryCaps
-from capsjax.losses import reconstruction_loss
-from capsjax.models import make_model
-from capsjax.training.objective import image_metrics
+from capsjax.losses import MarginLoss, reconstruction_loss
+from capsjax.models import CapsNet
+from capsjax.models.network import init_variables
+from capsjax.training.objective import measure
 
 # Products round to 24, 11 and 8 bits. The largest relative errors that are taken for
 # rounding: some ten times what a CPU has, where there is no TF32.
@@ -89,15 +90,16 @@ def make_checks(batch: int, width: int) -> dict[str, Check]:
     num_inputs = 36 * width // 8
     # Lengths of a third, between those of the margins, so that no gradient vanishes.
     scale = 1.6 / num_inputs**0.5
-    initializers = configs.Initializers(
-        conv="he_normal", primary="he_normal", weight=f"normal({scale})"
+    model = CapsNet(
+        *((28, 28, 1), 10),
+        conv_features=width,
+        primary_types=width // 8,
+        conv_init="he_normal",
+        primary_init="he_normal",
+        weight_init=f"normal({scale})",
     )
-    size = configs.Model(
-        conv_features=width, primary_types=width // 8, initializers=initializers
-    )
-    model = make_model(size, (28, 28, 1), 10)
-    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
-    params = jax.tree.map(np.asarray, params["params"])
+    variables = jax.jit(functools.partial(init_variables, model))(jax.random.key(0))
+    params = jax.tree.map(np.asarray, variables["params"])
     image = rng.random((batch, 28, 28, 1), np.float32)
     hidden = np.maximum(normal(batch, 20, 20, width), 0)
     label = np.arange(batch) % 10
@@ -126,9 +128,11 @@ def make_checks(batch: int, width: int) -> dict[str, Check]:
         network = model.clone(compute_dtype=dtype)
 
         def loss(params, image, mask):
-            metrics = image_metrics(
-                *(network, {"params": params}, image, label),
-                loss=configs.Loss(),
+            variables = {"params": params}
+            routed = network.apply(variables, image, method=network.encode)
+            metrics = measure(
+                *(network, variables, routed, image, label),
+                loss=MarginLoss(),
                 mask=mask,
             )
             return jnp.mean(metrics.loss)
@@ -434,8 +438,8 @@ class Runs:
         answers = json.loads(
             self._command("predict", "--workdir", path, "--json", *files)
         )
-        told = [int(answer["label"]) for answer in answers]
-        right = sum(map(operator.eq, told, test_set.label[:20].tolist()))
+        predicted = [int(answer["label"]) for answer in answers]
+        right = sum(map(operator.eq, predicted, test_set.label[:20].tolist()))
         enough = 0 if self.part.quick else 17
         return {"right": right, "of": len(files), "ok": right >= enough}
 

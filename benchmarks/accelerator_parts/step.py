@@ -11,7 +11,6 @@ from accelerator_parts.training import Trained, recipe, shrink
 
 from capsjax.runtime.devices import parallel
 from capsjax.training.feed import stack_batches
-from capsjax.training.step import make_train_chunk, make_train_step
 
 # In order of worth: the best batch, the recipe's, and one between.
 POINTS = [(2048, "bfloat16"), (2048, "float32"), (128, "bfloat16"), (128, "float32")]
@@ -43,7 +42,8 @@ def trained(part: Part, batch: int, dtype: str, **options) -> Trained:
     # "plain" then finds compiled.
     if (batch, dtype) != (128, "float32"):
         config.num_epochs, config.data.num_validation = 1000, 0
-    config.batch_size, config.model.compute_dtype = batch, dtype
+    config.batch_size = batch
+    config.model = config.model.clone(compute_dtype=dtype)
     seconds = 0.5 if part.quick else 3
     folder = part.scratch / f"step-{dtype}-{batch}{'-traced' * bool(options)}"
     limit = max(5, part.seconds_left)
@@ -104,7 +104,7 @@ def lowered() -> dict:
     for dtype in ("float32", "bfloat16"):
         config = worker.make_config(types.SimpleNamespace(batch=128, dtype=dtype))
         model, optimizer, state = worker.make_state(config)
-        step = make_train_chunk(make_train_step(model, optimizer, config))
+        step = worker.make_chunk(model, optimizer, config)
         batches = stack_batches(worker.random_data(), range(2), batch_size=128, seed=0)
         exported = jax.export.export(jax.jit(parallel(step)), platforms=["cuda"])(
             state, batches

@@ -33,9 +33,9 @@ def shrink(config: configs.Config) -> None:
     # A whole number of calls an epoch, as the last steps are compiled one by one.
     config.batch_size, config.steps_per_dispatch = 50, 10
     config.data.num_train, config.data.num_validation = 1000, 200
-    config.model.conv_features, config.model.primary_types = 8, 2
-    config.model.primary_stride = 4
-    config.model.decoder_features = (16,)
+    config.model = config.model.clone(
+        conv_features=8, primary_types=2, primary_stride=4, decoder_features=(16,)
+    )
 
 
 class Trained:

@@ -182,13 +182,15 @@ def override(config: Config, assignments: Sequence[tuple[str, str]]) -> Config:
     Assigns words before the fields of the sections they choose, in any order.
 
     Args:
-        config: The config; it stays unchanged.
+        config: The config, with allowed values; it stays unchanged.
         assignments: Pairs of name, for example ``model.routing.num_iterations``, and
             text.
 
     Raises:
         ConfigError: With the field, the text and the allowed values.
     """
+    # A copy would lose a misspelt attribute silently.
+    validate(config)
     for name, text in sorted(assignments, key=lambda one: one[0].count(".")):
         former.require_no_former_name(name, text)
         config = values.assigned(config, "config", name.split("."), text)

@@ -116,15 +116,26 @@ def require_field(path: str, section: Any, name: str) -> None:
     raise ConfigError(f"{which} has no field {name}{hint}{known}")
 
 
+def require_known(path: str, section: Any) -> None:
+    """Raises for an attribute that is no field: a config file may set a misspelt one.
+
+    Raises:
+        ConfigError: With the attribute and the existing fields.
+    """
+    if isinstance(section, nn.Module):
+        return  # It is frozen, and holds Flax's own attributes.
+    for name in vars(section):
+        if not name.startswith("_"):
+            require_field(path, section, name)
+
+
 def check(path: str, section: Any) -> None:
     """Checks the type and range of every field, also in sections within.
 
     Raises:
         ConfigError: With the field, its value and the allowed values.
     """
-    for name in vars(section):
-        if not name.startswith("_") and not isinstance(section, nn.Module):
-            require_field(path, section, name)
+    require_known(path, section)
     for name, hint in fields_of(section).items():
         value, where = getattr(section, name), f"{path}.{name}"
         if is_section(value):

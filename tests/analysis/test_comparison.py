@@ -12,6 +12,14 @@ from capsjax.analysis import comparison
 from capsjax.storage.files import WorkdirError
 
 
+def changed(section, names, value):
+    """A copy of a section with another value in one field, also deep within."""
+    name, *rest = names
+    if rest:
+        value = changed(getattr(section, name), rest, value)
+    return configs.replaced(section, **{name: value})
+
+
 @pytest.fixture
 def made(tmp_path):
     """Writes what a run that has ended leaves behind."""
@@ -23,8 +31,7 @@ def made(tmp_path):
         path.mkdir()
         config = configs.Config(**{"experiment": "mnist", **fields})
         for field, value in dict(sections).items():
-            section, _, field = field.partition(".")
-            setattr(getattr(config, section), field, value)
+            config = changed(config, field.split("."), value)
         (path / "config.json").write_text(json.dumps(configs.to_dict(config)))
         result = {
             "test": {"accuracy": accuracy},
@@ -164,15 +171,19 @@ def test_a_sweep_has_a_row_for_each_value(made, capsys):
             f"{k}{seed}",
             0.9 + k / 100,
             seed=seed,
-            sections={"model.num_iterations": k, "optimizer.learning_rate": 0.1 / k},
+            sections={
+                "model.routing.num_iterations": k,
+                "optimizer.learning_rate": 0.1 / k,
+            },
         )
         for k in (2, 10, 1)
         for seed in (0, 1)
     ]
-    fields = ["--by", "model.num_iterations", "--by=config.optimizer.learning_rate"]
+    rounds = "model.routing.num_iterations"
+    fields = ["--by", rounds, "--by=config.optimizer.learning_rate"]
     assert report.main([*map(str, paths), *fields]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("| recipe | model.num_iterations | config.optimizer.learning")
+    assert out.startswith(f"| recipe | {rounds} | config.optimizer.learning")
     assert [row[1:3] for row in rows(out)] == [
         *(["1", "0.1"], ["2", "0.05"], ["10", "0.01"])
     ]
@@ -184,8 +195,8 @@ def test_a_sweep_has_a_row_for_each_value(made, capsys):
 @pytest.mark.parametrize(
     ("field", "told"),
     [
-        ("model.rounds", "config.model has no field rounds. It has name, conv_feat"),
-        ("model", "config.model is a section: name one of name, conv_features"),
+        ("model.rounds", "config.model has no field rounds. It has kind, conv_feat"),
+        ("model", "config.model is a section: name one of kind, conv_features"),
         ("seed.x", "config.seed has no field x."),
     ],
 )

@@ -14,6 +14,7 @@ from capsjax import evaluate, load_run, train
 from capsjax.analysis import figures, images
 from capsjax.analysis.evaluation import count_confusions
 from capsjax.data import Dataset, load
+from capsjax.data.augment import NoAugmentation
 from capsjax.runtime.console import OutputError
 from capsjax.storage.files import write_json
 from capsjax.storage.workdir import Workdir
@@ -34,7 +35,7 @@ def run_path(tmp_path_factory):
     config = tiny()
     config.num_epochs = 1
     config.data.name, config.data.num_validation = str(folder), NUM_CLASSES
-    config.data.num_train, config.data.max_shift = 0, 0
+    config.data.num_train, config.augmentation = 0, NoAugmentation()
     path = folder / "run"
     train.train(config, Workdir(path))
     about = json.loads((path / "dataset.json").read_text())

@@ -28,7 +28,7 @@ def few():
 
 
 def test_it_measures_what_training_measures(run, few):
-    step = parallel(whole_set.make_eval_step(run.model, run.config.loss))
+    step = parallel(whole_set.make_eval_step(run.model, run.loss))
     expected = whole_set.evaluate(step, run.params, few, batch_size=64)
     actual = evaluate_run(run, few)
     assert actual.metrics.known() == pytest.approx(expected.known(), rel=1e-4)
@@ -65,7 +65,7 @@ def test_dead_and_saturated_are_counted():
 def test_couplings_are_those_of_the_network(run, few):
     image = few.image[:5] / np.float32(255)
     told = inspection.couplings(run, image)
-    rounds = run.config.model.num_iterations
+    rounds = run.model.routing.num_iterations
     assert told.coupling.shape[0] == rounds
     np.testing.assert_allclose(told.coupling[0], 0.1, rtol=1e-6)
     np.testing.assert_allclose(told.coupling.sum(-1), 1, rtol=1e-5)
@@ -79,7 +79,7 @@ def test_couplings_are_those_of_the_network(run, few):
 
 
 def test_rounds_are_those_of_another_routing(run, few):
-    trained = run.config.model.num_iterations
+    trained = run.model.routing.num_iterations
     accuracy = inspection.accuracy_by_rounds(run, few, (1, trained))
     assert accuracy[trained] == (run.predict(few.image).label == few.label).mean()
     # One round is the average of the votes; the next adds what agrees with its pose.

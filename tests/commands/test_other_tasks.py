@@ -1,14 +1,15 @@
 """Several classes in an image, crops, and the baseline: from training to prediction."""
 
-import functools
+import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import digits, pairs, tiny
+from tiny import digits, pairs, tiny, tiny_cnn
 
-from capsjax import evaluate, load_run, models, train
+from capsjax import evaluate, load_run, train
 from capsjax.analysis import figures, images
 from capsjax.analysis.evaluation import (
     count_confusions,
@@ -17,6 +18,8 @@ from capsjax.analysis.evaluation import (
 )
 from capsjax.analysis.verdicts import verdicts
 from capsjax.data import Dataset, load
+from capsjax.data.augment import Shift
+from capsjax.routings import Routed
 from capsjax.storage.workdir import Workdir
 from capsjax.training import task
 from capsjax.training.objective import measure
@@ -53,7 +56,7 @@ def capsules(tmp_path_factory, two_digits):
     """A run on pairs of digits, cropped from 28 pixels to 24."""
     config = tiny()
     config.data.crop, config.data.num_validation = 24, 20
-    config.loss.reconstruction_weight = 0.01
+    config.loss = dataclasses.replace(config.loss, reconstruction_weight=0.01)
     return trained(tmp_path_factory.mktemp("capsules"), two_digits, config)
 
 
@@ -66,21 +69,11 @@ def corners():
 
 
 @pytest.fixture(scope="module")
-def narrow():
-    """Makes the baseline a network of seconds."""
-    widths = {"conv_features": (4, 8), "hidden_features": (16, 12)}
-    with pytest.MonkeyPatch.context() as patch:
-        made = functools.partial(models.BaselineCNN, **widths)
-        patch.setattr(models, "BaselineCNN", made)
-        yield
-
-
-@pytest.fixture(scope="module")
-def baseline(tmp_path_factory, corners, narrow):
+def baseline(tmp_path_factory, corners):
     """A run of the baseline, its images cropped from 12 pixels to 8."""
     config = tiny()
-    config.model.name, config.data.crop, config.data.num_validation = "cnn", 8, 20
-    config.data.max_shift = 1
+    config.model, config.augmentation = tiny_cnn(), Shift(max_shift=1)
+    config.data.crop, config.data.num_validation = 8, 20
     return trained(tmp_path_factory.mktemp("baseline"), corners, config)
 
 
@@ -147,10 +140,10 @@ def test_of_several_classes_the_longest_are_named(capsules, two_digits):
     run = load_run(capsules[0])
     prediction = run.predict(two_digits.image[:4])
     # As long as the capsules of digits that are there.
-    length = prediction.length * 0.6 / np.sort(prediction.length)[:, -2:-1]
-    prediction = prediction._replace(length=length)
+    length = prediction.activation * 0.6 / np.sort(prediction.activation)[:, -2:-1]
+    prediction = prediction._replace(activation=length)
     for told, length in zip(
-        verdicts(run, prediction), prediction.length, strict=True
+        verdicts(run, prediction), prediction.activation, strict=True
     ):
         first, second = np.argsort(-length)[:2]
         assert told["verdict"] == f"{first} and {second}"
@@ -201,15 +194,17 @@ def test_the_baseline_predicts_probabilities_and_draws_nothing(baseline, corners
     run = load_run(baseline[0])
     prediction = run.predict(corners.image[:5])
     assert prediction.pose is None
-    np.testing.assert_allclose(prediction.length.sum(-1), 1, rtol=1e-5)
-    expected = run.model.apply(
+    np.testing.assert_allclose(prediction.activation.sum(-1), 1, rtol=1e-5)
+    routed = run.model.apply(
         run.params, jnp.asarray(corners.image[:5, 2:10, 2:10]) / 255
     )
-    np.testing.assert_allclose(prediction.length, np.exp(expected), rtol=1e-4)
+    expected = jax.nn.softmax(routed.activation)
+    np.testing.assert_allclose(prediction.activation, expected, rtol=1e-4)
+    assert run.activation_kind == "logit"
     (told,) = verdicts(run, run.predict(corners.image[0]))
     assert told["verdict"] == str(prediction.label[0])
     assert set(told) == {"verdict", "label", "probabilities"}
-    with pytest.raises(ValueError, match="is a baseline: it draws nothing"):
+    with pytest.raises(ValueError, match="draws nothing: BaselineCNN has no decode"):
         run.draw(np.zeros((1, 10, 4), np.float32), np.zeros(1, int))
 
 
@@ -232,17 +227,17 @@ def test_an_ensemble_averages_lengths(capsules, two_digits, capsys):
     member = evaluate_run(run, two_digits)
     prediction = member.prediction
     # Another network: the lengths of this one in another order.
-    turned = prediction._replace(length=np.roll(prediction.length, 1, axis=1))
+    turned = prediction._replace(activation=np.roll(prediction.activation, 1, axis=1))
     both = evaluate_ensemble(
         [run, run], two_digits, [member, member._replace(prediction=turned)]
     )
-    mean = (prediction.length + turned.length) / 2
-    np.testing.assert_allclose(both.prediction.length, mean, rtol=1e-6)
+    mean = (prediction.activation + turned.activation) / 2
+    np.testing.assert_allclose(both.prediction.activation, mean, rtol=1e-6)
     expected = measure(
-        *(run.model, run.params, None, jnp.asarray(mean)),
+        *(run.model, run.params, Routed(None, jnp.asarray(mean), None)),
         jnp.zeros((60, 24, 24, 1)),
         jnp.asarray(two_digits.label),
-        loss=run.config.loss,
+        loss=run.loss,
     )
     assert both.metrics.known() == pytest.approx(
         {k: float(v.mean()) for k, v in expected.known().items()}, rel=1e-5
@@ -269,7 +264,11 @@ def test_what_does_not_go_together_is_not_evaluated(
 ):
     cases = [
         ([capsules[0]], corners, "its images are (12, 12, 1)"),
-        ([capsules[0], baseline[0]], two_digits, "are no ensemble: the former is of a"),
+        (
+            [capsules[0], baseline[0]],
+            two_digits,
+            "are no ensemble: the activations of the ",
+        ),
     ]
     other = Dataset("other", two_digits.image, np.zeros(60, np.int32), tuple("abcd"))
     cases.append(([capsules[0]], other, "its classes are not those that were learnt"))

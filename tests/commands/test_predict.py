@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from capsjax import CapsNet, load_run, predict
 from capsjax import config as configs
-from capsjax import load_run, predict
 from capsjax.analysis.verdicts import judge, verdicts
 from capsjax.data.preparation import Preparation
 from capsjax.storage.run import Prediction, Run
@@ -34,7 +34,8 @@ def verdict_of(lengths, *, data="mnist", num_shown=1):
     for label, value in lengths.items():
         length[0, label] = value
     run = object.__new__(Run)  # without a folder, and without weights
-    run.class_names, run.num_shown, run.model = tuple("0123456789"), num_shown, None
+    run.class_names, run.num_shown = tuple("0123456789"), num_shown
+    run.model = CapsNet()
     run.config = configs.Config(data=configs.Data(data))
     pose = np.zeros((1, 10, 4), np.float32)
     (told,) = verdicts(run, Prediction(length.argmax(-1), length, pose))

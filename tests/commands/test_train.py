@@ -170,7 +170,9 @@ def test_a_rate_that_rises_to_the_end_of_the_run_is_a_warning(
         ),
     ):
         config = tiny()
-        config.optimizer.warmup_steps = warmup_steps
+        config.optimizer = dataclasses.replace(
+            config.optimizer, warmup_steps=warmup_steps
+        )
         with pytest.raises(KeyboardInterrupt):
             run(config, tmp_path / str(warmup_steps))
         assert capsys.readouterr().err == told
@@ -210,7 +212,7 @@ def test_balanced_classes_weigh_training_and_validation_and_not_the_test(tmp_pat
     config = tiny()
     config.num_epochs, config.data.class_weights = 1, "balanced"
     config.data.num_train = 48
-    config.loss.reconstruction_weight = 0.0
+    config.loss = dataclasses.replace(config.loss, reconstruction_weight=0.0)
     result = run(config, tmp_path)
     assert result["test"]["loss"] == result["test"]["margin_loss"]
     learnt = task.make_task(config)
@@ -325,7 +327,7 @@ def test_what_does_not_fit_is_told_before_anything_is_written(tmp_path):
     with pytest.raises(configs.ConfigError, match=r"num_validation=60000 leaves none"):
         run(config, folder)
     config = tiny()
-    config.model.conv_features, config.model.primary_types = 2**16, 2**10
+    config.model = config.model.clone(conv_features=2**16, primary_types=2**10)
     with pytest.raises(
         configs.ConfigError, match=r"max_gigabytes=16.0: training needs"
     ):
@@ -335,7 +337,7 @@ def test_what_does_not_fit_is_told_before_anything_is_written(tmp_path):
     with pytest.raises(configs.ConfigError, match=r"num_epochs=429496730 are 2,147,"):
         run(config, folder)
     config = tiny()
-    config.model.conv_kernel = 25
+    config.model = config.model.clone(conv_kernel=25)
     with pytest.raises(configs.ConfigError, match="the smallest is 33x33"):
         run(config, folder)
     assert not folder.exists()
@@ -355,7 +357,7 @@ def test_a_run_ends_with_the_first_epoch_that_is_good_enough(
 ):
     accuracies = iter([0.4, 0.5, 0.6])
     monkeypatch.setattr(
-        trainer, "evaluate", lambda *_, **__: Metrics(1.0, next(accuracies))
+        trainer, "evaluate", lambda *_, **__: Metrics(1.0, next(accuracies), None, {})
     )
     config = tiny(stop_at=0.5)
     config.num_epochs = 3
@@ -368,7 +370,9 @@ def test_a_run_ends_with_the_first_epoch_that_is_good_enough(
 
 
 def test_a_run_that_was_never_good_enough_says_so(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(trainer, "evaluate", lambda *_, **__: Metrics(1.0, 0.4))
+    monkeypatch.setattr(
+        trainer, "evaluate", lambda *_, **__: Metrics(1.0, 0.4, None, {})
+    )
     run(tiny(stop_at=0.5), tmp_path)
     told = "stop_at=0.5 was not reached: after the last epoch validation accuracy is 40"
     assert told in capsys.readouterr().out

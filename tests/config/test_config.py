@@ -232,9 +232,11 @@ def test_a_wrong_value_in_a_config_file_is_one_line_with_the_field(
         f"    {line}\n"
         "    return config\n"
     )
-    with pytest.raises(configs.ConfigError, match=f"^{re.escape(message)}") as error:
-        configs.validate(parse(f"--config={file}").config)
-    assert "\n" not in str(error.value)
+    for flags in ([], ["--config.seed=1", "--config.data.num_train=10"]):
+        errors = configs.ConfigError, UsageError
+        with pytest.raises(errors, match=f"^{re.escape(message)}") as error:
+            configs.validate(parse(f"--config={file}", *flags).config)
+        assert "\n" not in str(error.value)
 
 
 def test_fields_that_a_stored_config_does_not_have_yet_have_their_defaults():

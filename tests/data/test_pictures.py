@@ -26,7 +26,7 @@ from capsjax.storage.checkpoints import Checkpoints
 from capsjax.storage.files import write_json
 from capsjax.storage.run import Run
 from capsjax.storage.workdir import Workdir
-from capsjax.training.step import init_state, make_optimizer
+from capsjax.training.step import init_state
 from capsjax.training.task import make_task
 
 NUM_FILES = 4
@@ -176,16 +176,15 @@ QUICK = (
 def untrained_run(path, data):
     """Writes a run before its first step; returns its test images."""
     data.num_validation = 0
-    config = configs.Config(data=data, model=tiny_model(), batch_size=4)
-    config.model.conv_kernel = config.model.primary_kernel = 3
-    config.model.initializers.weight = "normal(0.3)"
+    model = tiny_model(conv_kernel=3, primary_kernel=3, weight_init="normal(0.3)")
+    config = configs.Config(data=data, model=model, batch_size=4)
     task = make_task(config)
     workdir = Workdir(path)
     path.mkdir()
     write_json(workdir.config, configs.to_dict(config))
     write_json(workdir.dataset, task.about())
     checkpoints = Checkpoints(workdir.checkpoints)
-    optimizer = make_optimizer(config.optimizer, 1)
+    optimizer = config.optimizer.make(1)
     state = jax.jit(lambda: init_state(task.model, optimizer, config))()
     checkpoints.save(0, state)
     checkpoints.close()

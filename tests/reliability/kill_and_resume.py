@@ -31,10 +31,10 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parents[1] / "helpers"))
 from places import ROOT
 from tiny import digits
 
-from capsjax.models import make_model
+from capsjax.models.network import bind
 from capsjax.storage.checkpoints import Checkpoints
 from capsjax.storage.workdir import Workdir
-from capsjax.training.step import init_state, make_optimizer
+from capsjax.training.step import init_state
 
 RECIPE = (
     "--config=experiments/mnist.py:smoke",
@@ -82,9 +82,9 @@ def like_of(workdir):
     config = workdir.read_config()
     about = workdir.read_json(workdir.dataset)
     image_shape, num_classes = tuple(about["image_shape"]), len(about["class_names"])
-    model = make_model(config.model, image_shape, num_classes)
+    model = bind(config.model, image_shape, num_classes)
     steps_per_epoch = config.data.num_train // config.batch_size
-    optimizer = make_optimizer(config.optimizer, config.num_epochs * steps_per_epoch)
+    optimizer = config.optimizer.make(config.num_epochs * steps_per_epoch)
     shapes = jax.eval_shape(lambda: init_state(model, optimizer, config))
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.tree.map(

@@ -1,5 +1,6 @@
 """Losses and gradients that are not finite are never applied, and are reported."""
 
+import dataclasses
 import json
 
 import jax
@@ -12,14 +13,15 @@ import capsjax.training.step
 from capsjax import config as configs
 from capsjax import train
 from capsjax.data import batch_indices, load, split_validation, take_share
+from capsjax.data.augment import NoAugmentation
+from capsjax.losses import fitting_loss
 from capsjax.runtime.devices import parallel
 from capsjax.storage.checkpoints import Checkpoints
 from capsjax.storage.workdir import Workdir
 from capsjax.training import trainer
 from capsjax.training.feed import stack_batches
-from capsjax.training.objective import Metrics, image_metrics
+from capsjax.training.objective import Metrics, measure
 from capsjax.training.step import (
-    make_optimizer,
     make_train_chunk,
     make_train_step,
     parts,
@@ -38,7 +40,8 @@ bomb.defjvp(lambda x, t: (0 * x[0], jnp.nan * t[0]))
 
 POISONS = {
     "margin loss": lambda metrics, params: metrics._replace(
-        loss=metrics.loss + jnp.inf, margin_loss=metrics.margin_loss + jnp.inf
+        loss=metrics.loss + jnp.inf,
+        parts={**metrics.parts, "margin_loss": metrics.loss + jnp.inf},
     ),
     "gradient of params/class_caps/weight": lambda metrics, params: metrics._replace(
         loss=metrics.loss + bomb(params["params"]["class_caps"]["weight"].sum())
@@ -57,20 +60,20 @@ def poison(monkeypatch, config, change, bad_steps=(BAD_STEP,)):
     ]
     sums = train_set.image[np.array(first)].sum((1, 2, 3, 4), dtype=np.int32)
 
-    def poisoned(model, params, image, label, **options):
-        metrics = image_metrics(model, params, image, label, **options)
+    def poisoned(model, params, routed, image, label, **options):
+        metrics = measure(model, params, routed, image, label, **options)
         total = jnp.round(image * 255).astype(jnp.int32).sum()
         return jax.lax.cond(
             (total == sums).any(), lambda: change(metrics, params), lambda: metrics
         )
 
-    monkeypatch.setattr(capsjax.training.step, "image_metrics", poisoned)
+    monkeypatch.setattr(capsjax.training.step, "measure", poisoned)
     return train_set
 
 
 def recipe(**options):
     config = tiny(**options)
-    config.data.max_shift = 0
+    config.augmentation = NoAugmentation()
     return config
 
 
@@ -78,10 +81,12 @@ def recipe(**options):
 @pytest.mark.parametrize("part", POISONS)
 def test_a_bad_step_changes_nothing_but_the_count(monkeypatch, part):
     config = recipe()
-    config.optimizer.average = 0.9
+    config.optimizer = dataclasses.replace(config.optimizer, average=0.9)
     train_set = poison(monkeypatch, config, POISONS[part])
     model, optimizer, state = made(config)
-    program = parallel(make_train_chunk(make_train_step(model, optimizer, config)))
+    loss = fitting_loss(config.loss, "length")
+    train_step = make_train_step(model, optimizer, config, loss)
+    program = parallel(make_train_chunk(train_step))
     steps = range(BAD_STEP - 1, BAD_STEP + 2)
     batches = stack_batches(train_set, steps, batch_size=8, seed=0)
     together, outcome = program(state, batches)
@@ -172,14 +177,25 @@ def test_bad_numbers_are_reported_even_if_the_batch_can_t_be_kept(
         train.train(config, Workdir(tmp_path))
 
 
-def test_no_update_overflows_within_the_config_s_bounds():
-    config = configs.Optimizer(learning_rate=1000.0, eps=1e-30, schedule="constant")
-    optimizer = make_optimizer(config, 10)
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        configs.Adam(eps=1e-30),
+        configs.AdamW(eps=1e-30, weight_decay=1.0),
+        configs.Lion(weight_decay=1.0),
+        configs.SGD(momentum=0.999, nesterov=True),
+        configs.SGD(clip_norm=1e30),
+    ],
+    ids=repr,
+)
+def test_no_update_overflows_within_the_config_s_bounds(optimizer):
+    fastest = dataclasses.replace(optimizer, learning_rate=1000.0, schedule="constant")
+    optimizer = fastest.make(10)
     # The largest square is finite; the smallest one underflows to zero.
     size = jnp.array([0.0, 1e-38, 1e-30, 1e-20, 1.0, 1e10, 1.8e19])
     state = optimizer.init(size)
     for gradient in (size, -size, 0 * size, size[::-1], 0 * size):
-        update, state = optimizer.update(gradient, state)
+        update, state = optimizer.update(gradient, state, size)
         assert jnp.isfinite(update).all()
         assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
@@ -187,7 +203,9 @@ def test_no_update_overflows_within_the_config_s_bounds():
 def test_a_validation_loss_that_is_not_a_number_is_never_the_best(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(trainer, "evaluate", lambda *_, **__: Metrics(np.nan, 0.0))
+    monkeypatch.setattr(
+        trainer, "evaluate", lambda *_, **__: Metrics(np.nan, 0.0, None, {})
+    )
     with pytest.raises(FloatingPointError, match="the validation loss is nan"):
         train.train(recipe(), Workdir(tmp_path))
     assert list((tmp_path / "checkpoints").iterdir()) == []

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from places import ROOT
 
+from capsjax import config as configs
 from capsjax import evaluate, train
 from capsjax.runtime.interrupt import Interrupted
 from capsjax.storage.checkpoints import (
@@ -250,7 +251,7 @@ def test_another_configuration_is_refused_before_any_checkpoint_is_read(workdir)
     for step in (OLD, NEW):
         flipped(largest(workdir.checkpoints / str(step)), 0.5)
     config = workdir.read_config()
-    config.model.num_iterations = 2
+    config = configs.override(config, [("model.routing.num_iterations", "2")])
     with pytest.raises(WorkdirError, match="num_iterations is 3 there, 2 here"):
         train.train(config, workdir)
 

@@ -7,7 +7,6 @@ tries more than the tests do.
 
 import contextlib
 import copy
-import dataclasses
 import faulthandler
 import functools
 import io
@@ -15,6 +14,8 @@ import json
 import os
 import shutil
 import sys
+import typing
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -25,8 +26,9 @@ from kill_and_resume import like_of
 from PIL import Image, ImageDraw
 from places import ROOT
 
+from capsjax import bounds, report, train
 from capsjax import config as configs
-from capsjax import report, train
+from capsjax.config import values
 from capsjax.data import loading
 from capsjax.data.images import (
     ImageError,
@@ -99,14 +101,22 @@ def exit_code(main, *arguments):
 
 
 def fields(section, path=""):
-    for field in dataclasses.fields(section):
-        name = path + field.name
-        if dataclasses.is_dataclass(field.type):
-            yield from fields(field.type, f"{name}.")
-        yield name, field.type
+    """All fields of a config, those of every kind of its sections too."""
+    for name, hint in values.fields_of(section).items():
+        inside = getattr(section, name)
+        if values.is_section(inside):
+            for kind in {type(inside), *values.table_of(type(inside)).values()}:
+                yield from fields(kind(), f"{path}{name}.")
+            yield path + name, Word
+        else:
+            yield path + name, bounds.plain(hint)
 
 
-FIELDS = {name: kind for name, kind in fields(configs.Config) if name != "data.name"}
+class Word:
+    """What chooses the kind of a section."""
+
+
+FIELDS = {name: kind for name, kind in fields(configs.Config()) if name != "data.name"}
 TEXTS = (
     *("", "sum", "mean", "constant", "exponential", "cosine", "bfloat16", "cnn"),
     *("normal(0.1)", "normal(1e999)", "normal()", "zeros", "skip", "dynamic", "."),
@@ -122,6 +132,14 @@ FITTING = {
     float: st.one_of(st.floats(0, 1), st.floats(), st.integers(0, 2)),
     bool: st.sampled_from(["true", "false"]),
     str: st.sampled_from(TEXTS),
+    Any: st.sampled_from(["true", "2", "none"]),
+    Word: st.sampled_from(
+        [
+            word
+            for name in ("model", "model.routing", "loss", "optimizer", "augmentation")
+            for word in configs.words(name)
+        ]
+    ),
 }
 TUPLES = st.lists(FITTING[int], max_size=3).map(lambda numbers: str(tuple(numbers)))
 VALUES = st.one_of(
@@ -143,7 +161,10 @@ def arguments(draw):
     if kind == 1:
         return draw(FLAGS)
     name, kind_of_value = draw(st.sampled_from(sorted(FIELDS.items(), key=str)))
-    value = draw(VALUES if kind == 2 else FITTING.get(kind_of_value, TUPLES))
+    fitting = FITTING.get(kind_of_value, TUPLES)
+    if typing.get_origin(kind_of_value) is Literal:
+        fitting = st.sampled_from(typing.get_args(kind_of_value))
+    value = draw(VALUES if kind == 2 else fitting)
     return f"--config.{name}={value}"
 
 
