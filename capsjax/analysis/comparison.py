@@ -62,7 +62,7 @@ def read_run(path: str | pathlib.Path) -> RunSummary:
     # Fields newer than the file get their defaults.
     config = configs.to_dict(workdir.read_config())
     if not workdir.result.exists():
-        raise WorkdirError(f"{path} has not ended: there is no result.json in it.")
+        raise WorkdirError(f"{path} has not ended: it has no result.json.")
     result, lines = workdir.read_json(workdir.result), workdir.read_metrics()
     try:
         is_tested = result["test"] is not None
@@ -101,7 +101,7 @@ def read_run(path: str | pathlib.Path) -> RunSummary:
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise WorkdirError(f"{path} is damaged: {error!r}.") from error
     if is_extended:
-        raise WorkdirError(f"{path} has not ended: it goes on for more epochs.")
+        raise WorkdirError(f"{path} has not ended: its config has more epochs.")
     return run
 
 
@@ -198,7 +198,7 @@ def gather(
             if different:
                 raise WorkdirError(
                     f"{first.path} and {run.path} are both {run.recipe}, but can't "
-                    f"be averaged: {'; '.join(different)}. Report on them apart, or "
+                    f"be averaged: {'; '.join(different)}. Report on each alone, or "
                     "name the field after --by (a row for each value) or --average."
                 )
         for other in group:

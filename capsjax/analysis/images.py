@@ -56,29 +56,29 @@ def load_test_set(runs: Sequence[Run], name: str | None) -> Dataset:
         if kinds[0] != kinds[1]:
             raise WorkdirError(
                 f"{first.workdir.path} and {path} are no ensemble: the activations of "
-                f"the former network are of the kind {kinds[0]}, those of the latter "
+                f"the first network are of the kind {kinds[0]}, the second network's "
                 f"of the kind {kinds[1]}."
             )
         if run.image_shape != dataset.image_shape:
             raise DatasetError(
                 f"{dataset.name} does not fit {path}: its images are "
-                f"{dataset.image_shape}, and {run.image_shape} there."
+                f"{dataset.image_shape}, the run's {run.image_shape}."
             )
         scales = {one.preparation.scale for one in (first, run)} - {"own", "type"}
         if len(scales) > 1:
             raise WorkdirError(
-                f"{first.workdir.path} and {path} are no ensemble: what is black and "
-                f"white in grey of more than 8 bits differs, {scales}."
+                f"{first.workdir.path} and {path} are no ensemble: they scale grey of "
+                f"more than 8 bits differently, {scales}."
             )
         if run.class_names != dataset.class_names:
             raise WorkdirError(
-                f"{first.workdir.path} and {path} are no ensemble: the classes that "
-                "were learnt differ."
+                f"{first.workdir.path} and {path} are no ensemble: their classes "
+                "differ."
             )
         if dataset.is_multi_label and not run.loss.takes_several:
             raise DatasetError(
                 f"{dataset.name} does not fit {path}: it shows several classes in an "
-                "image, of which that network names one."
+                "image, and the network names one."
             )
     return dataset
 
@@ -96,8 +96,8 @@ def _load_pictures(run: Run, folder: str, load_split: Callable[..., Any]) -> Dat
     if "test" in own_splits(expanded(folder)):
         return load_split("test")
     note = (
-        f"{folder} has no folder for the test: all of its images are evaluated, and if "
-        "the network was trained on some of them, those too"
+        f"{folder} has no folder for the test: all of its images are evaluated, even "
+        "if the network was trained on some of them"
     )
     dataset = load_split("all")
     return dataclasses.replace(dataset, notes=(note, *dataset.notes))

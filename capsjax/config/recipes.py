@@ -101,6 +101,6 @@ def _located(value: str) -> str:
         near = difflib.get_close_matches(name, there, n=1)
         hint = f"did you mean {_PACKAGED}:{near[0]}? " if near else ""
         raise RecipeError(
-            f"{_PACKAGED}:{name} is no recipe: {hint}There are {', '.join(there)}."
+            f"{_PACKAGED}:{name} is no recipe: {hint}Choose from {', '.join(there)}."
         )
     return f"{there[name]}{colon}{variant}"

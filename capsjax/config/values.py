@@ -259,7 +259,7 @@ def from_json(template: Any, values: Any, path: str) -> Any:
         template = chosen(template, path, str(values.pop(_KIND)))
     elif _OWN in values and (own := values.pop(_OWN)) != type(template).__name__:
         raise ConfigError(
-            f"{path} is {own}, a class that is not of capsjax: open the run with the "
+            f"{path} is {own}, a class outside capsjax: open the run with the "
             f"experiment file that has it."
         )
     is_own = bool(table_of(type(template))) and word_of(template) is None

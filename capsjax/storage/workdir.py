@@ -118,8 +118,7 @@ class Workdir:
         if not is_held:
             raise WorkdirError(
                 f"{self.path} was deleted, moved or replaced while the run was in it. "
-                "What it had saved is in the folder that was moved, if it was; start "
-                "it again there."
+                "If it was moved, its checkpoints are there: start the run there again."
             )
 
     def _clear_away(self) -> None:
@@ -310,7 +309,7 @@ class Workdir:
         self.require_plain_files()
         if not self.config.exists():
             raise WorkdirError(
-                f"{self.path} holds no run: there is no {self.config.name} in it."
+                f"{self.path} holds no run: it has no {self.config.name}."
             )
         try:
             config = configs.from_dict(self.read_json(self.config), own)

@@ -155,7 +155,7 @@ def _load_sets(
     if test_set.image_shape != train_set.image_shape:
         raise DatasetError(
             f"{data.name}: the test images are {test_set.image_shape}, the training "
-            f"images {train_set.image_shape}: they must be of one shape."
+            f"images {train_set.image_shape}: they must have one shape."
         )
     if rule == BY_CLASS:
         _require_two_classes(train_set)
@@ -272,7 +272,8 @@ def _describe(
         raise configs.ConfigError(f"config.augmentation.{error}") from error
     if data.crop > min(height, width):
         raise configs.ConfigError(
-            f"config.data.crop={data.crop} is more than images of {height}x{width}."
+            f"config.data.crop={data.crop} is more than images of {height}x{width} "
+            "allow."
         )
     # Bind the network and its loss to the images and classes.
     shape = cropped_shape(train_set.image_shape, data.crop)

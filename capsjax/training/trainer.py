@@ -103,7 +103,7 @@ def train(
         {
             "their configuration": same_config,
             "their images": same_images,
-            "whether it has ended": result is None,
+            "whether the run has ended": result is None,
         }
     )
     if result is not None:
@@ -188,7 +188,7 @@ class Trainer:
         if self.step > self.num_steps:
             raise configs.ConfigError(
                 f"config.num_epochs={config.num_epochs} is less than the "
-                f"{self.step / self.steps_per_epoch:g} epochs that are done in "
+                f"{self.step / self.steps_per_epoch:g} epochs done in "
                 f"{workdir.path}."
             )
         # Write the files that describe the run.
@@ -245,7 +245,7 @@ class Trainer:
         if (num_processes := jax.process_count()) > 1:
             say(
                 f"{num_processes} processes: when one of them dies, the others end "
-                "soon after (--heartbeat_seconds); start all again to go on from the "
+                "soon after (--heartbeat_seconds); start all again to resume from the "
                 "last checkpoint"
             )
         if self.step:
@@ -370,13 +370,14 @@ class Trainer:
             warn(message)
             return
         remedy = (
-            "Try a lower learning rate, or --config.bad_numbers=skip to go on without "
-            "these steps."
+            "Try a lower learning rate, or --config.bad_numbers=skip to skip these "
+            "steps."
             if self.config.bad_numbers == "stop"
             else f"These were {_MOST_SKIPPED} in a row: try a lower learning rate."
         )
         raise FloatingPointError(
-            f"{message} The checkpoints in {self.workdir.path} are older. {remedy}"
+            f"{message} The checkpoints in {self.workdir.path} are from earlier steps. "
+            f"{remedy}"
         )
 
     def _keep_batch(self, step: int) -> str:
