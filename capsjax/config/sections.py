@@ -170,7 +170,7 @@ _SECTIONS: dict[str, Any] = {
 _ALLOWED = {
     "data": "a capsjax.config.Data",
     "augmentation": "a value of capsjax.data.augment.Augmentation",
-    "model": "a network, for example capsjax.CapsNet()",
+    "model": "a network, such as capsjax.CapsNet()",
     "loss": "a value of capsjax.losses.Loss",
     "optimizer": "a value of capsjax.config.Optimizer",
 }
