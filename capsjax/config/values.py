@@ -259,8 +259,8 @@ def from_json(template: Any, values: Any, path: str) -> Any:
         template = chosen(template, path, str(values.pop(_KIND)))
     elif _OWN in values and (own := values.pop(_OWN)) != type(template).__name__:
         raise ConfigError(
-            f"{path} is {own}, a class outside capsjax: open the run with the "
-            f"experiment file that has it."
+            f"{path} is {own}, a class that capsjax does not have: open the run with "
+            f"the experiment file that has it."
         )
     is_own = bool(table_of(type(template))) and word_of(template) is None
     section = template if is_own else type(template)()
