@@ -552,7 +552,7 @@ def _require_countable(config: configs.Config, num_images: int) -> None:
     num_steps = config.num_epochs * (num_images // config.batch_size)
     if num_steps >= 2**31:
         raise configs.ConfigError(
-            f"config.num_epochs={config.num_epochs} makes {num_steps:,} steps; at most "
+            f"config.num_epochs={config.num_epochs} are {num_steps:,} steps; at most "
             "2^31 - 1 are allowed."
         )
 
