@@ -7,8 +7,8 @@
 
 Prints one table last, and leaves three files in FOLDER: `accelerator.json` with the
 commit, the versions, the device, every record and every failure; `records.jsonl`, the
-records as they come, and `log.txt`, what the parts print. Ends with 1 if anything
-failed or is wrong; not if a target is missed, or points are left for want of time.
+records as they come; and `log.txt`, the output of the parts. Ends with 1 if anything
+failed or is wrong; not if a target is missed, or time was too short for some points.
 
 How to carry it to a machine without a network: a checkout of the repository is enough,
 not installed, even one that can't be written (then name a folder by --output). That
@@ -21,22 +21,22 @@ array-record and tensorboardX are not needed, and ml_collections only for
     python3 -m zipfile -e ml_collections-*.whl site  # there
     PYTHONPATH=$PWD:site python3 -m capsjax.train --config experiments/mnist.py
 
-Where the repository's .git or git itself stays behind, --commit says what is measured.
+Name the commit by --commit if the repository's .git or git itself stays behind.
 PyTorch is looked for in the same python3, or in --torch-python, or $TORCH_PYTHON.
 
 The parts, each in a process of its own, in this order:
 
     correctness  every function, value and gradient, against float64 on the CPU; a
                  smoke training, stopped by SIGKILL and resumed; evaluate and predict
-    ceilings     a product of 8192 and a copy: what a step takes at least
+    ceilings     a product of 8192 and a copy: the least time of a step
     step         the training step as the trainer runs it, and its longest kernels
     routing      its forms alone: time and temporary memory
     torch        the same network and step in PyTorch
     plain        the recipe mnist.py:plain, from start to end
 
-A part has its share of the time, and takes its points in order of worth; one that is
-not done in time is ended, which costs that point and those after it. What a part does
-not use is there for the next. `--seconds` shares out another time than the usual.
+A part has its share of the time, and takes its points in order of worth. A part that is
+not done in time is ended, which costs its current point and all later ones. Unused time
+goes to the next part. `--seconds` sets the time to share.
 """
 
 import argparse
@@ -71,10 +71,10 @@ PACKAGES += ("numpy", "torch", "triton", "nvidia-cudnn-cu13", "nvidia-cublas")
 
 
 def environment(scratch: pathlib.Path, *, quick: bool) -> dict[str, str]:
-    """The environment of all processes, wherever the checkout and home may be.
+    """Returns the environment of all processes, for any place of checkout and home.
 
-    The sources come from this checkout, memory is taken as it is needed because
-    processes share the card, and what is kept on disk is kept in the scratch folder.
+    The sources come from this checkout. Memory is allocated on demand, because
+    processes share the card. Caches lie in the scratch folder.
     """
     given = dict(os.environ)
     platforms = given.get("JAX_PLATFORMS")
@@ -104,7 +104,7 @@ def environment(scratch: pathlib.Path, *, quick: bool) -> dict[str, str]:
 
 
 class Processes:
-    """The parts at work, each with all that it starts in a group of its own."""
+    """The running parts, each in a process group with all that it starts."""
 
     def __init__(self):
         self.lock, self.running, self.has_ended = threading.Lock(), set(), False
@@ -118,7 +118,7 @@ class Processes:
         return process
 
     def end(self, process: subprocess.Popen) -> None:
-        """Ends the group, even where its first process has ended."""
+        """Ends the group, even if its first process has ended."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -139,7 +139,7 @@ def run_part(
     seconds: float,
     environment: dict[str, str],
 ) -> dict[str, Any]:
-    """Runs a part's process and all that it starts, and ends them when time is over."""
+    """Runs a part's process and all that it starts; ends them when time is over."""
     started = time.monotonic()
     with open(log, "wb") as file:
         process = processes.start(command, stdout=file, stderr=file, env=environment)
@@ -158,7 +158,7 @@ def run_part(
 
 
 def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines, without one that was torn when its process was killed."""
+    """Reads the records, without a line torn when its process was killed."""
     records = []
     for line in path.read_text().splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError):
@@ -167,7 +167,7 @@ def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def collect(name: str, run: dict[str, Any], records: list[dict[str, Any]]) -> dict:
-    """What a part came to: its records, its failures, and the points it left."""
+    """Gathers a part's result: its records, its failures, and the points it left."""
     own = [record for record in records if record["part"] == name]
     points = next((r["points"] for r in reversed(own) if "points" in r), [])
     ended = [record["point"] for record in own if "point" in record]
@@ -235,7 +235,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--output", type=pathlib.Path, default="runs/accelerator", metavar="FOLDER")
     add("--parts", nargs="+", choices=SHARES, default=list(SHARES), metavar="NAME")
     add("--seconds", type=float, help="of all parts together")
-    add("--commit", help="what is measured, where git can't say")
+    add("--commit", help="the measured commit, if git is missing")
     add("--torch-python", default=os.environ.get("TORCH_PYTHON") or sys.executable)
     add("--part", choices=SHARES, help=argparse.SUPPRESS)  # In its own process.
     add("--scratch", type=pathlib.Path, help=argparse.SUPPRESS)
@@ -257,14 +257,14 @@ def command_of(
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Runs all parts, and returns what stands in the JSON file."""
+    """Runs all parts, and returns the content of the JSON file."""
     output = options.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
     records, log = output / "records.jsonl", output / "log.txt"
     for path in (records, log):
         path.write_text("")
     shares = {name: SHARES[name] for name in options.parts}
-    # What is quick may run beside other work, and shall not be ended for that.
+    # Quick parts may run beside other work, which must not end them.
     total = options.seconds or sum(shares.values()) * (4 if options.quick else 1)
     scale, started = total / sum(shares.values()), time.monotonic()
     ends = itertools.accumulate(scale * share for share in shares.values())
@@ -305,9 +305,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 with open(log, "a") as file:
                     file.write(f"\n==== {name}\n{done['printed']}")
                 with open(records, "a") as file:
-                    file.write("\n")  # What was torn ends here.
+                    file.write("\n")  # Ends a torn line.
                 result["parts"][name] = collect(name, done, read_records(records))
-                # At once, whatever becomes of the rest.
+                # Write now: later parts may fail.
                 write(output / "accelerator.json", result)
         except BaseException:  # Ctrl-C, too: nothing shall go on alone.
             pool.shutdown(wait=False, cancel_futures=True)

@@ -1,17 +1,17 @@
-"""Times every form of the convolution, also those that the rule did not choose.
+"""Times every form of the convolution, also the forms that the rule did not choose.
 
     python benchmarks/convolution.py --rows paper
     python benchmarks/convolution.py --rows all --json convolution.jsonl
 
-All forms of a row are compiled first and then run in turn, so that whatever else the
-machine does meets all of them; compare only within a row. `median` and `spread` (the
-middle half) are wall time, `cpu` is the processor time of all threads, and the ratio
-is that of the median to the chosen form's of the same type. XLA's own strided gradient
-is timed on two images and scaled up (marked ~). `of limit` compares with the time that
-the formula's multiplications would take at the rate of one large product of that type;
-more than 100 % means that fewer are made. `prepared` is the forward pass with a kernel
-that was transformed before. The last table sums up what the
-rule chose. Set GLIBC_TUNABLES (to anything) to time the usual memory allocator.
+All forms of a row are compiled first and then run in turn, so that other work on the
+machine disturbs all alike; compare only within a row. `median` and `spread` (the middle
+half) are wall time, `cpu` is the processor time of all threads, and `ratio` is the
+median over the chosen form's median of the same type. XLA's own strided gradient is
+timed on two images and scaled up (marked ~). `of limit` compares with the time that the
+formula's multiplications would take at the rate of one large product of that type; more
+than 100 % means fewer multiplications. `prepared` is the forward pass with a kernel
+transformed before. The last table sums up the rule's choices. Set GLIBC_TUNABLES (to
+anything) to time the usual memory allocator.
 """
 
 import argparse
@@ -84,14 +84,14 @@ def both(image, kernel, gradient, plan):
 
 
 def small_batch(batch, row, name):
-    """The batch that is timed: small where XLA's gradient is a matter of minutes."""
+    """Returns the batch to time: small if XLA's gradient takes minutes."""
     _, _, channels, kernel, stride, *_ = row
     hopeless = stride > 1 and channels * kernel > 1000
     return min(batch, 2) if name.startswith("XLA") and hopeless else batch
 
 
 def other_tile(outputs, tile):
-    """The tile that the rule did not take; None if it had no choice."""
+    """Returns the tile that the rule did not take; None if it had no choice."""
     largest = 3 if max(tile) > 3 else 8
     other = convolution.ceil_div(
         outputs, convolution.ceil_div(outputs, (largest, largest))
@@ -149,7 +149,7 @@ def compile_form(row, name, pass_name):
 
 
 def product_rates():
-    """Multiplications a second of a large matrix product in each type."""
+    """Returns the multiplications per second of a large product in each type."""
     rates = {}
     for name, dtype in (("f32", np.float32), ("bf16", jnp.bfloat16)):
         square = jnp.ones((2048, 2048), dtype)
@@ -165,7 +165,7 @@ def product_rates():
 
 
 def multiplications(row, pass_name):
-    """As the formula has them; each of the two gradients takes as many again."""
+    """Counts the formula's multiplications; each of two gradients takes as many."""
     batch, size, channels, window, stride, padding, features = row
     shape, kernel = (batch, size, size, channels), (window, window, channels, features)
     plan = convolution._choose_plan(
@@ -186,7 +186,7 @@ def measure(row, pass_name, seconds, rates):
     while repeats < 3 or (repeats < 30 and time.perf_counter() < end):
         repeats += 1
         for form in forms.values():
-            form["run"]()  # so that its memory is at hand, as in a training loop
+            form["run"]()  # Brings its memory to hand, as in a training loop.
             cpu, wall = processor_seconds(), time.perf_counter()
             form["run"]()
             form["wall"].append(time.perf_counter() - wall)
@@ -236,7 +236,7 @@ def name_of(row):
 
 
 def print_choices(measured):
-    """One line a row, pass and type: what the rule chose, and what the others took."""
+    """Prints the chosen form and all times, a line per row, pass and type."""
     print("\n| convolution | pass | type | chosen | ms | of limit | others, ms |")
     print("| --- | --- | --- | --- | --: | --: | --- |")
     for row, pass_name, results in measured:
@@ -280,8 +280,8 @@ def main():
     }
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     rates = product_rates()
-    told = ", ".join(f"{name} {rate / 1e9:.0f} G/s" for name, rate in rates.items())
-    print(f"multiplications in a large product: {told}")
+    listed = ", ".join(f"{name} {rate / 1e9:.0f} G/s" for name, rate in rates.items())
+    print(f"multiplications in a large product: {listed}")
     measured = []
     for row in ROWS[arguments.rows]:
         if arguments.batch not in (None, row[0]):

@@ -1,13 +1,12 @@
-"""What XLA makes of the training step on a GPU, on a machine without one.
+"""Lists the kernels that XLA compiles for a training step, on a machine without a GPU.
 
     pip install "jax[cuda13]"         # the compiler; no card and no driver is needed
     python benchmarks/gpu_program.py --batch 2048 --dtype bfloat16
 
-Compiles the paper's step for an H100 and prints its kernels, those that move the most
-bytes first, each with its part of the network. What a row reads and writes, over the
-card's 3 TB/s, is the least time that it takes; a convolution's kind says whether cuDNN
-computes it as the gradient that it is. XLA can try nothing here, and may choose other
-kernels on a card.
+Compiles the paper's step for an H100 and prints its kernels, each with its part of the
+network, by the bytes that they move. The bytes of a row over the card's 3 TB/s are its
+least time; a convolution's kind shows whether cuDNN computes it as a gradient. XLA can
+try nothing here, and may choose other kernels on a card.
 """
 
 import argparse
@@ -64,7 +63,7 @@ class Kernel(NamedTuple):
 
 
 def compile_step(batch: int, dtype: str) -> str:
-    """The optimised program of some steps in one call, as text."""
+    """Returns the optimised program of some steps in one call, as text."""
     config = worker.make_config(types.SimpleNamespace(batch=batch, dtype=dtype))
     model = bind(config.model, worker.IMAGE, worker.CLASSES)
     optimizer = config.optimizer.make(10_000)
@@ -92,7 +91,7 @@ def num_bytes(shapes: str) -> int:
 
 
 def kernels(program: str) -> Iterator[Kernel]:
-    """Those of the computation that holds the convolutions: the loop's body."""
+    """Yields the kernels of the computation with the convolutions: the loop's body."""
     bodies = re.findall(r"^%?[\w.\-]+ \([^\n]*\{\n(.*?)^\}", program, re.M | re.S)
     body = max(bodies, key=lambda lines: lines.count("__cudnn$"))
     shape_of: dict[str, str] = {}

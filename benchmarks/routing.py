@@ -1,4 +1,4 @@
-"""Time and memory of every form of dynamic routing, beside what the machine can do.
+"""Measures time and memory of every form of dynamic routing, and the machine's limits.
 
     python benchmarks/routing.py                  the paper's size, about two minutes
     python benchmarks/routing.py --quick          a quarter of the batch, few repeats
@@ -7,8 +7,8 @@
     python benchmarks/routing.py --grow --figure growth.png --json growth.jsonl
 
 Tables in Markdown go to stdout. All programs are compiled first; then each repeat runs
-every program, so that other work on the machine disturbs all alike: twice, of which the
-second is timed, when its memory is at hand. Compare rows of one run only, by "times
+every program, so that other work on the machine disturbs all alike. It runs twice; the
+second run is timed, with its memory at hand. Compare rows of one run only, by "times
 faster": the median over the repeats of the plain loop's time divided by the form's own.
 """
 
@@ -35,7 +35,7 @@ from capsjax.votes import cast_votes
 
 
 class Problem(NamedTuple):
-    """Sizes; the defaults are those of the paper's network on MNIST."""
+    """Sizes; the defaults fit the paper's network on MNIST."""
 
     batch: int = 128
     i: int = 1152
@@ -45,7 +45,7 @@ class Problem(NamedTuple):
     rounds: int = 3
 
     def operands(self, dtype: str) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Capsules, weight and a gradient of the poses."""
+        """Makes capsules, weight and a gradient of the poses."""
         random = np.random.default_rng(0)
         shapes = (
             (self.batch, self.i, self.c),
@@ -61,12 +61,12 @@ class Problem(NamedTuple):
 
     @property
     def votes(self) -> int:
-        """How many numbers the votes are."""
+        """Number of components of all votes."""
         return self.batch * self.i * self.j * self.d
 
 
 def einsum_loop(capsules: jax.Array, weight: jax.Array, rounds: int = 3) -> jax.Array:
-    """Poses as one writes them first: votes, then rounds written out, by einsums."""
+    """Computes poses in the plainest way: votes, then rounds, by einsums."""
     votes = jnp.einsum("bic,ijdc->bijd", capsules, weight)
     # Without the barrier XLA spends seconds on the softmax of a constant.
     logit = jax.lax.optimization_barrier(jnp.zeros(votes.shape[:-1]))
@@ -89,7 +89,7 @@ class Form(NamedTuple):
     is_plain: bool = False
 
     def route(self, num_iterations: int) -> Callable[..., jax.Array]:
-        """A function from capsules and weight to poses."""
+        """Returns a function from capsules and weight to poses."""
         if self.is_plain:
             return functools.partial(einsum_loop, rounds=num_iterations)
         value = dataclasses.replace(self.routing, num_iterations=num_iterations)
@@ -98,9 +98,9 @@ class Form(NamedTuple):
         return lambda capsules, weight: value(cast_votes(capsules, weight)).pose
 
     def multiplications(self, problem: Problem, *, backward: bool) -> float:
-        """Of the products with ``W``, and of the sums over votes; recomputed ones too.
+        """Counts products with ``W`` and sums over votes, recomputed ones too.
 
-        What ``remat`` computes again is not counted.
+        Does not count what ``remat`` recomputes.
         """
         later, stop = problem.rounds - 1, self.routing.stop_gradient
         if self.votes_free:
@@ -134,7 +134,7 @@ FORMS = {
 
 
 class Program(NamedTuple):
-    """One compiled function, with all that it is called with."""
+    """One compiled function with its operands."""
 
     run: Callable[..., Any]
     operands: tuple[jax.Array, ...]
@@ -142,7 +142,7 @@ class Program(NamedTuple):
     temporary_bytes: int
 
     def milliseconds(self) -> float:
-        """Wall time of one run."""
+        """Returns the wall time of one run."""
         start = time.perf_counter()
         jax.block_until_ready(self.run(*self.operands))
         return 1e3 * (time.perf_counter() - start)
@@ -166,7 +166,7 @@ def compile_program(form: Form, problem: Problem, *, backward: bool) -> Program:
 
 
 def measure(programs: dict[Any, Program], repeats: int) -> dict[Any, list[float]]:
-    """Milliseconds of every program, interleaved."""
+    """Returns the milliseconds of every program, run in turn."""
     times: dict[Any, list[float]] = {name: [] for name in programs}
     for _ in range(repeats):
         for name, program in programs.items():
@@ -176,14 +176,14 @@ def measure(programs: dict[Any, Program], repeats: int) -> dict[Any, list[float]
 
 
 class Machine(NamedTuple):
-    """What the machine reaches on work that suits it."""
+    """The rates that the machine reaches on work that suits it."""
 
     multiplications_per_second: float
     bytes_per_second: float
 
 
 def measure_machine(repeats: int) -> Machine:
-    """Rates of a large matrix product, and of reading and writing a large array."""
+    """Measures a large matrix product, and reading and writing a large array."""
     n, size = 1536, 2**25
     square = jnp.ones((n, n))
     product = jax.jit(jnp.matmul).lower(square, square).compile()
@@ -201,7 +201,7 @@ def measure_machine(repeats: int) -> Machine:
 
 
 def environment() -> dict[str, Any]:
-    """What a number is worth nothing without."""
+    """Returns the versions and the device behind the numbers."""
     device = jax.devices()[0]
     return {
         "python": platform.python_version(),
@@ -213,7 +213,7 @@ def environment() -> dict[str, Any]:
 
 
 def compare_forms(problem: Problem, repeats: int) -> Iterable[dict[str, Any]]:
-    """One record for each form, forward and with the gradients."""
+    """Yields a record for each form, forward and with the gradients."""
     machine = measure_machine(repeats)
     programs = {
         (name, backward): compile_program(form, problem, backward=backward)
@@ -291,7 +291,7 @@ LIMITED = {
 def compare_with_plain(
     problems: Iterable[Problem], repeats: int
 ) -> Iterable[dict[str, Any]]:
-    """One record for each problem, direction and form, beside the plain loop."""
+    """Yields a record for each problem, direction and form, beside the plain loop."""
     for problem, backward in itertools.product(problems, (False, True)):
         programs = {
             name: compile_program(FORMS[name], problem, backward=backward)
@@ -329,7 +329,7 @@ def print_limited(records: list[dict[str, Any]]) -> None:
 
 
 def grow(problem: Problem, repeats: int) -> Iterable[dict[str, Any]]:
-    """One record for each size, axis and form, of poses and gradients together."""
+    """Yields a record for each size, axis and form, with poses and gradients."""
     machine = measure_machine(repeats)
     for axis in Problem._fields:
         base = getattr(problem, axis)
@@ -362,7 +362,7 @@ def grow(problem: Problem, repeats: int) -> Iterable[dict[str, Any]]:
 
 
 def curves(records: list[dict[str, Any]], value: str):
-    """Axis, form, sizes and values of every curve."""
+    """Yields axis, form, sizes and values of every curve."""
     for axis in Problem._fields:
         for form in (PLAIN, VOTES_FREE):
             own = [r for r in records if (r["axis"], r["form"]) == (axis, form)]

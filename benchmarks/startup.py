@@ -3,10 +3,10 @@
     python benchmarks/startup.py
     python benchmarks/startup.py --repeats 5 --config experiments/mnist.py:paper
 
-Every start is a process of its own, in a new run's folder; one step a call, so that the
-first line of its metrics is the first step. Cold is with an empty folder for compiled
-programs (the files of Python and its packages are as the machine has them), warm with
-the one that the cold start filled.
+Every start is a process of its own, in a new run's folder. A call has one step, so the
+first line of metrics is the first step. A cold start has an empty folder for compiled
+programs (files of Python and its packages may be in memory); a warm start has the
+folder that the cold one filled.
 """
 
 import argparse

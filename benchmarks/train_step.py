@@ -6,7 +6,7 @@
     python benchmarks/train_step.py --quick     # about a minute
     python benchmarks/train_step.py --check     # do all compute the same?
 
-The peers are plain JAX as one would write it first, and PyTorch, which wants an
+The peers are plain JAX, written in the simplest way, and PyTorch, which needs an
 environment of its own:
 
     python -m venv torch && torch/bin/pip install torch==2.13.0 numpy
@@ -18,12 +18,12 @@ images are random bytes; a step is everything from fetching the batch to Adam, a
 also shifts the images. `ms` is one step's, `cpu ms` the processor time of all threads,
 `images/s` the rate, all medians over the rounds; `spread` is the middle half.
 
-What `GLIBC_TUNABLES` is set to holds for all rows but those of the table `pages`.
+`GLIBC_TUNABLES` applies to all rows but the rows of the table `pages`.
 
-`of limit` compares with the time that the work's multiplications (as the formulas have
-them) would take at the rate of one large product in the same type, or its bytes at the
-memory's, whichever is longer; both are rows of the same table. More than 100 % means
-that less is multiplied than the formulas say.
+`of limit` compares with the time that the formulas' multiplications would take at the
+rate of one large product in the same type, or the bytes at the memory's rate, whichever
+is longer; both are rows of the same table. More than 100 % means fewer multiplications
+than in the formulas.
 """
 
 import argparse
@@ -52,13 +52,13 @@ PAGES = {"usual pages": "", "large pages": LARGE, "large pages, kept": KEPT}
 
 
 class Contender(NamedTuple):
-    """A row: its name, the worker's arguments, and in how many rounds it takes part."""
+    """A row: its name, the worker's arguments, and its number of rounds."""
 
     name: str
     options: dict
     program: str = "capsjax"
     rounds: int = 1000
-    tunables: str | None = None  # None: what they are outside
+    tunables: str | None = None  # None keeps the environment's.
 
     def environment(self):
         return {} if self.tunables is None else {"GLIBC_TUNABLES": self.tunables}
@@ -112,7 +112,7 @@ class Worker:
         self.process.wait()
 
     def result(self):
-        """Figures of one step."""
+        """Returns the figures of one step."""
         steps = self.calls * self.ready.get("steps", 1)
         each = [t["seconds"] / steps for t in self.timings]
         seconds = statistics.median(each)
@@ -135,9 +135,9 @@ class Worker:
 
 
 def limits(arguments):
-    """Rows for what the machine can do."""
+    """Returns the rows that measure the machine."""
     rows = [Contender("memory", {"work": "memory"})]
-    # What has no type of its own is compared with float32.
+    # Rows without a type of their own are compared with float32.
     for dtype in dict.fromkeys(["float32", *arguments.dtypes]):
         options = {"work": "gemm", "dtype": dtype}
         rows.append(Contender(f"product {dtype}, jax", options))
@@ -147,7 +147,7 @@ def limits(arguments):
 
 
 def layers(arguments, batch):
-    """The step and its parts, which keep their memory, as within a step."""
+    """Returns rows for the step and its parts, which keep memory like in a step."""
     rows = []
     for dtype in arguments.dtypes:
         options = {"batch": batch, "dtype": dtype}
@@ -212,7 +212,7 @@ def peers(arguments, work, batch):
 
 
 def measure(rows, arguments):
-    """Results of all contenders, timed in turn; the way back every other round."""
+    """Times all contenders in turn, in reverse order every other round."""
     workers = []
     try:
         for row in rows:
@@ -248,7 +248,7 @@ def add_limits(results):
             key = result["options"].get("dtype", "memory")
             work = result["multiplications" if kind == "gemm" else "bytes"]
             rate[key] = max(rate.get(key, 0), work / result["seconds"])
-    # A peer does not say how much its work is: it is that of ours.
+    # A peer does not report its work: take ours, which is the same.
     for result in results:
         same = {"work": result["options"]["work"]}
         known = next(
@@ -264,7 +264,7 @@ def add_limits(results):
 
 
 def ratio(reference, result):
-    """How many times as many images a second: the median over common rounds."""
+    """Returns the ratio of images per second: the median over common rounds."""
     scale = reference["images"] / result["images"]
     pairs = zip(reference["each"], result["each"], strict=False)
     return scale * statistics.median(b / a for a, b in pairs)

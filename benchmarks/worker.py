@@ -3,13 +3,13 @@
     python benchmarks/worker.py --work train --batch 128 --dtype bfloat16 --steps 11
 
 Prints one JSON line when it is ready; then, for each line ``run N`` on stdin, makes N
-calls and prints how long they took. It sleeps in between, so that others can be timed.
-What it says of its work is for one of the ``steps`` of a call.
+calls and prints their time. It sleeps in between, so that others can be timed. The
+amounts of work in the JSON line are for one of the ``steps`` of a call.
 
 The works: ``train`` (whole steps, as ``capsjax.train`` takes them), ``inference``
 (class lengths), ``routing`` (forward and backward of the class capsules); the other
-parts of a step, alone, each forward and backward; ``gemm`` and ``memory``, what the
-machine can do; and ``check``, numbers to compare with those of another program.
+parts of a step, alone, each forward and backward; ``gemm`` and ``memory``, the limits
+of the machine; and ``check``, numbers to compare with another program's.
 """
 
 import argparse
@@ -44,8 +44,8 @@ from capsjax.training.step import (
 )
 
 IMAGE, CLASSES = (28, 28, 1), 10
-# Multiplications for one image, forward, as the formulas have them: the backward pass
-# of a product takes two more, but nobody wants the gradient of the image itself.
+# Multiplications for one image, forward, by the formulas. The backward pass of a
+# product takes two more, but the gradient of the image itself is not needed.
 CONV = 20 * 20 * 256 * 81
 PRIMARY = 6 * 6 * 256 * 81 * 256
 ROUTING = 1152 * 10 * 16 * (8 + 3 + 2)  # votes, three sums, two agreements
@@ -74,7 +74,7 @@ def make_state(config, num_steps=10_000):
 
 
 def make_chunk(model, optimizer, config):
-    """Makes several steps in one, as the trainer takes them."""
+    """Joins several steps into one call, like the trainer."""
     loss = fitting_loss(config.loss, activation_kind(model))
     return make_train_chunk(make_train_step(model, optimizer, config, loss))
 
@@ -115,7 +115,7 @@ def inference(arguments):
 
 
 def part(function, arguments, multiplications, *differentiated, fixed=()):
-    """The function and its gradient, with the bytes that must go in and out."""
+    """Returns a call of a function and its gradient, and the work in it."""
     value = jax.eval_shape(function, *differentiated, *fixed)
     gradient = jnp.ones(value.shape, value.dtype)
 
@@ -248,7 +248,7 @@ def memory(arguments):
 
 
 def by_layer(state):
-    """The weights in the order of the peers, who need not know how ours are nested."""
+    """Returns the weights in the peers' order, without our nesting."""
     params = state.params["params"]
     conv, primary, dense = (params[n] for n in ("conv", "primary_caps", "decoder"))
     return {
@@ -286,9 +286,9 @@ def plain_inference(arguments):
 
 
 def check(arguments):
-    """Class lengths, then the losses of four steps on one batch without shifts.
+    """Prints class lengths, then the losses of four steps on a batch without shifts.
 
-    Writes weights and batch to ``--file``, named and laid out as PyTorch has them.
+    Writes weights and batch to ``--file``, with PyTorch's names and layout.
     """
     config = make_config(arguments)
     config.augmentation = NoAugmentation()
@@ -357,7 +357,7 @@ def seconds_of(call, times=1):
 
 
 def serve(call, work):
-    """The same loop as in ``peers/torch_capsnet.py``."""
+    """Serves with the same loop as ``peers/torch_capsnet.py``."""
     first, again = seconds_of(call), seconds_of(call)
     work |= {"compile_seconds": first - again, "call_seconds": again}
     print(json.dumps(work | {"version": jax.__version__}), flush=True)

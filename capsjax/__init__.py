@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 
-# Imported on first use: the functions need no Flax and no Orbax.
+# Imported on first use: the functions above need no Flax and no Orbax.
 _HOMES = {
     "CapsNet": "capsjax.models",
     "Decoder": "capsjax.layers",

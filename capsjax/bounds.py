@@ -1,7 +1,7 @@
-"""Ranges of hyperparameters, as types that stand in their annotations.
+"""Ranges of hyperparameters, as types for their annotations.
 
-``num_iterations: Rounds = 3`` declares type, range and default in one place. Whoever
-sets a field by its name, such as the command line, checks it with :func:`require`.
+``num_iterations: Rounds = 3`` declares type, range and default in one place. Code that
+sets a field by its name, like the command line, checks it with :func:`require`.
 """
 
 import math
@@ -40,7 +40,7 @@ def between(low: float | int, high: float | int) -> Allowed:
     return Allowed(f"from {low} to {high}", lambda value: low <= value <= high)
 
 
-# No layer is as wide by far; the product of three is still counted in 64 bits.
+# Far wider than any layer; the product of three still fits into 64 bits.
 _WIDEST = 2**16
 
 Count = Annotated[int, between(1, _WIDEST)]
@@ -51,7 +51,7 @@ Steps = Annotated[int, between(0, 2**31 - 1)]
 Share = Annotated[float, between(0, 1)]
 Weight = Annotated[float, at_least(0)]
 Scale = Annotated[float, above(0)]
-# Of a moving average: at 1 it would never move.
+# A moving average with a decay of 1 would never move.
 Decay = Annotated[float, Allowed("at least 0, below 1", lambda value: 0 <= value < 1)]
 Widths = Annotated[
     tuple[int, ...],
@@ -74,11 +74,11 @@ _TRUE, _FALSE = ("true", "t", "1", "yes"), ("false", "f", "0", "no")
 def require(value: Any, hint: Any, name: str) -> None:
     """Checks a value against its annotation.
 
-    Types that are none of ``int``, ``float``, ``str``, ``bool``, tuples of whole
-    numbers, ``Literal``, these with ``Annotated`` or ``| None``, allow everything.
+    Checks ``int``, ``float``, ``str``, ``bool``, tuples of whole numbers and
+    ``Literal``, also with ``Annotated`` or ``| None``. Other types allow everything.
 
     Raises:
-        ValueError: Naming the value and what is allowed.
+        ValueError: With the value and the allowed values.
     """
     kind, allowed, is_optional = _parts(hint)
     if value is None and is_optional:
@@ -98,7 +98,7 @@ def require(value: Any, hint: Any, name: str) -> None:
 
 
 def parse(text: str, hint: Any, name: str) -> Any:
-    """Reads a value from a command line, by its annotation; ``none`` where allowed.
+    """Reads a value from a command line by its annotation; ``none`` if it allows None.
 
     Raises:
         ValueError: If the text is not of that type.
@@ -121,12 +121,12 @@ def parse(text: str, hint: Any, name: str) -> Any:
 
 
 def plain(hint: Any) -> Any:
-    """Returns the type in an annotation; ``Any`` where it allows several."""
+    """Returns the type in an annotation; ``Any`` if it allows several."""
     return _parts(hint)[0]
 
 
 def _parts(hint: Any) -> tuple[Any, list[Allowed], bool]:
-    """The plain type of an annotation, its ranges, and whether it allows None."""
+    """Returns an annotation's plain type, its ranges, and True if it allows None."""
     allowed: list[Allowed] = []
     is_optional = False
     if typing.get_origin(hint) in (typing.Union, types.UnionType):

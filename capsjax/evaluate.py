@@ -1,12 +1,12 @@
-"""Losses and accuracy over a whole data set, every image counted exactly once.
+"""Evaluates a run's best network on the test images, each counted exactly once.
 
     python -m capsjax.evaluate --workdir runs/mnist-seed0
 
-prints what the run's best network makes of the test images, and draws it. Several runs
-are an ensemble: the lengths of their class capsules (or their probabilities) are
-averaged. ``--data`` names another data set of the same classes and image shape, or the
-folder where the images are: of IDX archives, or of pictures with one subfolder for each
-class. Its test split is taken, or else all of its images.
+prints losses, accuracy and confusions, and draws figures. Several runs form an
+ensemble: the lengths of their class capsules (or their probabilities) are averaged.
+``--data`` names another data set with the same classes and image shape, or a folder of
+IDX archives, or of pictures with one subfolder for each class. Its test split is
+evaluated, or all of its images if it has none.
 """
 
 import argparse
@@ -29,27 +29,28 @@ from capsjax.storage.run import Run, load_run
 
 @command("capsjax.evaluate", WorkdirError, CheckpointError, ValueError)
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line: evaluates, draws, and returns the exit code."""
+    """Parses the command line, evaluates, draws, and returns the exit code."""
     parser = argparse.ArgumentParser(
         "capsjax.evaluate",
-        description="What a run's best network makes of the test images.",
+        description="Evaluates a run's best network on the test images.",
     )
     parser.add_argument(
         "--workdir",
         nargs="+",
         required=True,
         metavar="DIR",
-        help="the folder of a trained run; several are an ensemble",
+        help="the folder of a trained run; several form an ensemble",
     )
     parser.add_argument(
         "--data",
         metavar="NAME",
-        help="another data set of the same form and classes, or a folder of one",
+        help="another data set with the same image shape and classes, or its folder",
     )
     parser.add_argument(
         "--no-figures", action="store_true", help="only print, write nothing"
     )
     arguments = parser.parse_args(argv)
+    # Load runs and images.
     keep_compiled_programs()
     require_devices()
     runs = [load_run(path) for path in arguments.workdir]
@@ -58,8 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for note in dataset.notes:
         warn(note)
     for run in () if arguments.data else runs:
-        if told := run.workdir.other_images({"test": dataset}):
-            warn(f"{run.workdir.path} {told}")
+        if problem := run.workdir.other_images({"test": dataset}):
+            warn(f"{run.workdir.path} {problem}")
+    # Evaluate each run, and all together.
     members, lines = [], []
     for run in runs:
         is_alone = len(runs) == 1
@@ -71,10 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(runs) > 1:
         lines.append(f"all {len(runs)} together:")
         evaluation = evaluate_ensemble(runs, dataset, members)
+    # Print and write the results.
     written: list[str] = []
     try:
         answer(*lines, *summary_lines(dataset, evaluation))
-    finally:  # What has been computed is kept, also if nobody reads it.
+    finally:  # Write the results even if the reader of the output has gone.
         if not arguments.no_figures:
             written = _keep(runs, dataset, evaluation, arguments.data, argv)
     answer(*written)
@@ -88,7 +91,7 @@ def _keep(
     data: str | None,
     argv: Sequence[str] | None,
 ) -> list[str]:
-    """Writes the numbers and the figures; returns lines that say where."""
+    """Writes the numbers and the figures; returns lines with their places."""
     folder = runs[0].workdir.figures
     if len(runs) > 1:
         folder /= "ensemble"
@@ -98,7 +101,7 @@ def _keep(
     words = ["python", "-m", "capsjax.evaluate", *(argv or sys.argv[1:])]
     about = record(runs, dataset, evaluation) | {"command": shlex.join(words)}
     write_json(folder / "evaluation.json", about)
-    lines = [f"{folder / 'evaluation.json'} has these numbers, and what made them"]
+    lines = [f"{folder / 'evaluation.json'} has these numbers and their origin"]
     if len(runs) == 1:
         from capsjax.analysis import figures
 

@@ -1,10 +1,10 @@
 """Initial weights: by a name that fits into a config, or scaled to their layer.
 
-``initializer("normal(0.1)")`` draws alike at any size. The three ``scaled_*`` rules,
-named ``scaled``, start a network of any size as the paper's network starts: each
-multiplies the standard deviation that the paper's network has here by a factor that is
-exactly 1 at that network's sizes, so that its first weights keep every bit. The paper
-gives no first weights; these were chosen by validation on MNIST.
+``initializer("normal(0.1)")`` has the same deviation at any size. The three
+``scaled_*`` rules, named ``scaled``, start a network of any size like the paper's. Each
+multiplies a standard deviation chosen for the paper's network by a factor that is
+exactly 1 at that network's sizes, so its first weights keep every bit. The paper gives
+no initial weights; the deviations were chosen by validation on MNIST.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ _PLAIN: Mapping[str, Callable[[], Initializer]] = {
 _NUMBERED: Mapping[str, Callable[[float], Initializer]] = {
     "constant": jax.nn.initializers.constant,
     "normal": jax.nn.initializers.normal,
-    # Cut at two standard deviations and not rescaled, as TensorFlow's is.
+    # Cut at two standard deviations and not rescaled, like TensorFlow's.
     "truncated_normal": jax.nn.initializers.truncated_normal,
 }
 
@@ -50,7 +50,7 @@ def initializer(
         start: ``glorot_uniform``, ``he_normal``, ``lecun_normal``, ``zeros``, or, with
             a number, ``constant(0.1)``, ``normal(0.1)`` (mean zero, that standard
             deviation) or ``truncated_normal(0.1)``; or a function, which is returned.
-        scaled: What the name ``scaled`` stands for, where there is a rule.
+        scaled: The rule for the name ``scaled``, if the layer has one.
 
     Raises:
         ValueError: If there is no initializer of that name.
@@ -78,7 +78,7 @@ def _is_name(start: Any, scaled: Initializer | None = None) -> bool:
 
 
 _NAMES = ", ".join([*_PLAIN, *(f"{name}(NUMBER)" for name in _NUMBERED)])
-# The annotations of fields that hold how a weight starts: in a config, a name.
+# Annotations of fields that hold an initializer: in a config, a name.
 Start = Annotated[str | Initializer, Allowed(f"one of {_NAMES}", _is_name)]
 ScaledStart = Annotated[
     str | Initializer,
@@ -103,14 +103,13 @@ def scaled_primary(dim: int, scale: float = 1.0) -> Initializer:
     r"""Makes the rule for the kernel of primary capsules, ``[h, w, c, types dim]``.
 
     ``N(0, sigma^2)`` with ``sigma = 0.0098 sqrt(20736 * 8 / (fan_in dim)) / scale`` and
-    ``fan_in = h w c``. A capsule before its squash is ``dim`` components of
-    variance ``scale^2 sigma^2 fan_in E[feature^2]`` each. Its mean squared length is
-    their sum, which thus depends on no size, and the squash makes about
-    ``PRIMARY_LENGTH`` of it.
+    ``fan_in = h w c``. A capsule before its squash has ``dim`` components of variance
+    ``scale^2 sigma^2 fan_in E[feature^2]`` each. Its mean squared length is their sum,
+    which depends on no size; the squash turns it into about ``PRIMARY_LENGTH``.
 
     Args:
         dim: Components of a capsule.
-        scale: What the layer multiplies the convolution's result by.
+        scale: Factor by which the layer multiplies the convolution's result.
     """
 
     def draw(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
@@ -129,14 +128,14 @@ def scaled_votes(input_length: float = PRIMARY_LENGTH) -> Initializer:
 
     In the first round every coupling is ``1 / J`` and an output before its squash is
     ``s_j = sum_i W_ij u_i / J``: ``d`` components of variance
-    ``sigma^2 I input_length^2 / J^2`` each. So its length is about 0.095 whatever the
-    sizes. Squared is what counts: the squash makes ``|s|^2 / (1 + |s|^2)`` of it, here
-    ``CLASS_LENGTH``, and so inputs or weights ten times shorter make outputs a hundred
-    times shorter, and those of the next layer ten thousand times.
+    ``sigma^2 I input_length^2 / J^2`` each. So its length is about 0.095 at any size.
+    The squash turns it into ``|s|^2 / (1 + |s|^2)``, here ``CLASS_LENGTH``. The length
+    enters squared: inputs or weights ten times shorter make outputs a hundred times
+    shorter, and outputs of the next layer ten thousand times shorter.
 
-    In each of two more rounds an output draws the votes that agree with it, by which
-    it grows by ``|s|^3 J / d`` of its length, to first order; ``g`` takes that back. It
-    matters for many outputs of few components only (1.4 for 1,000 of 4).
+    In each of two more rounds an output attracts the votes that agree with it, and
+    grows by ``|s|^3 J / d`` of its length, to first order; ``g`` compensates that. It
+    matters only for many outputs of few components (1.4 for 1,000 of 4).
 
     Args:
         input_length: Root mean square length of the input capsules at the start.
@@ -160,15 +159,15 @@ def scaled_votes(input_length: float = PRIMARY_LENGTH) -> Initializer:
 
 
 def _growth(outputs_per_component: float) -> float:
-    """By how much two rounds of routing lengthen an output that is 0.095 long."""
+    """Returns the growth of an output 0.095 long in two rounds of routing."""
     return 1 + 2 * 0.095**3 * outputs_per_component
 
 
 def _fan_in(shape: Any) -> int:
-    """How many products make one output of a kernel ``[h, w, c, features]``."""
+    """Returns the number of products in an output of ``[h, w, c, features]``."""
     return math.prod(shape[:-1])
 
 
 def _normal(deviation: float, factor: float) -> Initializer:
-    """Draws around zero with the paper's network's deviation times a size's factor."""
+    """Draws around zero, with the deviation of the paper's network times a factor."""
     return jax.nn.initializers.normal(deviation * factor)

@@ -1,7 +1,7 @@
 """Layers that own weights: the mathematics is in ``ops`` and ``routings``.
 
-Weights are float32, with ``JAX_ENABLE_X64`` too. How they start is a name of
-:mod:`capsjax.initializers`, or a function of key, shape and type.
+Weights are float32, with ``JAX_ENABLE_X64`` too. They start by a name from
+:mod:`capsjax.initializers`, or by a function of key, shape and type.
 
 Letters: ``h w`` position, ``t`` capsule type, ``i`` input capsules with ``c``
 components, ``j`` output capsules with ``d``.
@@ -41,15 +41,15 @@ from capsjax.routings import Algorithm, DynamicRouting, Routed
 class Convolution(nn.Module):
     """A convolution, fast on every backend.
 
-    Where a variable ``prepared/kernel`` is given, as :func:`capsjax.models.prepare`
-    makes it, that is used and not transformed again.
+    Uses the variable ``prepared/kernel`` without another transformation, if
+    :func:`capsjax.models.prepare` made it.
 
     Attributes:
         features: Output channels.
         kernel_size: Height and width of the kernel.
         stride: Step of the window.
         compute_dtype: Type of the product's operands; sums and result are float32.
-        kernel_init: How the kernel starts.
+        kernel_init: Initializer of the kernel.
         padding: ``VALID`` for none; ``SAME`` for zeros around, so that a stride of 1
             keeps the size.
     """
@@ -68,7 +68,7 @@ class Convolution(nn.Module):
         """Convolves images, channels last, in the type of the kernel.
 
         Raises:
-            TypeError: If the images are not floating-point numbers, but bytes, say.
+            TypeError: If the images are not floating-point numbers.
         """
         require_unit_scale("image", image)
         *batch, height, width, channels = image.shape
@@ -102,7 +102,7 @@ class Convolution(nn.Module):
 
 
 class PrimaryCaps(nn.Module):
-    """The lowest capsules: a convolution whose channels are grouped into poses.
+    """Primary capsules: a convolution whose channels are grouped into poses.
 
     ``u = squash(activation(scale * conv(image) + bias))``. Capsule type ``t`` at one
     position holds the neighbouring channels ``t c .. t c + c - 1`` of that position.
@@ -112,13 +112,13 @@ class PrimaryCaps(nn.Module):
         dim: Components of a capsule.
         kernel_size: Height and width of the window that a capsule sees.
         stride: Step of that window.
-        activation: Applied before the squash; None as in the paper.
+        activation: Function applied before the squash; None as in the paper.
         scale: Factor of the convolution's result; 1 as in the paper.
         compute_dtype: Type of the convolution's operands; its sums are float32.
-        kernel_init: How the kernel starts. ``scaled`` makes the capsules start about
-            ``start_length`` long, whatever the sizes, behind features like those of the
-            paper's first convolution: see ``initializers.scaled_primary``.
-        bias_init: How the bias starts.
+        kernel_init: Initializer of the kernel. ``scaled`` makes the capsules start
+            about ``start_length`` long at any size, on features like the paper's first
+            convolution: see ``initializers.scaled_primary``.
+        bias_init: Initializer of the bias.
         start_length: Root mean square length of the capsules at the start.
 
     References:
@@ -165,17 +165,16 @@ class DenseCaps(nn.Module):
         num_capsules: Output capsules.
         dim: Components of an output capsule.
         routing: The algorithm, a value with its hyperparameters inside.
-        share_weight: Whether all inputs share one matrix ``W_j``: the layer then takes
-            any number of inputs.
-        weight_init: How ``W`` starts. Its scale decides whether and how fast the
-            network learns: where it is too large every length saturates at one, where
-            it is too small the lengths and their gradients start near zero. ``scaled``
-            makes the capsules start about ``start_length`` long for any number of
-            inputs, outputs and components: see ``initializers.scaled_votes``.
-        input_length: Root mean square length of the input capsules at the start, which
-            that scale needs and no shape tells. The default is that of the paper's
-            primary capsules; above another ``DenseCaps`` it is that layer's
-            ``start_length``.
+        share_weight: True to share one matrix ``W_j`` among all inputs: the layer then
+            takes any number of inputs.
+        weight_init: Initializer of ``W``. Its scale decides whether and how fast the
+            network learns: too large, and every length saturates at one; too small, and
+            lengths and gradients start near zero. ``scaled`` makes the capsules start
+            about ``start_length`` long for any number of inputs, outputs and
+            components: see ``initializers.scaled_votes``.
+        input_length: Root mean square length of the input capsules at the start, for
+            ``scaled``. The default fits the paper's primary capsules; above another
+            ``DenseCaps``, set that layer's ``start_length``.
         start_length: Root mean square length of the capsules at the start.
 
     References:
@@ -202,7 +201,7 @@ class DenseCaps(nn.Module):
 
         Args:
             capsules: The input capsules.
-            activation: How present they are, if the algorithm takes that.
+            activation: Presence of each input capsule, if the algorithm takes it.
             competition: ``initial_logit``, ``input_mask``, ``output_mask`` and
                 ``compete``: see :class:`capsjax.routings.Algorithm`.
         """
@@ -211,7 +210,7 @@ class DenseCaps(nn.Module):
         start = initializer(self.weight_init, scaled_votes(self.input_length))
         shape = (i, self.num_capsules, self.dim, c)
         if self.share_weight:
-            # As each of so many matrices would start.
+            # The shared matrix starts like one of ``i`` matrices.
             def start_one(key, shape, dtype):
                 return start(key, (i, *shape), dtype)[0]
 
@@ -233,12 +232,12 @@ class Decoder(nn.Module):
     """Draws an image from the capsules that a mask lets through.
 
     Attributes:
-        image_shape: Height, width and channels of what is drawn.
+        image_shape: Height, width and channels of the image.
         features: Widths of the hidden layers.
         compute_dtype: Type of the products' operands; sums and result are float32.
-        kernel_init: How the kernels of the hidden layers start.
-        output_init: How the kernel of the last layer starts.
-        bias_init: How the biases start.
+        kernel_init: Initializer of the hidden layers' kernels.
+        output_init: Initializer of the last layer's kernel.
+        bias_init: Initializer of the biases.
 
     References:
         Sabour, Frosst and Hinton 2017, section 4.1, https://arxiv.org/abs/1710.09829.
@@ -255,7 +254,7 @@ class Decoder(nn.Module):
     def __call__(
         self, pose: Float[Array, "*batch j d"], mask: Float[Array, "*batch j"]
     ) -> Float[Array, "*batch h w c"]:
-        """Draws pixels from 0 to 1; the poses where the mask is zero have no say."""
+        """Draws pixels from 0 to 1; ignores poses where the mask is zero."""
         masked = pose * mask[..., None]
         hidden = masked.reshape(*masked.shape[:-2], math.prod(masked.shape[-2:]))
         dense = functools.partial(
@@ -276,13 +275,13 @@ def make_dense(
     kernel_init: str | Initializer,
     bias_init: str | Initializer,
 ) -> nn.Dense:
-    """A fully connected layer.
+    """Makes a fully connected layer.
 
     Args:
         features: Output units.
         compute_dtype: Type of the product's operands; sums and result are float32.
-        kernel_init: How the kernel starts.
-        bias_init: How the bias starts.
+        kernel_init: Initializer of the kernel.
+        bias_init: Initializer of the bias.
     """
     return nn.Dense(
         features,
@@ -293,7 +292,7 @@ def make_dense(
 
 
 def _dot_general(lhs: Array, rhs: Array, *arguments: Any, dtype: str, **options: Any):
-    """A product of operands of that type into float32, the only one fast on a CPU."""
+    """Multiplies operands of that type into float32, the only fast way on a CPU."""
     options["preferred_element_type"] = jnp.promote_types(lhs.dtype, jnp.float32)
     if dtype != "float32":
         lhs, rhs = lhs.astype(dtype), rhs.astype(dtype)

@@ -27,7 +27,7 @@ def margin_loss(
     absent: float = 0.1,
     down_weight: float = 0.5,
 ) -> Float[Array, "*batch"]:
-    r"""Wants a long capsule of each class that is there, short ones of the others.
+    r"""Rewards long capsules for the classes that are present, short ones for others.
 
     .. math::
         L = \sum_n T_n \max(0, m^+ - |v_n|)^2
@@ -35,15 +35,15 @@ def margin_loss(
 
     Args:
         length: Lengths of the class capsules, from 0 to 1.
-        label: The class of each example, an integer; or, where several may be in one
-            image, a multi-hot row ``[*batch, n]`` of zeros and ones (or booleans).
+        label: The class of each example, an integer; or, if an image may show several,
+            a multi-hot row ``[*batch, n]`` of zeros and ones (or booleans).
         present: ``m+``, the length above which a present class costs nothing.
         absent: ``m-``, the length below which an absent class costs nothing.
         down_weight: ``lambda``, the weight of absent classes. It keeps the first steps
             from shrinking all capsules.
 
     Returns:
-        The loss of each example, summed over classes (not averaged, as some do).
+        The loss of each example, summed over classes, not averaged.
 
     Raises:
         ValueError: If the label is neither one integer nor one row per example.
@@ -68,7 +68,7 @@ def spread_loss(
     *,
     margin: float = 0.9,
 ) -> Float[Array, "*batch"]:
-    r"""Wants the label's activation to exceed each other one by a margin.
+    r"""Rewards a label's activation that exceeds each other one by a margin.
 
     .. math::
         L = \sum_{n \neq t} \max(0, m - (a_t - a_n))^2
@@ -76,7 +76,7 @@ def spread_loss(
     Args:
         probability: Activations of the class capsules, from 0 to 1.
         label: The class ``t`` of each example, an integer.
-        margin: ``m``. The paper raises it from 0.2 to 0.9 while it trains.
+        margin: ``m``. The paper raises it from 0.2 to 0.9 during training.
 
     Returns:
         The loss of each example, summed over classes.
@@ -119,20 +119,20 @@ def reconstruction_loss(
     *,
     reduction: str = "sum",
 ) -> Float[Array, "*batch"]:
-    """Squared error of a reconstruction, summed over pixels as in the paper.
+    """Computes the squared error of a reconstruction, summed over pixels by default.
 
     Args:
-        reconstruction: What the decoder drew, ``[*batch, h, w, c]`` from 0 to 1.
-        image: What it should have drawn, of the same shape.
-        reduction: ``"sum"`` over pixels and channels; ``"mean"`` as the notebook does
-            (784 times smaller for a digit).
+        reconstruction: Output of the decoder, ``[*batch, h, w, c]`` from 0 to 1.
+        image: The image to reconstruct, of the same shape.
+        reduction: ``"sum"`` over pixels and channels, as in the paper; ``"mean"`` as in
+            the notebook (784 times smaller for a digit).
 
     Returns:
         The error of each example.
 
     Raises:
         ValueError: If ``reduction`` is neither, or the shapes differ.
-        TypeError: If either is not floating-point numbers, but bytes, say.
+        TypeError: If either array is not floating-point numbers.
 
     References:
         Sabour, Frosst and Hinton 2017, section 4.1, https://arxiv.org/abs/1710.09829.
@@ -153,7 +153,7 @@ def reconstruction_loss(
 
 @dataclasses.dataclass(frozen=True)
 class Loss(abc.ABC):
-    """A loss of the class capsules, and the weight of the reconstruction beside it.
+    """A loss of the class capsules, and the weight of the reconstruction loss.
 
     Attributes:
         weight: Weight of the loss of the class capsules.
@@ -162,7 +162,7 @@ class Loss(abc.ABC):
         reconstruction_reduction: ``sum`` or ``mean`` over the pixels.
         name: Name of the loss of the class capsules among the metrics.
         activation_kind: The kind of activation that the loss compares.
-        takes_several: Whether an image may show several classes.
+        takes_several: True if an image may show several classes.
     """
 
     weight: Weight = 1.0
@@ -227,7 +227,7 @@ class SpreadLoss(Loss):
     """:func:`spread_loss`, for probabilities.
 
     Attributes:
-        margin: By how much the label's probability should exceed each other one.
+        margin: Distance by which the label's probability should exceed each other one.
     """
 
     margin: Share = 0.9
@@ -258,16 +258,16 @@ class CrossEntropy(Loss):
 
 @dataclasses.dataclass(frozen=True)
 class AutoLoss(Loss):
-    """The loss that fits what the network's activations are, with its default margins.
+    """The loss that fits the network's activations, with its default margins.
 
-    The margin loss for lengths, the spread loss for probabilities, the cross-entropy
-    for logits.
+    It stands for the margin loss for lengths, the spread loss for probabilities, and
+    the cross-entropy for logits.
     """
 
     def __call__(
         self, activation: Float[Array, "*batch n"], label: Shaped[Array, "..."]
     ) -> Float[Array, "*batch"]:
-        """Is never computed: :func:`fitting_loss` replaces it.
+        """Raises, since :func:`fitting_loss` must replace this loss first.
 
         Raises:
             TypeError: Always.
@@ -284,7 +284,7 @@ LOSSES: Mapping[str, type[Loss]] = {
 
 
 def fitting_loss(loss: Loss, kind: ActivationKind) -> Loss:
-    """Returns the loss itself, or, of ``AutoLoss``, the one for that kind.
+    """Returns the loss itself; replaces ``AutoLoss`` by the loss for that kind.
 
     Raises:
         ValueError: If the loss is for activations of another kind.
@@ -308,7 +308,7 @@ def fitting_loss(loss: Loss, kind: ActivationKind) -> Loss:
 def _own(
     values: Float[ArrayLike, "*batch n"], label: Shaped[ArrayLike, "..."]
 ) -> tuple[Float[Array, "*batch n"], Float[Array, "*batch"]]:
-    """The values of all classes, and of the label's."""
+    """Returns the values of all classes, and the value of the label's class."""
     values, label = jnp.asarray(values), jnp.asarray(label)
     is_one = jnp.issubdtype(label.dtype, jnp.integer)
     if label.shape != values.shape[:-1] or not is_one:

@@ -1,10 +1,10 @@
-"""What a trained network sees: ``python -m capsjax.predict --workdir DIR image.png``.
+"""Classifies pictures: ``python -m capsjax.predict --workdir DIR image.png``.
 
-A picture is prepared as the run's own images were. A network of MNIST's digits gets
-them light on dark, the longer side of what is drawn 20 of 28 pixels, the centre of mass
-in the middle; where it is not plain whether a picture is dark on light, both are tried,
-and the longer capsule counts. Every other network gets the middle of the picture,
-scaled. Of a folder all pictures are read, those in its subfolders too.
+A picture is prepared like the run's own images. A network for MNIST's digits gets a
+digit light on dark, its longer side 20 of 28 pixels, its centre of mass in the middle.
+If foreground and background cannot be told apart, both ways are tried, and the longer
+capsule counts. Every other network gets the middle of the picture, scaled. All pictures
+in a folder are read, and in its subfolders.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--invert",
         action=argparse.BooleanOptionalAction,
-        help="it is dark on light (or is not); told by the image's edge if not said",
+        help="the picture is dark on light (or not); default: judged by its edge",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, not a table")
     return parser
@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
 
 @command(_NAME, WorkdirError, CheckpointError)
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line: predicts, and returns the exit code."""
+    """Parses the command line, predicts, and returns the exit code."""
     arguments = _parser().parse_args(argv)
     keep_compiled_programs()
     require_devices()
@@ -55,14 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.invert is not None and not run.preparation.is_drawn:
         option = "--invert" if arguments.invert else "--no-invert"
         raise WorkdirError(
-            f"{option} is for networks of MNIST's digits: that of {arguments.workdir} "
-            "takes pictures as they are."
+            f"{option} is for networks of MNIST's digits: the network of "
+            f"{arguments.workdir} takes pictures as they are."
         )
     files, bad = _find_files(arguments.images)
     with _json_array() if arguments.json else _table(files) as write:
         for path in bad:
             fail(f"{_NAME}: error: the folder {path} has no pictures.")
-        # One after the other, so that large ones need not fit in memory together.
+        # One by one: large pictures may not fit in memory together.
         for file in files:
             notes = []
             try:
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _find_files(paths: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The files that are given and those within folders; and folders without any."""
+    """Returns the given files and the files in given folders; and empty folders."""
     files, empty = [], []
     for path in paths:
         if not os.path.isdir(expanded(path)):
@@ -101,33 +101,33 @@ Writer = Callable[[dict[str, Any]], None]
 
 @contextlib.contextmanager
 def _table(files: Sequence[str]) -> Iterator[Writer]:
-    """Prints a line for each answer, as soon as it is there."""
+    """Prints a line for each answer at once."""
     wide = max(len(printable(name)) for name in ["image", *files])
     is_begun = False
 
-    def write(told: dict[str, Any]) -> None:
+    def write(entry: dict[str, Any]) -> None:
         nonlocal is_begun
-        kind = numbers_name(told)
+        kind = numbers_name(entry)
         if not is_begun:
             head = {"lengths": "longest capsules", "probabilities": "most probable"}
             answer(f"{'image':{wide}}  {head[kind]:18}  answer")
             is_begun = True
-        longest = list(told[kind].items())[:3]
+        longest = list(entry[kind].items())[:3]
         lengths = "  ".join(f"{name} {length:.2f}" for name, length in longest)
-        answer(f"{printable(told['file']):{wide}}  {lengths:18}  {told['verdict']}")
+        answer(f"{printable(entry['file']):{wide}}  {lengths:18}  {entry['verdict']}")
 
     yield write
 
 
 @contextlib.contextmanager
 def _json_array() -> Iterator[Writer]:
-    """Prints an object for each answer, in an array that is valid however it ends."""
+    """Prints an object for each answer, in an array that stays valid after an error."""
     comma = ""
 
-    def write(told: dict[str, Any]) -> None:
+    def write(entry: dict[str, Any]) -> None:
         nonlocal comma
-        lines = textwrap.indent(json_text(told, indent=2), "  ").split("\n")
-        # The line break comes first: what is there is whole before the next begins.
+        lines = textwrap.indent(json_text(entry, indent=2), "  ").split("\n")
+        # The line break comes first: a printed object is whole before the next begins.
         answer(comma, *lines, end="")
         comma = ","
 

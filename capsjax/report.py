@@ -1,14 +1,14 @@
-"""Runs side by side: ``python -m capsjax.report runs/mnist-*``.
+"""Compares runs in a table: ``python -m capsjax.report runs/mnist-*``.
 
-Runs of one recipe are gathered over their seeds: mean and sample standard deviation of
-the test accuracy, of the last network and of the best by validation loss; and of the
-latter the share of the classes that were found, where an image shows several. They must
-agree in everything but the seed.
+Averages the runs of one recipe over their seeds. Prints mean and sample standard
+deviation of the test accuracy, for the last network and for the best by validation
+loss; for the latter also the share of the classes found, if images show several; and
+the validation accuracy, if runs were not tested. Runs of a recipe must agree in
+everything but the seed.
 
-``--average data.path`` gathers over that field too, as over the folders of a cross
-validation; ``--by model.num_iterations`` makes a row for each value of a field. Runs in
-which a setting changed on the way are gathered only with those in which it did alike.
-Of runs that were not tested the validation accuracy is told.
+``--average data.path`` averages over that field too, for example over the folders of a
+cross validation; ``--by model.routing.num_iterations`` makes a row for each value of a
+field. Runs whose settings changed are averaged only with runs of the same changes.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from capsjax.storage.files import WorkdirError
 
 @command("capsjax.report", WorkdirError, ValueError)
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line: prints the table, and returns the exit code."""
+    """Parses the command line, prints the table, and returns the exit code."""
     parser = argparse.ArgumentParser(
         "capsjax.report",
         description=__doc__,
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("workdirs", nargs="+", metavar="DIR", help="folders of runs")
     parser.add_argument("--figure", help="file to draw the validation curves into")
     for name, what in (
-        ("average", "gather runs that differ in this field too, data.path say"),
+        ("average", "average runs that differ in this field too, e.g. data.path"),
         ("by", "make a row for each value of this field"),
     ):
         parser.add_argument(

@@ -1,6 +1,6 @@
-"""Training: ``python -m capsjax.train --config experiments/mnist.py``.
+"""Trains a network: ``python -m capsjax.train --config experiments/mnist.py``.
 
-Parses the command line, trains, and turns what happens into an exit code.
+Parses the command line, trains, and turns the outcome into an exit code.
 """
 
 import os
@@ -32,44 +32,47 @@ from capsjax.training.trainer import train
 
 @command("capsjax.train")
 def main(argv: Sequence[str]) -> int:
-    """The command line: trains, and returns the exit code."""
+    """Parses the command line, trains, and returns the exit code."""
+    # Train.
     address = None
     try:
-        asked = parse(argv, __doc__ or "")
-        if asked.num_cpu_devices is not None:
-            jax.config.update("jax_num_cpu_devices", asked.num_cpu_devices)
-        address = asked.hosts.coordinator_address
-        join(asked.hosts)
+        command_line = parse(argv, __doc__ or "")
+        if command_line.num_cpu_devices is not None:
+            jax.config.update("jax_num_cpu_devices", command_line.num_cpu_devices)
+        address = command_line.hosts.coordinator_address
+        join(command_line.hosts)
         keep_compiled_programs()
         require_devices()
-        workdir = Workdir(asked.workdir or default_path(asked.config))
+        workdir = Workdir(command_line.workdir or default_path(command_line.config))
         command = shlex.join(sys.orig_argv)
-        result = train(asked.config, workdir, command=command, may_exit=True)
+        result = train(command_line.config, workdir, command=command, may_exit=True)
+    # Turn failures into messages and exit codes.
     except (UsageError, HostsError, configs.ConfigError) as error:
         return _fail(error, 2)
     except (jax.errors.JaxRuntimeError, DeviceError) as error:
-        told, is_alone = (
+        message, is_alone = (
             str(error).splitlines()[0],
             not jax.distributed.is_initialized(),
         )
-        if told.startswith("RESOURCE_EXHAUSTED"):
-            told = (
-                f"there is not enough memory ({told[:200]}): lower --config.batch_size."
+        if message.startswith("RESOURCE_EXHAUSTED"):
+            message = (
+                f"there is not enough memory ({message[:200]}): lower "
+                "--config.batch_size."
             )
         elif not is_alone and may_be_of_another(error):
-            told = (
+            message = (
                 "another process of this run has gone, or can't be reached "
-                f"({told[:200]}). Start all of them again: they go on from the last "
-                f"checkpoint.{advice(address)}"
+                f"({message[:200]}). Start all of them again: they resume from the "
+                f"last checkpoint.{advice(address)}"
             )
         elif is_alone and not isinstance(error, DeviceError):
             raise
-        return _fail(told, 1)
+        return _fail(message, 1)
     except (
         *(DatasetError, WorkdirError, CheckpointError, FloatingPointError, OSError),
     ) as error:
         return _fail(error, 1)
-    except Interrupted as interrupt:  # All stop after the same step.
+    except Interrupted as interrupt:  # All processes stop after the same step.
         return interrupt.exit_code
     except KeyboardInterrupt:
         return _leave(130)
@@ -78,17 +81,18 @@ def main(argv: Sequence[str]) -> int:
             raise
         traceback.print_exc()
         return _leave(1)
+    # Print the result.
     kind = "test" if result["test"] else "validation"
-    told = result[kind]
-    if told is None:
+    metrics = result[kind]
+    if metrics is None:
         say(f"trained, and neither validated nor tested ({workdir.result})")
         return 0
     found = ""
-    if "label_accuracy" in told:
-        found = f" ({told['label_accuracy']:.2%} of the classes found)"
+    if "label_accuracy" in metrics:
+        found = f" ({metrics['label_accuracy']:.2%} of the classes found)"
     say(
-        f"{kind} accuracy {told['accuracy']:.2%}{found}, loss {told['loss']:.6f} "
-        f"(step {told['step']}; {workdir.result})"
+        f"{kind} accuracy {metrics['accuracy']:.2%}{found}, loss {metrics['loss']:.6f} "
+        f"(step {metrics['step']}; {workdir.result})"
     )
     return 0
 
@@ -99,7 +103,7 @@ def _fail(error: Exception | str, code: int) -> int:
 
 
 def _leave(code: int) -> int:
-    """Ends one of several processes, without the others; of a single one, nothing."""
+    """Ends this process if it is one of several; returns the code if it is alone."""
     if jax.distributed.is_initialized():
         # An orderly exit would wait for the others, which wait for this one.
         os._exit(code)

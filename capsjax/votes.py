@@ -17,7 +17,7 @@ def cast_votes(
         Sabour, Frosst and Hinton 2017, Eq. 2.
     """
     wide = jnp.promote_types(capsules.dtype, jnp.float32)
-    # For one example the other order of operands takes three times as long on a CPU.
+    # The other order of operands takes three times as long on a CPU for one example.
     inputs = "i" if weight.ndim == 4 else ""
     return jnp.einsum(
         f"...ic,{inputs}jdc->...ijd", capsules, weight, preferred_element_type=wide

@@ -1,4 +1,4 @@
-"""Compares runs side by side: gathers them over their seeds, as a table."""
+"""Compares runs in a table, averaged over their seeds."""
 
 import itertools
 import math
@@ -59,10 +59,10 @@ def read_run(path: str | pathlib.Path) -> RunSummary:
         WorkdirError: If the folder has no run, or the run has not ended.
     """
     workdir = Workdir(path)
-    # Newer fields, which the file lacks, get their defaults.
+    # Fields newer than the file get their defaults.
     config = configs.to_dict(workdir.read_config())
     if not workdir.result.exists():
-        raise WorkdirError(f"{path} has not ended: there is no result.json in it.")
+        raise WorkdirError(f"{path} has not ended: it has no result.json.")
     result, lines = workdir.read_json(workdir.result), workdir.read_metrics()
     try:
         is_tested = result["test"] is not None
@@ -92,7 +92,7 @@ def read_run(path: str | pathlib.Path) -> RunSummary:
             curve=curve,
         )
         is_extended = result["num_epochs"] < config["num_epochs"]
-        # Raises if they are no numbers: a damaged file may hold anything.
+        # Raises if a value is no number: a damaged file may hold anything.
         numbers: list[Any] = [run.seconds, run.num_parameters]
         numbers += [run.best, run.last] if is_tested else []
         numbers += [] if run.validated is None else [run.validated]
@@ -101,7 +101,7 @@ def read_run(path: str | pathlib.Path) -> RunSummary:
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise WorkdirError(f"{path} is damaged: {error!r}.") from error
     if is_extended:
-        raise WorkdirError(f"{path} has not ended: it goes on for more epochs.")
+        raise WorkdirError(f"{path} has not ended: its config has more epochs.")
     return run
 
 
@@ -122,7 +122,7 @@ def _changes(
     """Describes the changes of settings that matter during the run."""
     matters = [name for name in configs.RECORDED if name not in _INDIFFERENT]
     if config["optimizer"]["schedule"] != "cosine":
-        matters.remove("num_epochs")  # Steps do not depend on how many follow.
+        matters.remove("num_epochs")  # A step does not depend on the steps after it.
     changes = []
     for before, after in itertools.pairwise(stages):
         changed = [
@@ -175,7 +175,7 @@ def gather(
     """Groups runs into rows.
 
     Args:
-        runs: In any order.
+        runs: The runs, in any order.
         average: Fields besides the seed in which runs in one row may differ.
         by: Fields whose values divide a recipe into rows.
 
@@ -198,7 +198,7 @@ def gather(
             if different:
                 raise WorkdirError(
                     f"{first.path} and {run.path} are both {run.recipe}, but can't "
-                    f"be averaged: {'; '.join(different)}. Report on them apart, or "
+                    f"be averaged: {'; '.join(different)}. Report on each alone, or "
                     "name the field after --by (a row for each value) or --average."
                 )
         for other in group:

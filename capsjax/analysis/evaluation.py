@@ -1,4 +1,4 @@
-"""What a network, or several together, make of a data set."""
+"""Evaluates a network, or an ensemble of networks, on a data set."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -26,20 +26,20 @@ from capsjax.training.objective import (
     measure,
 )
 
-# Couplings that are computed to compare numbers of rounds; but of so many images at
-# least.
+# Most couplings computed to compare numbers of rounds, but for at least this many
+# images.
 _MOST_COUPLINGS, _FEWEST_COMPARED = 2**27, 200
-# Classes whose whole table of confusions is kept.
+# With more classes, only the commonest confusions are kept.
 MOST_KEPT_CLASSES = 100
 
 
 class Scores(NamedTuple):
-    """How well each class is told from the others; NaN where that has no meaning.
+    """Scores of each class; NaN where a share has no images.
 
     Attributes:
-        num_images: How many images show the class.
-        precision: Which share of the images that were taken for it show it.
-        recall: Which share of the images that show it were taken for it.
+        num_images: Number of images that show the class.
+        precision: Share of the images predicted as the class that show it.
+        recall: Share of the images that show the class that were predicted as it.
         f1: The harmonic mean of both.
     """
 
@@ -50,20 +50,20 @@ class Scores(NamedTuple):
 
     @property
     def balanced_accuracy(self) -> float:
-        """The mean recall of the classes that are shown."""
+        """Mean recall of the classes that have images."""
         return float(self.recall[self.num_images > 0].mean())
 
     @property
     def is_uneven(self) -> bool:
-        """Whether the classes differ in size by more than a tenth."""
+        """True if the classes differ in size by more than a tenth."""
         return bool(self.num_images.max() > 1.1 * self.num_images.min())
 
 
 def class_scores(confusion: Int[np.ndarray, "n n"]) -> Scores:
-    """Precision, recall and F1 of each class, from what was taken for what.
+    """Computes precision, recall and F1 of each class from the confusions.
 
     Args:
-        confusion: How often each class (a row) was taken for which (a column).
+        confusion: How often each class (a row) was predicted as each other (a column).
     """
     right, shown, taken = np.diag(confusion), confusion.sum(1), confusion.sum(0)
 
@@ -76,18 +76,18 @@ def class_scores(confusion: Int[np.ndarray, "n n"]) -> Scores:
 
 
 class Evaluation(NamedTuple):
-    """What a network, or several together, make of a data set.
+    """Results of a network, or an ensemble of networks, on a data set.
 
     Attributes:
         metrics: Means over the images.
-        prediction: For every image.
-        confusion: How often each class that is shown (a row) was taken for which (a
-            column). Of several in one image, those that were missed are set against
-            those that were taken for them, both in the order of the classes.
+        prediction: The prediction for every image.
+        confusion: How often each shown class (a row) was predicted as each other (a
+            column). If an image shows several, its missed classes are paired with the
+            wrong predictions, both in the order of the classes.
         primary: Lengths of the primary capsules of one network, if it has any.
         classes: Lengths of the class capsules, if there are any.
         by_rounds: Accuracy by the number of rounds of routing, if there is routing.
-        num_compared: Of so many of the images.
+        num_compared: Number of images behind ``by_rounds``.
     """
 
     metrics: Metrics
@@ -102,18 +102,19 @@ class Evaluation(NamedTuple):
 def evaluate_run(
     run: Run, dataset: Dataset, *, looks_inside: bool = True
 ) -> Evaluation:
-    """Everything that is told of a run, but the figures.
+    """Computes all numbers reported for a run.
 
     Args:
-        run: Whose network.
+        run: The run, with its network.
         dataset: The images.
-        looks_inside: Whether to tell of capsules and routing, if there are any.
+        looks_inside: True to report on capsules and routing, if there are any.
     """
+    # Predict every image, and sum up the metrics.
     summed, sums, parts = _summed_metrics(run), [], []
     for _, batch in batches(run, dataset):
         part = run.predict(batch.image)
         sums.append(jax.tree.map(np.asarray, summed(run.params, batch, part)))
-        # Poses of many classes and images would take more memory than the images.
+        # Poses would take more memory than the images.
         parts.append(part._replace(pose=None))
     prediction: Prediction = jax.tree.map(lambda *part: np.concatenate(part), *parts)
     evaluation = Evaluation(
@@ -123,8 +124,9 @@ def evaluate_run(
     )
     if not (has_stages(run.model) and looks_inside):
         return evaluation
+    # Look at the capsules, and compare numbers of rounds.
     length = prediction.activation
-    # Of many classes each number of rounds takes minutes to compile and to compare.
+    # With many classes each number of rounds takes minutes to compile and to compare.
     compared_rounds = ROUNDS if length.shape[1] <= MOST_KEPT_CLASSES else ROUNDS[:2]
     routing = routing_of(run.model)
     rounds = []
@@ -144,7 +146,7 @@ def evaluate_run(
 
 
 def some_images(dataset: Dataset, number: int) -> Dataset:
-    """So many images at most, of all parts of the set: it may be sorted by class."""
+    """Returns at most ``number`` images, drawn from all parts of a sorted set."""
     if len(dataset) <= number:
         return dataset
     index = np.random.default_rng(0).choice(len(dataset), number, replace=False)
@@ -154,15 +156,15 @@ def some_images(dataset: Dataset, number: int) -> Dataset:
 def evaluate_ensemble(
     runs: Sequence[Run], dataset: Dataset, members: Sequence[Evaluation]
 ) -> Evaluation:
-    """What several networks make of a data set together.
+    """Evaluates several networks together on a data set.
 
-    The lengths of their class capsules, or their probabilities, are averaged. Nothing
-    is drawn; margins are those of the first run.
+    Averages the lengths of their class capsules, or their probabilities. Draws nothing,
+    and takes the margins from the first run.
 
     Args:
-        runs: Of one kind of network.
+        runs: The runs, with networks of one kind.
         dataset: The images.
-        members: What each run makes of them.
+        members: The evaluation of each run on these images.
     """
     activation = np.mean([one.prediction.activation for one in members], axis=0)
     prediction = Prediction(activation.argmax(-1), activation, None)
@@ -185,7 +187,7 @@ def _summed_metrics(run: Run) -> Callable[[Any, Batch, Prediction], Metrics]:
         image, source = middle(batch, run.model)
         activation: Any = prediction.activation
         if run.activation_kind == "logit":
-            # The logarithm of a probability that was rounded to zero is not finite.
+            # The logarithm of a probability rounded to zero is not finite.
             activation = jnp.log(jnp.maximum(activation, np.finfo(np.float32).tiny))
         routed = Routed(prediction.pose, activation, None)
         each = measure(
@@ -201,7 +203,7 @@ def _summed_metrics(run: Run) -> Callable[[Any, Batch, Prediction], Metrics]:
 def count_confusions(
     label: np.ndarray, activation: Float[np.ndarray, "m n"]
 ) -> np.ndarray:
-    """How often each class that is shown was taken for which: see ``Evaluation``."""
+    """Counts how often each shown class was predicted as each: see ``Evaluation``."""
     num_classes = activation.shape[1]
     if label.ndim == 1:
         pairs = label.astype(np.int64) * num_classes + activation.argmax(-1)
@@ -211,7 +213,7 @@ def count_confusions(
     count = jnp.asarray(shown.sum(1))
     taken = np.asarray(mask_longest(jnp.asarray(activation), count)) > 0
     confusion = np.diag((shown & taken).sum(0))
-    # By image and then by class; of each image as many were missed as taken for them.
+    # By image, then by class: each image has as many missed classes as wrong ones.
     missed, instead = np.nonzero(shown & ~taken)[1], np.nonzero(taken & ~shown)[1]
     np.add.at(confusion, (missed, instead), 1)
     return confusion

@@ -1,4 +1,4 @@
-"""The figures of one run, in its folder ``figures/``: of which images, and what."""
+"""Draws the figures of one run; picks the images to show."""
 
 import pathlib
 from collections.abc import Mapping
@@ -29,20 +29,23 @@ def draw(
     by_rounds: Mapping[int, float] | None,
     folder: pathlib.Path,
 ) -> list[pathlib.Path]:
-    """Draws everything that there is, and tells which files were written.
+    """Draws all figures that apply to a run.
 
     Args:
-        run: Whose network.
+        run: The run, with its network.
         dataset: The test images.
-        prediction: What the run's network makes of them; their poses are not needed.
-        confusion: How often each class (a row) was taken for which (a column).
+        prediction: The run's predictions for them; poses are not needed.
+        confusion: How often each class (a row) was predicted as each other (a column).
         by_rounds: Accuracy by the number of rounds, if there is routing.
-        folder: For the figures.
+        folder: The folder for the figures; its old figures are deleted.
+
+    Returns:
+        The files written.
     """
     names = dataset.class_names
     predicted, length, _ = prediction
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.png"):  # Of another network, perhaps of other classes.
+    for old in folder.glob("*.png"):  # Perhaps from another network and other classes.
         old.unlink()
     draws = run.config.loss.reconstruction_weight > 0 and can_draw(run.model)
     written = []
@@ -55,10 +58,11 @@ def draw(
         return [names[k] for k in labels]
 
     def seen(index: Any) -> Any:
-        """What the network sees of some images, from 0 to 1: never of all at once."""
+        """Returns some images as the network sees them; all would not fit in memory."""
         middle = crop_middle(dataset.image[index], run.model.image_shape)
         return middle / np.float32(255)
 
+    # Draw the data, the confusions and the training.
     samples = _some(dataset, _MOST_SAMPLES)
     shown = dataset.label[samples]
     if dataset.is_multi_label:
@@ -68,6 +72,7 @@ def draw(
     save("samples", plots.samples(seen(samples), titles))
     save("confusion", plots.confusion(confusion, names))
     save("training", plots.training_curves(*_curves(run.workdir.read_metrics())))
+    # Draw the routing.
     num_routed = 0 if by_rounds is None else most_routed(run)
     if by_rounds is not None and num_routed:
         routing: Any = routing_of(run.model)
@@ -84,11 +89,12 @@ def draw(
             save("overlaps", _overlaps(run, dataset, length, seen))
         return written
 
+    # Draw the mistakes; predict all poses that the rest needs in one call.
     all_wrong = np.flatnonzero(predicted != dataset.label)
     most_confident = np.argsort(-length[all_wrong].max(-1), kind="stable")
     wrong = all_wrong[most_confident][:_MOST_MISTAKES]
     two = np.argsort(-length[wrong], axis=-1, kind="stable")[:, :2]
-    # The first of each class that was got right.
+    # The first image of each class that was predicted right.
     right = np.flatnonzero(predicted == dataset.label)
     classes, firsts = np.unique(dataset.label[right], return_index=True)
     examples, classes = right[firsts][:_MOST_EXAMPLES], classes[:_MOST_EXAMPLES]
@@ -114,10 +120,11 @@ def draw(
     if pose_of_first is None or pose_of_examples is None:
         return written
 
+    # Draw reconstructions.
     if draws:
         redrawn = run.draw(pose_of_first, predicted[first])
-        told = named(dataset.label[first]), named(predicted[first])
-        save("reconstructions", plots.reconstructions(seen(first), redrawn, *told))
+        titles = named(dataset.label[first]), named(predicted[first])
+        save("reconstructions", plots.reconstructions(seen(first), redrawn, *titles))
 
     for label, pose in zip(classes.tolist(), pose_of_examples, strict=True):
         for limit in (0.5, 0.25) if draws else ():
@@ -126,6 +133,7 @@ def draw(
             figure = plots.tweaks(rows, **limits, title=f"{names[label]}, tweaked")
             save(f"tweak-{label}-{limit}", figure)
 
+    # Draw the couplings over the images.
     if len(routed_examples := examples[:num_routed]):
         shown = seen(routed_examples)
         maps, extent = _by_position(run, couplings(run, shown).share)
@@ -135,7 +143,7 @@ def draw(
 
 
 def _some(dataset: Dataset, number: int) -> Int[np.ndarray, " n"]:
-    """The first images; where they lie sorted by class, as many of all parts."""
+    """Returns the first indices; evenly spaced ones if images are sorted by class."""
     number = min(number, len(dataset))
     if dataset.is_multi_label or (np.diff(dataset.label) < 0).any():
         return np.arange(number)
@@ -145,7 +153,7 @@ def _some(dataset: Dataset, number: int) -> Int[np.ndarray, " n"]:
 def _poses(
     run: Run, dataset: Dataset, index: Int[np.ndarray, " n"]
 ) -> Float[np.ndarray, "n classes d"] | None:
-    """The poses of some images; None of a network that has none."""
+    """Returns the poses of some images; None from a network that has none."""
     if not len(index):
         return None
     return run.predict(dataset.image[index]).pose
@@ -154,7 +162,7 @@ def _poses(
 def _overlaps(
     run: Run, dataset: Dataset, length: Float[np.ndarray, "n classes"], seen: Any
 ) -> Any:
-    """Figure 5 of the paper: right answers, wrong ones, and what is not there."""
+    """Draws the paper's figure 5: right answers, wrong ones, and absent classes."""
     label = dataset.label
     columns = overlap_columns(label, length)
     index = np.array([n for n, _, _ in columns], int)
@@ -176,20 +184,23 @@ def _overlaps(
 def overlap_columns(
     label: Bool[np.ndarray, "n classes"], length: Float[np.ndarray, "n classes"]
 ) -> list[tuple[int, str, tuple[int, int]]]:
-    """Which images of two classes to show, why, and of which two to draw each.
+    """Picks images of two classes to show.
 
-    First right ones; then wrong ones, of what they were taken for and of their labels;
-    then right ones again, asked for a class that is there and one that is not.
+    First right ones; then wrong ones, drawn as predicted and as labelled; then right
+    ones again, drawn as a class that is there and one that is not.
+
+    Returns:
+        Index of the image, word for the reason, and the two classes to draw.
     """
     shown = np.nonzero(label)[1].reshape(-1, 2)
-    told = np.sort(np.argsort(-length, kind="stable")[:, :2])
-    is_right = (told == shown).all(-1)
+    predicted = np.sort(np.argsort(-length, kind="stable")[:, :2])
+    is_right = (predicted == shown).all(-1)
     right, wrong = (
         np.flatnonzero(is_right == value)[:_NUM_OVERLAPS] for value in (True, False)
     )
-    columns: list[Any] = [(n, "right", told[n]) for n in right]
+    columns: list[Any] = [(n, "right", predicted[n]) for n in right]
     for n in wrong:
-        columns += [(n, "wrong", told[n]), (n, "label", shown[n])]
+        columns += [(n, "wrong", predicted[n]), (n, "label", shown[n])]
     for k, n in enumerate(right[: _NUM_OVERLAPS // 2]):
         absent = np.flatnonzero(~label[n])
         if len(absent):
@@ -198,7 +209,7 @@ def overlap_columns(
 
 
 def _curves(lines: list[dict[str, Any]]) -> list[np.ndarray]:
-    """Epoch, loss and accuracy of the lines of training, and of validation."""
+    """Returns epoch, loss and accuracy from the lines of training and validation."""
     last = {line["epoch"]: line["step"] for line in lines}
     per_epoch = max(step / epoch for epoch, step in last.items())
     return [
@@ -216,7 +227,7 @@ def _curves(lines: list[dict[str, Any]]) -> list[np.ndarray]:
 def _by_position(
     run: Run, share: Float[Array, "round n i"]
 ) -> tuple[Float[np.ndarray, "round n H W"], tuple[float, float, float, float]]:
-    """Sums over the types of capsules, and where on the image their centres are."""
+    """Sums over the types of capsules; returns the maps and their place in pixels."""
     model: Any = run.model
     window, step = model.primary_window
     height, width = ((size - window) // step + 1 for size in model.image_shape[:2])

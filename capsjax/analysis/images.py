@@ -19,12 +19,13 @@ from capsjax.storage.run import Run
 
 
 def load_test_set(runs: Sequence[Run], name: str | None) -> Dataset:
-    """The first run's test images, or those of another data set, if they fit all.
+    """Loads the first run's test images, or another data set's, if all runs fit them.
 
     Raises:
-        DatasetError: If they can't be had or don't fit.
+        DatasetError: If the images can't be read or don't fit.
         WorkdirError: If the runs don't go together.
     """
+    # Load the images, with labels by the first run's classes.
     first = runs[0]
     data = first.config.data
     load_split = functools.partial(
@@ -48,43 +49,44 @@ def load_test_set(runs: Sequence[Run], name: str | None) -> Dataset:
                 f"{error}. If the images are elsewhere: --data FOLDER"
             ) from error
     dataset = _with_classes_of(first, dataset)
+    # Compare every run with the first and with the images.
     for run in runs:
         path = run.workdir.path
         kinds = [one.activation_kind for one in (first, run)]
         if kinds[0] != kinds[1]:
             raise WorkdirError(
                 f"{first.workdir.path} and {path} are no ensemble: the activations of "
-                f"the former network are of the kind {kinds[0]}, those of the latter "
+                f"the first network are of the kind {kinds[0]}, the second network's "
                 f"of the kind {kinds[1]}."
             )
         if run.image_shape != dataset.image_shape:
             raise DatasetError(
                 f"{dataset.name} does not fit {path}: its images are "
-                f"{dataset.image_shape}, and {run.image_shape} there."
+                f"{dataset.image_shape}, the run's {run.image_shape}."
             )
         scales = {one.preparation.scale for one in (first, run)} - {"own", "type"}
         if len(scales) > 1:
             raise WorkdirError(
-                f"{first.workdir.path} and {path} are no ensemble: what is black and "
-                f"white in grey of more than 8 bits differs, {scales}."
+                f"{first.workdir.path} and {path} are no ensemble: they scale grey of "
+                f"more than 8 bits differently, {scales}."
             )
         if run.class_names != dataset.class_names:
             raise WorkdirError(
-                f"{first.workdir.path} and {path} are no ensemble: the classes that "
-                "were learnt differ."
+                f"{first.workdir.path} and {path} are no ensemble: their classes "
+                "differ."
             )
         if dataset.is_multi_label and not run.loss.takes_several:
             raise DatasetError(
                 f"{dataset.name} does not fit {path}: it shows several classes in an "
-                "image, of which that network names one."
+                "image, and the network names one."
             )
     return dataset
 
 
 def _load_pictures(run: Run, folder: str, load_split: Callable[..., Any]) -> Dataset:
-    """The test images of a folder of pictures; all of them where it has no such split.
+    """Loads the test images of a folder; all images if it has no test split.
 
-    If they are the run's own images, which may have moved, they are divided as before.
+    The run's own images, which may have moved, are divided as before.
     """
     load_split = functools.partial(load_split, "image_folder", path=folder)
     with contextlib.suppress(DatasetError):
@@ -94,15 +96,15 @@ def _load_pictures(run: Run, folder: str, load_split: Callable[..., Any]) -> Dat
     if "test" in own_splits(expanded(folder)):
         return load_split("test")
     note = (
-        f"{folder} has no folder for the test: all of its images are evaluated, and if "
-        "the network was trained on some of them, those too"
+        f"{folder} has no folder for the test: all of its images are evaluated, even "
+        "if the network was trained on some of them"
     )
     dataset = load_split("all")
     return dataclasses.replace(dataset, notes=(note, *dataset.notes))
 
 
 def _with_classes_of(run: Run, dataset: Dataset) -> Dataset:
-    """The data set with labels that count as the run's classes do, by their names.
+    """Renumbers the labels by the run's classes, which have the same names.
 
     Raises:
         DatasetError: If the run has not learnt one of its classes.

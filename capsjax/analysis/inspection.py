@@ -17,11 +17,12 @@ from capsjax.training.objective import (
 )
 from capsjax.votes import cast_votes
 
-# A capsule is dead if it was never longer, saturated if it was never shorter.
+# Lengths: a capsule is dead if never above the first, saturated if never below the
+# second.
 DEAD, SATURATED = 0.05, 0.95
 ROUNDS = (1, 2, 3, 5, 8)
 _NUM_STEPS = 11
-_VOTES_BYTES = 2**27  # Of the votes that a figure holds at once.
+_VOTES_BYTES = 2**27  # For the votes that a figure holds at once.
 _MOST_ROUTED = 64
 
 
@@ -29,8 +30,8 @@ class Lengths(NamedTuple):
     """The extremes of every capsule's length over a set of images.
 
     Attributes:
-        longest: The longest that each capsule was.
-        shortest: The shortest.
+        longest: The largest length of each capsule.
+        shortest: The smallest length.
     """
 
     longest: Float[np.ndarray, " capsules"]
@@ -38,17 +39,17 @@ class Lengths(NamedTuple):
 
     @property
     def num_dead(self) -> int:
-        """Capsules that stand for nothing: never longer than ``DEAD``."""
+        """Number of capsules that stand for nothing: never above ``DEAD``."""
         return int((self.longest <= DEAD).sum())
 
     @property
     def num_saturated(self) -> int:
-        """Capsules that tell nothing apart: never shorter than ``SATURATED``."""
+        """Number of capsules that separate nothing: never below ``SATURATED``."""
         return int((self.shortest >= SATURATED).sum())
 
 
 def primary_lengths(run: Run, dataset: Dataset) -> Lengths:
-    """The extremes of the primary capsules' lengths over a data set."""
+    """Returns the extremes of the primary capsules' lengths over a data set."""
     model: Any = run.model
 
     @jax.jit
@@ -69,7 +70,7 @@ def primary_lengths(run: Run, dataset: Dataset) -> Lengths:
 def accuracy_by_rounds(
     run: Run, dataset: Dataset, rounds: Sequence[int]
 ) -> dict[int, float]:
-    """Accuracy if the same weights route in so many rounds each."""
+    """Returns the accuracy of the same weights at each number of rounds."""
     model: Any = run.model
 
     @jax.jit
@@ -80,7 +81,7 @@ def accuracy_by_rounds(
     def counted(number: int) -> Callable[..., Array]:
         one = model.clone(routing=model.routing.with_rounds(number))
 
-        # Each on its own: together they would hold so many forms of the weights.
+        # One program each: a joint one would hold a form of the weights per number.
         @jax.jit
         def num_right(params: Any, primary: Array, label: Array) -> Array:
             routed = one.apply(params, primary, method=one.route)
@@ -97,7 +98,7 @@ def accuracy_by_rounds(
 
 
 def batches(run: Run, dataset: Dataset) -> Iterator[tuple[slice, Batch]]:
-    """A data set's images, as many at a time as the run evaluates at once."""
+    """Yields a data set's images in batches of the run's ``eval_batch_size``."""
     step = run.config.eval_batch_size
     for start in range(0, len(dataset), step):
         part = slice(start, min(start + step, len(dataset)))
@@ -105,13 +106,13 @@ def batches(run: Run, dataset: Dataset) -> Iterator[tuple[slice, Batch]]:
 
 
 class Coupling(NamedTuple):
-    """How an image is routed, round by round.
+    """The routing of images, round by round.
 
     Attributes:
         coupling: The couplings of every round.
-        share: What each primary capsule gives to the longest class capsule of the last
-            round: coupling times the vote's component along that round's pose.
-        logit_change: The mean size of what the round adds to a logit.
+        share: Contribution of each primary capsule to the longest class capsule of the
+            last round: coupling times the vote's component along that round's pose.
+        logit_change: Mean size of each round's addition to a logit.
     """
 
     coupling: Float[Array, "round n i j"]
@@ -122,7 +123,7 @@ class Coupling(NamedTuple):
     def entropy(self) -> Float[np.ndarray, "round n i"]:
         """Entropy of each primary capsule's couplings, in bits.
 
-        What the routing gives to none of the classes is one coupling more.
+        The share that goes to none of the classes counts as one more coupling.
         """
         c = np.asarray(self.coupling, np.float64)
         none = np.clip(1 - c.sum(-1, keepdims=True), 0, 1)
@@ -136,9 +137,9 @@ def couplings(
     """Routes images and keeps every round's couplings; holds all votes.
 
     Args:
-        run: Whose network.
+        run: The run, with its network.
         image: Some images, with pixels from 0 to 1.
-        num_iterations: Rounds of routing; by default those of the network.
+        num_iterations: Number of rounds; by default the network's own.
     """
     weights = dict(run.params["params"]["class_caps"])
     model: Any = run.model
@@ -163,7 +164,7 @@ def couplings(
 
 
 def most_routed(run: Run) -> int:
-    """The number of images whose votes a figure holds at once."""
+    """Returns the number of images whose votes a figure holds at once."""
     weight = run.params["params"]["class_caps"]["weight"]
     num_inputs, num_outputs, dim, _ = weight.shape
     return min(_MOST_ROUTED, _VOTES_BYTES // (4 * num_inputs * num_outputs * dim))
@@ -177,7 +178,7 @@ def tweaked(
     low: float,
     high: float,
 ) -> Float[np.ndarray, "d step h w c"]:
-    """What is drawn of a class capsule while its pose is moved."""
+    """Draws a class capsule while each component of its pose moves."""
     moved = np.asarray(tweak_pose(pose, low=low, high=high, num_steps=_NUM_STEPS))
     dim = moved.shape[-1]
     poses = np.zeros((dim * _NUM_STEPS, len(run.class_names), dim), np.float32)

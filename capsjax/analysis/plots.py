@@ -234,7 +234,7 @@ def training_curves(
 def validation_curves(
     curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]],
 ) -> Figure:
-    """Draws error rates over the epochs: one colour a recipe, one line a seed."""
+    """Draws error rates over the epochs: a colour per recipe, a line per seed."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for n, (recipe, runs) in enumerate(curves.items()):
@@ -381,7 +381,7 @@ def mistakes(
 
 
 def coupling_entropy(entropy: Float[Any, "round n"], *, num_classes: int) -> Figure:
-    """Draws how couplings sharpen round by round: how far their entropy falls.
+    """Draws the fall of the couplings' entropy, round by round.
 
     Args:
         entropy: Entropy in bits of each of ``n`` input capsules' couplings.
@@ -454,7 +454,7 @@ def coupling_maps(
     *,
     extent: tuple[float, float, float, float],
 ) -> Figure:
-    """Draws over each image which primary capsules feed the winning class.
+    """Draws over each image the primary capsules that feed the winning class.
 
     Args:
         image: The images, one per column.

@@ -22,14 +22,14 @@ from capsjax.training.objective import (
     Metrics,
 )
 
-_WIDEST_TABLE = 160  # Characters; a wider one is told in words.
+_WIDEST_TABLE = 160  # Characters; the confusions of a wider one become words.
 _MOST_LISTED = 30  # Classes, each with its line.
-_MOST_TOLD = 10  # Classes or confusions, in words.
-_MOST_KEPT_CONFUSIONS = 10_000  # Of more classes than have their whole table kept.
+_MOST_NAMED = 10  # Classes or confusions, in words.
+_MOST_KEPT_CONFUSIONS = 10_000  # Where the table is too large to keep.
 
 
 def summary(metrics: Metrics, num_images: int) -> str:
-    """Loss and accuracy, in words."""
+    """Returns loss and accuracy in words."""
     wrong = round(num_images * (1 - metrics.accuracy))
     several = ""
     if metrics.label_accuracy is not None:
@@ -41,7 +41,7 @@ def summary(metrics: Metrics, num_images: int) -> str:
 
 
 def summary_lines(dataset: Dataset, evaluation: Evaluation) -> Iterator[str]:
-    """The lines that are printed of an evaluation: few, however many classes."""
+    """Yields the lines to print: few, even with many classes."""
     yield summary(evaluation.metrics, len(dataset))
     scores = class_scores(evaluation.confusion)
     if scores.is_uneven:
@@ -50,7 +50,7 @@ def summary_lines(dataset: Dataset, evaluation: Evaluation) -> Iterator[str]:
             "classes' recall, which differ in size"
         )
     yield ""
-    yield from _told_of_classes(dataset.class_names, evaluation.confusion, scores)
+    yield from _class_lines(dataset.class_names, evaluation.confusion, scores)
     yield ""
     for what, lengths in (
         ("primary", evaluation.primary),
@@ -70,17 +70,17 @@ def summary_lines(dataset: Dataset, evaluation: Evaluation) -> Iterator[str]:
         yield f"accuracy by rounds of routing, {of}: {', '.join(each)}"
 
 
-def _told_of_classes(
+def _class_lines(
     class_names: Sequence[str], confusion: Int[np.ndarray, "n n"], scores: Scores
 ) -> Iterator[str]:
-    """Each class's scores and what it was taken for; of many, what is worst."""
+    """Yields each class's scores and confusions; only the worst of many classes."""
     names = [shortened(name, 20) for name in class_names]
     wide = max(5, *map(len, names))
     head = f"{'label':{wide}} images precision  recall      F1"
     is_table = len(head) + 1 + (wide + 1) * len(names) <= _WIDEST_TABLE
     shown: Any = range(len(names))
     if len(names) > _MOST_LISTED:
-        shown = np.argsort(scores.recall, kind="stable")[:_MOST_TOLD]  # NaN is last.
+        shown = np.argsort(scores.recall, kind="stable")[:_MOST_NAMED]  # NaN is last.
         yield f"the {len(shown)} of {len(names)} classes that were found least:"
     yield head + "  taken for" * is_table
     if is_table:
@@ -94,7 +94,7 @@ def _told_of_classes(
             cells = "".join(f" {count or '.':>{wide}}" for count in confusion[k])
             row = f"{row} {cells}"
         yield row
-    commonest = commonest_confusions(confusion, _MOST_TOLD)
+    commonest = commonest_confusions(confusion, _MOST_NAMED)
     if not is_table and commonest:
         yield ""
         yield "taken for others most often:"
@@ -109,7 +109,7 @@ def _share(value: float) -> str:
 def record(
     runs: Sequence[Run], dataset: Dataset, evaluation: Evaluation
 ) -> dict[str, Any]:
-    """All numbers of an evaluation, as ``evaluation.json`` holds them."""
+    """Returns all numbers of an evaluation, the content of ``evaluation.json``."""
     by_rounds, confusion = evaluation.by_rounds or {}, evaluation.confusion
     is_small = len(confusion) <= MOST_KEPT_CLASSES
     names = dataset.class_names
@@ -135,7 +135,7 @@ def record(
         "commonest_confusions": [
             {"label": names[label], "taken_for": names[taken], "images": count}
             for label, taken, count in commonest_confusions(
-                confusion, _MOST_TOLD if is_small else _MOST_KEPT_CONFUSIONS
+                confusion, _MOST_NAMED if is_small else _MOST_KEPT_CONFUSIONS
             )
         ],
         **provenance(),

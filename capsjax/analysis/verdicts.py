@@ -1,4 +1,4 @@
-"""Says in words what a network sees in a picture."""
+"""Puts into words what a network sees in a picture."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,14 +10,14 @@ from capsjax.data.picture import UnclearGroundError
 from capsjax.data.preparation import DRAWN, Preparation
 from capsjax.storage.run import Prediction, Run
 
-# Half way between the lengths that training asks of absent and present capsules.
+# Half way between the margin loss's lengths of absent and present capsules.
 PRESENT = 0.5
 # Data sets whose classes are digits.
 _DIGITS = (*DRAWN, "svhn_cropped")
 
 
 def verdicts(run: Run, prediction: Prediction) -> list[dict[str, Any]]:
-    """Says for each image what it shows, with every class's length or probability."""
+    """Returns a verdict for each image, with every class's length or probability."""
     kind = run.activation_kind
     result = []
     for activation in prediction.activation:
@@ -28,7 +28,7 @@ def verdicts(run: Run, prediction: Prediction) -> list[dict[str, Any]]:
             for name, k in zip(names, order, strict=True)
         }
         answer: dict[str, Any] = {"verdict": names[0], "label": names[0]}
-        # Of a softmax, one class is always there.
+        # In a softmax, one class is always present.
         if kind != "logit":
             answer["num_present"] = int((activation >= PRESENT).sum())
             answer["verdict"] = _verdict(run, names, answer["num_present"])
@@ -38,7 +38,7 @@ def verdicts(run: Run, prediction: Prediction) -> list[dict[str, Any]]:
 
 
 def _verdict(run: Run, names: Sequence[str], num_present: int) -> str:
-    """Names who is present, given the classes from the longest capsule on."""
+    """Names the classes present, given the names from the longest capsule on."""
     are_digits = run.config.data.name in _DIGITS
     noun, nouns = ("digit", "digits") if are_digits else ("class", "classes")
     if num_present == 0:
@@ -51,20 +51,20 @@ def _verdict(run: Run, names: Sequence[str], num_present: int) -> str:
 
 
 def numbers_name(answer: dict[str, Any]) -> str:
-    """Returns which numbers an answer has: ``lengths`` or ``probabilities``."""
+    """Returns the name of an answer's numbers: ``lengths`` or ``probabilities``."""
     return "lengths" if "lengths" in answer else "probabilities"
 
 
 def judge(
     run: Run, path: str, *, invert: bool | None, notes: list[str] | None = None
 ) -> dict[str, Any]:
-    """Reads a picture, prepares it as the run's images were, and names its class.
+    """Reads a picture, prepares it like the run's images, and names its class.
 
     Args:
         run: The run.
         path: The picture's file.
-        invert: Whether the picture is dark on light; None to find out.
-        notes: Gets sentences on what was changed in the picture.
+        invert: True if the picture is dark on light; None to find out.
+        notes: List that gets sentences on changes to the picture.
 
     Raises:
         ImageError: If the picture can't be read.

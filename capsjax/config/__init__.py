@@ -1,4 +1,4 @@
-"""Everything that describes one run: see :mod:`capsjax.config.sections`."""
+"""The config of a run: see :mod:`capsjax.config.sections`."""
 
 from typing import Any
 

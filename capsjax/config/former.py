@@ -1,11 +1,11 @@
-"""Names of former editions: runs that have them are read, flags get the new name."""
+"""Names of former editions: translated in stored runs, refused as flags."""
 
 import copy
 from typing import Any
 
 from capsjax.config.values import ConfigError
 
-# Fields that are elsewhere now.
+# Fields that moved.
 _MOVED = {
     "data.max_shift": "augmentation.max_shift",
     "model.name": "model",
@@ -20,13 +20,13 @@ _MOVED = {
     },
     "loss.margin_weight": "loss.weight",
 }
-# Classes that sections were values of.
+# Former classes of sections.
 CLASSES = {
     "Model": "capsjax.CapsNet, or another network",
     "Initializers": "the fields conv_init, primary_init ... of capsjax.CapsNet",
     "Loss": "capsjax.losses.AutoLoss, or another loss",
 }
-# How weights started before there was "scaled": with these, any size as the paper's.
+# Initializers before "scaled": one deviation for networks of any size.
 INITIALIZERS = {
     "conv_init": "normal(0.064)",
     "primary_init": "normal(0.0098)",
@@ -39,10 +39,10 @@ _MARGINS = {"present": 0.9, "absent": 0.1, "down_weight": 0.5}
 
 
 def require_no_former_name(name: str, text: str) -> None:
-    """Refuses a flag of a former edition.
+    """Raises for a flag of a former edition.
 
     Raises:
-        ConfigError: Naming the flag that replaces it.
+        ConfigError: With the flag that replaces it.
     """
     if name not in _MOVED:
         return
@@ -55,17 +55,17 @@ def require_no_former_name(name: str, text: str) -> None:
 
 
 def require_no_former_field(config: Any) -> None:
-    """Refuses a field that a config file set as in a former edition.
+    """Raises if a config file sets a field of a former edition.
 
     Raises:
-        ConfigError: Naming the field that replaces it.
+        ConfigError: With the field that replaces it.
     """
     if "max_shift" in vars(config.data):
         require_no_former_name("data.max_shift", str(vars(config.data)["max_shift"]))
 
 
 def translated(stored: dict[str, Any]) -> dict[str, Any]:
-    """Rewrites a config of a former edition; one of this edition is returned as it is.
+    """Rewrites a config of a former edition; returns one of this edition unchanged.
 
     A former edition's section ``model`` has no kind, but perhaps the field ``name``.
 
@@ -107,7 +107,7 @@ def _translate_model(stored: dict[str, Any]) -> None:
         if name in model:
             routing[name] = model.pop(name)
     if kind == "cnn":
-        # Its other fields had no effect.
+        # The baseline's other fields had no effect.
         stored["model"] = {"kind": kind}
         stored["model"] |= {name: model[name] for name in _OF_CNN if name in model}
         return

@@ -13,7 +13,7 @@ from capsjax.bounds import Allowed, Decay, Steps, Weight, above, between
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer(abc.ABC):
-    """The learning rate over time, clipping, and the averaging of weights.
+    """An optimizer with its learning rates, clipping, and averaging of weights.
 
     Attributes:
         learning_rate: The highest rate.
@@ -22,12 +22,12 @@ class Optimizer(abc.ABC):
             run).
         decay_rate: Factor of the exponential schedule.
         decay_steps: Steps in which the exponential schedule falls by that factor.
-        floor: The lowest rate that a schedule falls to.
+        floor: The lowest rate of a schedule.
         warmup_steps: Steps in which the rate rises linearly from zero.
-        clip_norm: Gradients whose norm, over all weights, is above this are scaled down
-            to it; 0 for no clipping.
-        average: Decay of the moving average of weights that is evaluated in place of
-            the weights, reached as min(average, (1 + step) / (10 + step)); 0 to
+        clip_norm: Largest norm of the gradients, over all weights; larger ones are
+            scaled down to it; 0 for no clipping.
+        average: Decay of the moving average of weights, which is evaluated in place of
+            the weights. It grows as min(average, (1 + step) / (10 + step)). 0 to
             evaluate the weights themselves.
     """
 
@@ -60,7 +60,7 @@ class Optimizer(abc.ABC):
             )
 
     def make(self, num_steps: int) -> Any:
-        """Makes the Optax transformation for a run of so many steps."""
+        """Makes the Optax transformation for a run of ``num_steps`` steps."""
         import optax
 
         rule = self.update_rule(self._rates(num_steps))
@@ -95,7 +95,7 @@ class Adam(Optimizer):
     Attributes:
         b1: Decay of the first moment.
         b2: Decay of the second moment.
-        eps: Added to the root of the second moment.
+        eps: Number added to the root of the second moment.
     """
 
     b1: Decay = 0.9
@@ -114,7 +114,7 @@ class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019).
 
     Attributes:
-        weight_decay: The share of each weight that a step takes away, times the rate.
+        weight_decay: Share of each weight that a step removes, times the rate.
     """
 
     weight_decay: Annotated[float, between(0, 1)] = 1e-4
@@ -129,12 +129,12 @@ class AdamW(Adam):
 
 @dataclasses.dataclass(frozen=True)
 class Lion(Optimizer):
-    """Lion (Chen et al. 2023), which wants a third to a tenth of Adam's rate.
+    """Lion (Chen et al. 2023), which needs a third to a tenth of Adam's rate.
 
     Attributes:
         b1: Weight of the momentum in the update's sign.
         b2: Decay of the momentum.
-        weight_decay: The share of each weight that a step takes away, times the rate.
+        weight_decay: Share of each weight that a step removes, times the rate.
     """
 
     b1: Decay = 0.9
@@ -154,7 +154,7 @@ class SGD(Optimizer):
 
     Attributes:
         momentum: Decay of the momentum; 0 for none.
-        nesterov: Whether the momentum looks one step ahead.
+        nesterov: True for a momentum that looks one step ahead.
     """
 
     momentum: Decay = 0.9

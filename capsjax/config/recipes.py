@@ -11,12 +11,12 @@ from capsjax.config.sections import Config
 from capsjax.config.values import replaced
 from capsjax.runtime.paths import expanded
 
-# What ``--config capsjax:NAME`` begins with.
+# Prefix of ``--config capsjax:NAME``.
 _PACKAGED = "capsjax"
 
 
 def choose(recipes: Mapping[str, Config], variant: str, *, experiment: str) -> Config:
-    """Returns a copy of the recipe of that name, which carries both names.
+    """Returns a copy of a recipe, which carries its experiment and variant.
 
     Args:
         recipes: The recipes of the experiment; the plain one has the empty name.
@@ -24,7 +24,7 @@ def choose(recipes: Mapping[str, Config], variant: str, *, experiment: str) -> C
         experiment: Name of the experiment, for the default work directory.
 
     Raises:
-        ValueError: If there is no such recipe, naming those that there are.
+        ValueError: If no recipe has that name, with the existing names.
     """
     if variant not in recipes:
         named = ", ".join(name for name in recipes if name)
@@ -48,17 +48,17 @@ def smoke(recipe: Config) -> Config:
     )
 
 
-# ---- where the files are
+# ---- the files of recipes
 
 
 class RecipeError(Exception):
-    """There is no recipe of that name; the message names those that there are."""
+    """An unknown name of a recipe; the message lists the existing ones."""
 
 
 def packaged_recipes() -> dict[str, pathlib.Path]:
-    """The recipes that come with capsjax, by name.
+    """Returns the paths of the recipes that come with capsjax, by name.
 
-    They are within an installed package, and beside it in a checkout.
+    They are inside an installed package, and beside it in a checkout.
     """
     package = pathlib.Path(__file__).parents[1]
     for folder in (package / "experiments", package.parent / "experiments"):
@@ -68,11 +68,13 @@ def packaged_recipes() -> dict[str, pathlib.Path]:
 
 
 def with_paths(argv: Sequence[str]) -> list[str]:
-    """Puts the path of a recipe in the place of its name in ``--config``.
+    """Replaces the name of a recipe in ``--config`` by its path.
+
+    ``--config capsjax:mnist:smoke`` stands for the variant ``smoke`` of the recipe
+    ``mnist`` that comes with capsjax; ``~`` for the home folder.
 
     Args:
-        argv: ``--config capsjax:mnist:smoke`` stands for the recipe ``mnist`` that
-            comes with capsjax, in its variant ``smoke``; ``~`` for the home folder.
+        argv: The command line.
 
     Raises:
         RecipeError: If no recipe of that name comes with capsjax.
@@ -99,6 +101,6 @@ def _located(value: str) -> str:
         near = difflib.get_close_matches(name, there, n=1)
         hint = f"did you mean {_PACKAGED}:{near[0]}? " if near else ""
         raise RecipeError(
-            f"{_PACKAGED}:{name} is no recipe: {hint}There are {', '.join(there)}."
+            f"{_PACKAGED}:{name} is no recipe: {hint}Choose from {', '.join(there)}."
         )
     return f"{there[name]}{colon}{variant}"

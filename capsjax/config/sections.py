@@ -1,9 +1,9 @@
-"""The sections of a run's config, and the check of their values.
+"""Sections of a run's config, and the check of their values.
 
 ``experiments/*.py`` return a :class:`Config`; ``--config.field=value`` sets its fields.
-:func:`validate` runs after that, so that every value is checked once, in one place. The
-sections ``model``, ``loss``, ``optimizer`` and ``augmentation`` hold the values that
-compute: a network, and in it a routing algorithm, a loss, and so on.
+:func:`validate` runs after that and checks every value once, in one place. The sections
+``model``, ``loss``, ``optimizer`` and ``augmentation`` hold objects that compute: a
+network with a routing algorithm in it, a loss, and so on.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from capsjax.models import CapsNet
 
 _Positive = Annotated[int, at_least(1)]
 _Natural = Annotated[int, at_least(0)]
-# May be part of a folder's name.
+# Texts that may be part of a folder's name.
 _Plain = Annotated[
     str,
     Allowed(
@@ -33,26 +33,26 @@ _Plain = Annotated[
 
 @dataclasses.dataclass
 class Data:
-    """Where images come from and how they vary.
+    """The source of the images, and the choice among them.
 
     Attributes:
         name: ``mnist``, ``multi_mnist``, ``expanded_mnist``, ``image_folder``, a folder
             of IDX archives, or a name that TFDS knows.
         path: The folder of an ``image_folder``, with one subfolder for each class.
-        image_size: Images are scaled to this height and width; 0 leaves them.
-        num_validation: Training images kept for validation, of each class its share; 0
-            trains on all, -1 keeps a tenth. Where the data set has a validation split
-            of its own, that is used, unless this is 0.
-        num_train: Trains on so many of the others only, drawn at random, of each class
-            its share; 0 for all of them.
-        crop: The network sees squares of so many pixels, at a random place in training
-            and in the middle otherwise; 0 for whole images.
+        image_size: Height and width to scale images to; 0 leaves them.
+        num_validation: Number of training images kept for validation, a share from each
+            class; 0 trains on all, -1 keeps a tenth. Any value but 0 uses the data
+            set's own validation split, if there is one.
+        num_train: Number of the other images to train on, drawn at random, a share from
+            each class; 0 for all of them.
+        crop: Side in pixels of the squares that the network sees, at a random place in
+            training and in the middle otherwise; 0 for whole images.
         class_weights: ``none``: every image counts alike. ``balanced``: the loss of an
-            image counts ``N / (K N_class)``, for ``N`` training images of ``K`` classes
-            of which ``N_class`` are of its class, so that every class has the same say,
-            in training and in the validation loss by which the best checkpoint is
-            chosen. The other metrics, and all of the test, count every image alike.
-        skip_bad_files: Leaves out files of an ``image_folder`` that can't be read.
+            image counts ``N / (K N_class)``, for ``N`` training images of ``K``
+            classes, ``N_class`` of them in its class. Every class then counts alike in
+            training and in the validation loss that chooses the best checkpoint. The
+            other metrics, and the whole test, count every image alike.
+        skip_bad_files: True to skip files of an ``image_folder`` that can't be read.
     """
 
     name: Annotated[str, Allowed("the name of a data set or a folder", bool)] = "mnist"
@@ -69,35 +69,35 @@ class Data:
 
 @dataclasses.dataclass
 class Config:
-    """One run.
+    """The config of one run.
 
     Attributes:
         experiment: Name of the experiment, for the default work directory.
-        variant: Name of its variant, for the same.
-        seed: Of the weights, the order of the data and the augmentation.
+        variant: Name of the experiment's variant, for the default work directory.
+        seed: Seed of the weights, the order of the data and the augmentation.
         num_epochs: Passes over the training images.
         batch_size: Images in one step, over all devices.
         eval_batch_size: Images evaluated at once, over all devices.
         steps_per_dispatch: Optimizer steps in one call of the device program; 0 leaves
             the number to the platform.
-        data_placement: Where the training images lie: ``host``, whose batches travel
-            to the devices; ``device``, on each of them; or ``auto``, on the devices of
-            an accelerator if there is room. The run is the same.
-        bad_numbers: What happens at a loss, gradient or update that is not finite, and
-            so is not applied: ``stop`` ends the run, ``skip`` goes on with the next
+        data_placement: Place of the training images: ``host``, from which batches
+            travel to the devices; ``device``, on each of them; or ``auto``, on the
+            devices of an accelerator if there is room. Results are the same.
+        bad_numbers: Action after a loss or gradient that is not finite, whose update is
+            never applied: ``stop`` ends the run, ``skip`` continues with the next
             batch.
-        stop_at: The run ends with the first epoch whose validation accuracy is at least
-            this; 0 to train for all epochs.
-        max_gigabytes: A run that would need more memory is refused.
-        tensorboard: Whether metrics are also written for TensorBoard.
-        test: Whether the run is tested at its end; where not, its result has validation
-            metrics only. A later start may test it.
-        data: Where images come from.
-        augmentation: How training images vary.
+        stop_at: Validation accuracy that ends the run after the first epoch to reach
+            it; 0 to train for all epochs.
+        max_gigabytes: Memory limit; a run that would need more is refused.
+        tensorboard: True to write metrics for TensorBoard, too.
+        test: True to test the run at its end; without it the result has validation
+            metrics only, and a later start may test it.
+        data: The source of the images.
+        augmentation: The random changes of training images.
         model: The network: a Flax module of ``capsjax.models.NETWORKS``, or your own.
             The data set fills in its image shape and number of classes.
-        loss: What is minimised.
-        optimizer: How.
+        loss: The loss to minimise.
+        optimizer: The optimizer that minimises it.
     """
 
     experiment: _Plain = ""
@@ -120,22 +120,21 @@ class Config:
     optimizer: Optimizer = dataclasses.field(default_factory=Adam)
 
 
-# A run may go on with other values of these; a change of any other field is another
+# Fields that may change when a run resumes; a change of any other field makes another
 # run.
 CHANGEABLE = (
     *("num_epochs", "eval_batch_size", "bad_numbers", "max_gigabytes", "tensorboard"),
     *("steps_per_dispatch", "data_placement", "test"),
-    # What it leaves out, and so changes, is seen in the images.
+    # A change of it changes the images, which are compared.
     "data.skip_bad_files",
 )
-# Of these, fields that change no number that is computed; the others' values are in a
-# run's history.
+# Changeable fields without influence on any result; a run's history records the others.
 WITHOUT_EFFECT = (
     *("max_gigabytes", "tensorboard", "steps_per_dispatch", "data_placement", "test"),
     "data.skip_bad_files",
 )
 RECORDED = tuple(name for name in CHANGEABLE if name not in WITHOUT_EFFECT)
-# Where the same images lie is no part of what a run is.
+# Fields that may differ in one run, if the images are the same.
 PLACES = ("data.path", "data.name")
 
 
@@ -143,7 +142,7 @@ def validate(config: Config) -> None:
     """Checks every field of a config that can be checked without its data.
 
     Raises:
-        ConfigError: Naming the field, its value and what is allowed.
+        ConfigError: With the field, its value and the allowed values.
     """
     for name, kind in _SECTIONS.items():
         section = getattr(config, name)
@@ -157,7 +156,7 @@ def validate(config: Config) -> None:
     if config.stop_at and not config.data.num_validation:
         raise ConfigError(
             f"config.stop_at={config.stop_at} is a validation accuracy, and must be 0 "
-            "where config.data.num_validation is 0."
+            "if config.data.num_validation is 0."
         )
 
 
@@ -180,16 +179,17 @@ _ALLOWED = {
 def override(config: Config, assignments: Sequence[tuple[str, str]]) -> Config:
     """Returns a config with values from a command line.
 
-    Words come before the fields of what they choose, whatever their order there.
+    Assigns words before the fields of the sections they choose, in any order.
 
     Args:
-        config: The config, whose values are allowed; it stays as it is.
-        assignments: Names, such as ``model.routing.num_iterations``, and texts.
+        config: The config, with allowed values; it stays unchanged.
+        assignments: Pairs of name, for example ``model.routing.num_iterations``, and
+            text.
 
     Raises:
-        ConfigError: Naming the field, the text and what is allowed.
+        ConfigError: With the field, the text and the allowed values.
     """
-    # A copy would lose a misspelt attribute without a word.
+    # A copy would lose a misspelt attribute silently.
     validate(config)
     for name, text in sorted(assignments, key=lambda one: one[0].count(".")):
         former.require_no_former_name(name, text)
@@ -198,12 +198,12 @@ def override(config: Config, assignments: Sequence[tuple[str, str]]) -> Config:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Returns the config as nested plain values, as it stands in ``config.json``."""
+    """Returns the config as nested plain values, the content of ``config.json``."""
     return values.to_json(config)
 
 
 def from_dict(stored: dict[str, Any], own: Config | None = None) -> Config:
-    """Reads what :func:`to_dict` wrote, in this edition or a former one.
+    """Makes a config from the values of :func:`to_dict`, of any edition.
 
     Args:
         stored: The nested plain values.

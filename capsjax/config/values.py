@@ -1,7 +1,7 @@
 """Sections of a config as values: their fields, words, and form in JSON.
 
-A section is a dataclass or a Flax module. Where a table has its class, a word chooses
-it: ``adamw`` in ``OPTIMIZERS``. A class that stands in no table is a user's own.
+A section is a dataclass or a Flax module. A word chooses its class from a table:
+``adamw`` from ``OPTIMIZERS``. A class in no table is a user's own.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ _TABLES: tuple[tuple[type, Mapping[str, Any]], ...] = (
     (Optimizer, OPTIMIZERS),
     (Augmentation, AUGMENTATIONS),
 )
-# What names the class of a section in JSON: a word of a table, or a user's own class.
+# Keys in JSON for a section's class: a word from a table, or a user's own class.
 _KIND, _OWN = "kind", "class"
 
 
@@ -37,7 +37,7 @@ class ConfigError(ValueError):
 
 
 def is_section(value: Any) -> bool:
-    """Returns whether a value has fields of its own."""
+    """Returns True if a value has fields of its own."""
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
@@ -53,7 +53,7 @@ def fields_of(section: Any) -> dict[str, Any]:
 
 
 def _hint(kind: type, field: dataclasses.Field) -> Any:
-    """An annotation may be a text that only its own module understands."""
+    """Evaluates an annotation; a text may need names from its own module."""
     if not isinstance(field.type, str):
         return field.type
     try:
@@ -70,7 +70,7 @@ def replaced(section: Any, **values: Any) -> Any:
 
 
 def word_of(section: Any) -> str | None:
-    """Returns the word that chooses the class of a section; None if no table has it."""
+    """Returns the word for the class of a section; None if no table has it."""
     for word, kind in table_of(type(section)).items():
         if kind is type(section):
             return word
@@ -78,7 +78,7 @@ def word_of(section: Any) -> str | None:
 
 
 def table_of(kind: type) -> Mapping[str, Any]:
-    """Returns the table with the classes that may stand in the place of this one."""
+    """Returns the table of the classes that may replace this one."""
     for base, table in _TABLES:
         if issubclass(kind, base):
             return table
@@ -86,17 +86,17 @@ def table_of(kind: type) -> Mapping[str, Any]:
 
 
 def words(name: str) -> list[str]:
-    """Returns the words from which the section of that name is chosen."""
+    """Returns the words that choose the section of that name."""
     tables = {"model": NETWORKS, "model.routing": ROUTINGS, "loss": LOSSES}
     tables |= {"optimizer": OPTIMIZERS, "augmentation": AUGMENTATIONS}
     return [*tables[name]]
 
 
 def require_field(path: str, section: Any, name: str) -> None:
-    """Refuses a field that a section does not have.
+    """Raises if a section does not have a field.
 
     Raises:
-        ConfigError: Naming the fields that it has, and the kind that has that field.
+        ConfigError: With the section's fields, and the kinds that have that field.
     """
     fields = fields_of(section) if is_section(section) else {}
     if name in fields:
@@ -117,23 +117,23 @@ def require_field(path: str, section: Any, name: str) -> None:
 
 
 def require_known(path: str, section: Any) -> None:
-    """Refuses an attribute that is no field: a config file may set a misspelt one.
+    """Raises for an attribute that is no field: a config file may set a misspelt one.
 
     Raises:
-        ConfigError: Naming the attribute and the fields that there are.
+        ConfigError: With the attribute and the existing fields.
     """
     if isinstance(section, nn.Module):
-        return  # It is frozen, and Flax keeps attributes of its own there.
+        return  # It is frozen, and holds Flax's own attributes.
     for name in vars(section):
         if not name.startswith("_"):
             require_field(path, section, name)
 
 
 def check(path: str, section: Any) -> None:
-    """Checks the type and range of every field, also of sections within.
+    """Checks the type and range of every field, also in sections within.
 
     Raises:
-        ConfigError: Naming the field, its value and what is allowed.
+        ConfigError: With the field, its value and the allowed values.
     """
     require_known(path, section)
     for name, hint in fields_of(section).items():
@@ -167,13 +167,13 @@ def assigned(section: Any, path: str, names: Sequence[str], text: str) -> Any:
     """Returns a copy of a section in which one field has the value in a text.
 
     Args:
-        section: Where the path begins.
+        section: The section.
         path: Name of the section.
-        names: The field, one name for each section on the way to it.
-        text: A value; where the field is a section, the word that chooses its kind.
+        names: Names of the sections on the way to the field, then of the field.
+        text: A value, or the word that chooses the kind of a section.
 
     Raises:
-        ConfigError: Naming the field, the text and what is allowed.
+        ConfigError: With the field, the text and the allowed values.
     """
     name, *rest = names
     require_field(path, section, name)
@@ -202,13 +202,14 @@ def _is_mixed(hint: Any) -> bool:
 
 
 def chosen(section: Any, path: str, word: str) -> Any:
-    """Returns the kind of section that a word chooses, in the place of another.
+    """Returns the kind of section that a word chooses, to replace another.
 
-    It is the section itself if that is of this kind. Otherwise it has its defaults, but
-    for the fields that both inherit from a common base, such as ``learning_rate``.
+    Returns the section itself if it is of this kind. Otherwise fields that both inherit
+    from a common base, like ``learning_rate``, keep their values, and others get their
+    defaults.
 
     Raises:
-        ConfigError: Naming the words that there are.
+        ConfigError: With the existing words.
     """
     table = table_of(type(section))
     if word not in table:
@@ -226,7 +227,7 @@ def chosen(section: Any, path: str, word: str) -> Any:
 
 
 def to_json(section: Any) -> dict[str, Any]:
-    """Returns a section as nested plain values, its class by a word."""
+    """Returns a section as nested plain values, with a word for its class."""
     word = word_of(section)
     values: dict[str, Any] = {}
     if word is not None:
@@ -240,12 +241,12 @@ def to_json(section: Any) -> dict[str, Any]:
 
 
 def from_json(template: Any, values: Any, path: str) -> Any:
-    """Reads what ``to_json`` wrote, perhaps before some fields were invented.
+    """Makes a section from the values of ``to_json``, also of older editions.
 
     Args:
-        template: A section whose class stands there, where that is a user's own; such a
-            class has the template's values in fields that are missing.
-        values: The nested plain values.
+        template: The section to replace. It must have the class of a user's own
+            section, whose missing fields get the template's values.
+        values: The nested plain values, perhaps without newer fields.
         path: Name of the section.
 
     Raises:
@@ -258,8 +259,8 @@ def from_json(template: Any, values: Any, path: str) -> Any:
         template = chosen(template, path, str(values.pop(_KIND)))
     elif _OWN in values and (own := values.pop(_OWN)) != type(template).__name__:
         raise ConfigError(
-            f"{path} is {own}, a class that is not of capsjax: open the run with the "
-            f"experiment file that has it."
+            f"{path} is {own}, a class that capsjax does not have: open the run with "
+            f"the experiment file that has it."
         )
     is_own = bool(table_of(type(template))) and word_of(template) is None
     section = template if is_own else type(template)()
@@ -273,7 +274,7 @@ def from_json(template: Any, values: Any, path: str) -> Any:
         elif isinstance(value, list):
             value = tuple(value)
         else:
-            # Before the class sees it, which may refuse it in words of its own.
+            # Check before the class does, which may raise an error of its own.
             try:
                 bounds.require(value, fields[name], f"{path}.{name}")
             except ValueError as error:

@@ -1,8 +1,8 @@
 """Scales, crops and shifts images on the device.
 
-All of it is pure JAX, for use inside a jitted, mapped or sharded step. The classes are
-values for the section ``augmentation`` of a config, where ``AUGMENTATIONS`` maps a word
-to each.
+The functions are pure JAX, for use inside a jitted, mapped or sharded step. The classes
+are values for the section ``augmentation`` of a config, where ``AUGMENTATIONS`` maps a
+word to each.
 """
 
 import abc
@@ -24,21 +24,21 @@ from capsjax.ops import require_unit_scale
 class Augmentation(abc.ABC):
     """Random changes of training images, in two halves.
 
-    What is drawn is drawn for the batch of all devices, so that it is a function of
-    seed and step; each device applies its share.
+    ``draw`` draws for the batch of all devices, so the changes are a function of seed
+    and step; each device applies its share.
     """
 
     @abc.abstractmethod
     def draw(
         self, key: Key[Array, ""], num_images: int, image_shape: tuple[int, int, int]
     ) -> Any:
-        """Draws the changes of so many images: arrays whose first axis is the image."""
+        """Draws changes for all images: arrays whose first axis is the image."""
 
     @abc.abstractmethod
     def apply(
         self, image: Num[Array, "batch h w c"], drawn: Any
     ) -> Num[Array, "batch h w c"]:
-        """Changes images, unsigned bytes, by what was drawn for them."""
+        """Applies the drawn changes to images of unsigned bytes."""
 
     def check_image(self, image_shape: tuple[int, int, int]) -> None:
         """Raises a ValueError if the changes do not fit images of that shape."""
@@ -100,10 +100,10 @@ AUGMENTATIONS: Mapping[str, type[Augmentation]] = {
 
 
 def scale_to_unit(image: Num[Array | np.ndarray, "..."]) -> Float[Array, "..."]:
-    """Makes float32 in 0 to 1 of unsigned bytes: ``image / 255``.
+    """Scales unsigned bytes to float32 from 0 to 1: ``image / 255``.
 
     Raises:
-        TypeError: The images are not unsigned bytes, so perhaps scaled already.
+        TypeError: If the images are not unsigned bytes, and so perhaps scaled already.
     """
     require_unit_scale("image", image, scaled=False)
     return jnp.asarray(image, jnp.float32) / 255
@@ -117,11 +117,11 @@ def shift(
 ) -> Num[Array, "batch h w c"]:
     """Moves each image by a random whole number of pixels along each axis.
 
-    Where images are spread over devices, draw for all of them with ``draw_shifts`` and
-    give each device its part, so that the result does not depend on their number.
+    If images are spread over devices, draw for all of them with ``draw_shifts`` and
+    give each device its part: the result then does not depend on the number of devices.
 
     Args:
-        key: What the shifts are drawn from.
+        key: The random key.
         image: Unsigned bytes or floats; 0 is the background.
         max_shift: The largest shift in pixels; shifts are uniform from ``-max_shift``
             to ``max_shift``, independent for each image and axis.
@@ -130,7 +130,7 @@ def shift(
         The images, with 0 where nothing was moved to.
 
     Raises:
-        ValueError: As of ``apply_shifts``.
+        ValueError: If ``max_shift`` does not fit, as in ``apply_shifts``.
     """
     shifts = draw_shifts(key, len(image), max_shift)
     return apply_shifts(image, shifts, max_shift)
@@ -139,7 +139,7 @@ def shift(
 def draw_shifts(
     key: Key[Array, ""], num_images: int, max_shift: int
 ) -> Int[Array, "batch 2"]:
-    """Draws how far to move each image down and to the right.
+    """Draws the pixels to move each image down and to the right.
 
     Args:
         key: A function of the run's seed and the step, the same on every device.
@@ -150,7 +150,7 @@ def draw_shifts(
         Whole numbers, uniform from ``-max_shift`` to ``max_shift``.
 
     Raises:
-        ValueError: ``max_shift`` is negative or not a whole number known to Python.
+        ValueError: If ``max_shift`` is negative or not a whole number known to Python.
     """
     max_shift = _checked(max_shift)
     return jax.random.randint(
@@ -174,7 +174,7 @@ def apply_shifts(
         The images, with 0 where nothing was moved to.
 
     Raises:
-        ValueError: ``max_shift`` is negative, not a whole number known to Python, or
+        ValueError: If ``max_shift`` is negative, not a whole number known to Python, or
             moves an image out of sight.
     """
     max_shift = _checked(max_shift)
@@ -190,14 +190,14 @@ def apply_shifts(
     def window(padded, start):
         return jax.lax.dynamic_slice(padded, (*start, jnp.int32(0)), shape)
 
-    # On a CPU faster than gathers, selecting among all shifts, and one-hot products:
+    # Faster on a CPU than gathers, selecting among all shifts, and one-hot products:
     # 0.05 ms for 128 x 28 x 28 bytes against 0.17, 0.4 and 0.6.
     shifts = jnp.clip(jnp.asarray(shifts, jnp.int32), -max_shift, max_shift)
     return jax.vmap(window)(padded, max_shift - shifts)
 
 
 def cropped_shape(image_shape: tuple[int, int, int], crop: int) -> tuple[int, int, int]:
-    """The shape of squares of ``crop`` pixels; of whole images where that is 0."""
+    """Returns the shape of squares of ``crop`` pixels; of whole images for 0."""
     return (crop, crop, image_shape[2]) if crop else image_shape
 
 
@@ -207,13 +207,13 @@ def draw_corners(
     image_shape: tuple[int, int, int],
     shape: tuple[int, int, int],
 ) -> Int[Array, "batch 2"]:
-    """Draws where to crop each image: the row and column of the upper left corner.
+    """Draws the row and column of the upper left corner of each image's crop.
 
     Args:
         key: A function of the run's seed and the step, the same on every device.
         num_images: The number of images on *all* devices.
         image_shape: Height, width and channels of the images.
-        shape: Those of the crops, no larger.
+        shape: Height, width and channels of the crops, no larger.
 
     Returns:
         Whole numbers, uniform over all places at which the crop lies in the image.
@@ -231,8 +231,8 @@ def apply_crops(
 
     Args:
         image: Unsigned bytes or floats.
-        corners: Row and column of the upper left corner; moved to where the window lies
-            in the image.
+        corners: Row and column of the upper left corner; moved if the window leaves the
+            image.
         shape: Height, width and channels of the windows, no larger than the images.
     """
 
@@ -249,7 +249,7 @@ def crop_middle(
 
     Args:
         image: Unsigned bytes or floats.
-        shape: Height, width and channels of what is kept, no larger than the images.
+        shape: Height, width and channels of the middle, no larger than the images.
     """
     height, width = image.shape[-3:-1]
     top, left = (height - shape[0]) // 2, (width - shape[1]) // 2

@@ -1,7 +1,7 @@
-"""Whole networks: an image in, class capsules and a reconstruction out; a baseline.
+"""Networks: images in, class capsules and reconstructions out; and a baseline.
 
-``NETWORKS`` maps the word in a config to a class; a new network is a new file and a new
-line there. The contract is in :mod:`capsjax.models.network`.
+``NETWORKS`` maps the word in a config to a class. A new network needs a file and a line
+there. The contract is in :mod:`capsjax.models.network`.
 """
 
 from collections.abc import Mapping

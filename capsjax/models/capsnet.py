@@ -27,34 +27,33 @@ class CapsNet(nn.Module):
     """The network of *Dynamic Routing Between Capsules*.
 
     A convolution with ReLU, primary capsules, class capsules by routing, and a decoder.
-    Any image size, channel count and class count; at 28x28x1 with ten classes it has
-    the paper's 8,215,568 parameters.
+    It fits any image size, channel count and class count; at 28x28x1 with ten classes
+    it has the paper's 8,215,568 parameters.
 
     Attributes:
         image_shape: Height, width and channels of an image. In a config the data set
             fills in this field and the next.
-        num_classes: Class capsules.
+        num_classes: Number of class capsules.
         conv_features: Channels of the first convolution.
-        conv_kernel: Its height and width.
+        conv_kernel: Height and width of its kernel.
         primary_types: Kinds of primary capsules at each position.
         primary_dim: Components of a primary capsule.
         primary_kernel: Height and width of the primary capsules' window.
         primary_stride: Step of that window.
-        primary_relu: Whether a ReLU comes before the primary squash, as in the
-            notebook.
+        primary_relu: True for a ReLU before the primary squash, as in the notebook.
         primary_scale: Factor of the primary capsules before bias and squash.
         class_dim: Components of a class capsule.
         routing: The routing algorithm, a value.
         decoder_features: Widths of the decoder's hidden layers.
         compute_dtype: ``float32``, or ``bfloat16`` for the operands of large products.
-        conv_init: How the first convolution's kernel starts. ``scaled``, here and in
-            the next two, starts a network of any size with capsules as long as the
+        conv_init: Initializer of the first convolution's kernel. ``scaled``, here and
+            in the next two, starts a network of any size with capsules as long as the
             paper's.
-        primary_init: How the primary capsules' kernel starts.
-        weight_init: How the matrices ``W_ij`` start.
-        decoder_init: How the decoder's hidden kernels start.
-        reconstruction_init: How the decoder's last kernel starts.
-        bias_init: How all biases start but the routing's.
+        primary_init: Initializer of the primary capsules' kernel.
+        weight_init: Initializer of the matrices ``W_ij``.
+        decoder_init: Initializer of the decoder's hidden kernels.
+        reconstruction_init: Initializer of the decoder's last kernel.
+        bias_init: Initializer of all biases but the routing's.
 
     References:
         Sabour, Frosst and Hinton 2017, section 4, https://arxiv.org/abs/1710.09829.
@@ -130,7 +129,7 @@ class CapsNet(nn.Module):
 
     @property
     def primary_window(self) -> tuple[int, int]:
-        """Height and width of what a primary capsule sees, and the step to the next."""
+        """Side in pixels of a primary capsule's window, and the step to the next."""
         return self.conv_kernel + self.primary_kernel - 1, self.primary_stride
 
     def primary(
@@ -140,8 +139,8 @@ class CapsNet(nn.Module):
 
         Raises:
             ValueError: If an image is not of ``image_shape``, or too small for the
-            kernels.
-            TypeError: If the pixels are not floating-point numbers, but bytes, say.
+                kernels.
+            TypeError: If the pixels are not floating-point numbers.
         """
         require_shape(image, self.image_shape)
         features = self.conv(image)
@@ -155,11 +154,11 @@ class CapsNet(nn.Module):
 
         Args:
             image: The images.
-            is_training: Makes no difference: the network draws nothing.
+            is_training: Makes no difference: nothing in the network is random.
 
         Raises:
-            ValueError: As ``primary`` does.
-            TypeError: As ``primary`` does.
+            ValueError: On the same images as ``primary``.
+            TypeError: On the same images as ``primary``.
         """
         del is_training
         return self.route(self.primary(image))
@@ -181,7 +180,7 @@ class CapsNet(nn.Module):
         image: Float[Array, "*batch h w c"],
         mask: Float[Array, "*batch n"] | None = None,
     ) -> tuple[Routed, Float[Array, "*batch h w c"]]:
-        """Class capsules, and the image redrawn from the masked ones.
+        """Computes class capsules, and redraws the image from the masked ones.
 
         Args:
             image: Pixels from 0 to 1.

@@ -16,7 +16,7 @@ from capsjax.routings.algorithm import ActivationKind, Routed
 
 
 class BaselineCNN(nn.Module):
-    """The convolutional network that the paper compares with.
+    """The convolutional network that the paper compares CapsNet with.
 
     Three convolutions with ReLU that keep the size of the image, two hidden layers with
     ReLU, dropout, and a softmax. At 28x28x1 with ten classes it has the paper's 35.4
@@ -25,15 +25,15 @@ class BaselineCNN(nn.Module):
     Attributes:
         image_shape: Height, width and channels of an image. In a config the data set
             fills in this field and the next.
-        num_classes: Classes.
+        num_classes: Number of classes.
         conv_features: Channels of each convolution.
-        conv_kernel: Height and width of their windows.
+        conv_kernel: Height and width of their kernels.
         hidden_features: Widths of the hidden layers.
-        dropout: The share of the last hidden units that a training step leaves out.
+        dropout: Share of the last hidden units that a training step drops.
         compute_dtype: ``float32``, or ``bfloat16`` for the operands of large products.
-        kernel_init: How the kernels before a ReLU start.
-        output_init: How the kernel before the softmax starts.
-        bias_init: How all biases start.
+        kernel_init: Initializer of the kernels before a ReLU.
+        output_init: Initializer of the kernel before the softmax.
+        bias_init: Initializer of all biases.
 
     References:
         Sabour, Frosst and Hinton 2017, section 5, https://arxiv.org/abs/1710.09829.
@@ -60,7 +60,7 @@ class BaselineCNN(nn.Module):
 
         Args:
             image: Pixels from 0 to 1.
-            is_training: Leaves out some of the last hidden units, drawn from the rng
+            is_training: Drops some of the last hidden units, drawn from the rng
                 ``dropout``.
 
         Raises:
@@ -94,5 +94,5 @@ class BaselineCNN(nn.Module):
     def __call__(
         self, image: Float[Array, "*batch h w c"], *, is_training: bool = False
     ) -> Routed:
-        """Does what ``encode`` does."""
+        """Calls ``encode``."""
         return self.encode(image, is_training=is_training)

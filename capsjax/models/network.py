@@ -1,20 +1,21 @@
-"""The contract of networks, and what the engine does with one.
+"""The contract of networks, and the functions that use it.
 
 A network is a Flax Linen module with the fields ``image_shape`` and ``num_classes``,
 which the data set fills in, and these methods:
 
 ``encode(image, *, is_training=False) -> Routed``
-    The class capsules. A network without poses returns None for them.
+    Computes the class capsules. A network without poses returns None for them.
 ``decode(pose, mask) -> image``
-    Only if the network can draw.
+    Draws images. Optional.
 ``primary(image)``, ``route(primary)`` and ``primary_window``
-    Only if the analysis may look inside: the two stages of ``encode``, the second with
-    the algorithm in the field ``routing`` in a ``DenseCaps`` named ``class_caps``; and
-    the size in pixels of what a primary capsule sees, and the step to the next one.
+    Show the inside to the analysis. Optional. The methods are the two stages of
+    ``encode``, the second with the algorithm in the field ``routing`` in a
+    ``DenseCaps`` named ``class_caps``. The property holds the size in pixels of a
+    primary capsule's window, and the step to the next one.
 
 It declares ``activation_kind``, unless its field ``routing`` does. Batch statistics and
-dropout are Flax's: collections of variables, and the rng ``dropout``. A collection is
-the same on all devices: give ``nn.BatchNorm`` ``axis_name=capsjax.DEVICE_AXIS``.
+dropout follow Flax: collections of variables, and the rng ``dropout``. Collections must
+be the same on all devices: give ``nn.BatchNorm`` ``axis_name=capsjax.DEVICE_AXIS``.
 """
 
 import functools
@@ -31,10 +32,10 @@ from capsjax.ops import mask_longest
 from capsjax.routings import Algorithm
 from capsjax.routings.algorithm import ActivationKind, Routed
 
-# Until the data set fills it in.
+# The value until the data set fills it in.
 UNKNOWN_SHAPE = (0, 0, 0)
 FROM_DATA = ("image_shape", "num_classes")
-# Made by ``prepare`` of the weights, so no variable of its own.
+# Collection that ``prepare`` makes from the weights, and that is not stored.
 _PREPARED = "prepared"
 
 
@@ -53,12 +54,12 @@ class Network(Protocol):
 
     @property
     def init(self) -> Callable[..., Any]:
-        """Flax's."""
+        """Flax's ``init``."""
         ...
 
     @property
     def apply(self) -> Callable[..., Any]:
-        """Flax's."""
+        """Flax's ``apply``."""
         ...
 
 
@@ -67,7 +68,7 @@ class NetworkError(ValueError):
 
 
 def bind(network: Any, image_shape: tuple[int, int, int], num_classes: int) -> Network:
-    """Fills in what a data set decides of a network.
+    """Fills in the fields of a network that a data set decides.
 
     Raises:
         NetworkError: If it is not a Linen module, or lacks a field or ``encode``.
@@ -87,7 +88,7 @@ def bind(network: Any, image_shape: tuple[int, int, int], num_classes: int) -> N
 
 
 def activation_kind(network: Any) -> ActivationKind:
-    """Returns what the activations of a network are.
+    """Returns the kind of a network's activations.
 
     Raises:
         NetworkError: If neither the network nor its ``routing`` declares it.
@@ -106,18 +107,18 @@ def activation_kind(network: Any) -> ActivationKind:
 
 
 def can_draw(network: Any) -> bool:
-    """Returns whether a network draws images of its class capsules."""
+    """Returns True if a network draws images from its class capsules."""
     return hasattr(network, "decode")
 
 
 def has_stages(network: Any) -> bool:
-    """Returns whether a network shows its primary capsules and routes them apart."""
+    """Returns True if a network has the two stages ``primary`` and ``route``."""
     stages = ("primary", "route", "primary_window", "routing")
     return all(hasattr(network, name) for name in stages)
 
 
 def routing_of(network: Any) -> Algorithm | None:
-    """Returns the algorithm of a network whose rounds can be changed; else None."""
+    """Returns a network's algorithm; None if it has none with rounds to change."""
     routing = getattr(network, "routing", None)
     if not isinstance(routing, Algorithm) or routing.num_rounds is None:
         return None
@@ -184,14 +185,14 @@ def check_output(network: Network, variables: Any) -> None:
 def prepare(
     network: Network, variables: Any, *, batch_size: int
 ) -> Callable[[Float[Array, "batch h w c"]], Routed]:
-    """Compiles inference, without the decoder, with kernels transformed only once.
+    """Compiles inference without the decoder, and transforms kernels only once.
 
-    Training can't do that: its weights change with every step.
+    Training can't reuse transformed kernels: its weights change with every step.
 
     Args:
         network: The network.
         variables: Its weights and other variables.
-        batch_size: Images at a time; others work, but may be slower.
+        batch_size: Images per call; other numbers work, but may be slower.
 
     Returns:
         A function from images, with pixels from 0 to 1, to class capsules.
@@ -212,14 +213,14 @@ def num_parameters(params: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-# ---- checks of the networks that come with capsjax
+# ---- checks for the networks of capsjax
 
 
 def require_data(network: Network) -> None:
-    """Refuses a network that nobody has bound to a data set.
+    """Raises if a network is not bound to a data set.
 
     Raises:
-        ValueError: Naming the fields.
+        ValueError: With the values of the two fields.
     """
     if not network.num_classes or 0 in network.image_shape:
         raise ValueError(
@@ -229,10 +230,10 @@ def require_data(network: Network) -> None:
 
 
 def require_shape(image: Array, image_shape: tuple[int, int, int]) -> None:
-    """Refuses images of another shape.
+    """Raises if images have another shape.
 
     Raises:
-        ValueError: Naming both shapes.
+        ValueError: With both shapes.
     """
     if image.shape[-3:] != tuple(image_shape):
         raise ValueError(

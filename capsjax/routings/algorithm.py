@@ -1,4 +1,4 @@
-"""The contract of routing algorithms: what they take, own, return and promise.
+"""The contract of routing algorithms.
 
 Letters: ``i`` input capsules with ``c`` components, ``j`` output capsules with ``d``.
 """
@@ -26,15 +26,15 @@ from capsjax.votes import cast_votes
 
 
 class Routed(NamedTuple):
-    """What a routing algorithm returns.
+    """The result of a routing algorithm.
 
     Attributes:
-        pose: The upper capsules; None from a network that has none.
-        activation: How present each upper capsule is, in the algorithm's
+        pose: Poses of the upper capsules; None from a network that has none.
+        activation: Presence of each upper capsule, in the algorithm's
             ``activation_kind``: the pose's length for dynamic routing.
         coupling: The share of lower capsule ``i`` that went to upper capsule ``j``; the
             shares of one lower capsule sum to one over ``j`` (to less with a "none of
-            the above"). None from ``from_capsules``, which may never hold them.
+            the above"). May be None from ``from_capsules``, which need not hold them.
     """
 
     pose: Float[Array, "*batch j d"] | Any
@@ -56,10 +56,10 @@ class Parameter(NamedTuple):
 
 
 def declared_bias(start: float | None) -> Mapping[str, Parameter]:
-    """The bias of ``s_j``, one value for each component of each output; none for None.
+    """Declares the bias of ``s_j``, a value for each component of each output.
 
     Args:
-        start: Where the trainable bias starts.
+        start: Initial value of the trainable bias; None for no bias.
     """
     if start is None:
         return {}
@@ -69,19 +69,19 @@ def declared_bias(start: float | None) -> Mapping[str, Parameter]:
 class Algorithm(abc.ABC):
     """A routing algorithm: a frozen dataclass with its hyperparameters inside.
 
-    A subclass has ``route``. Masks are applied here: ``route`` never sees what a masked
-    input holds, and what it returns for masked outputs is replaced. There is no
-    training flag, step or key.
+    A subclass has ``route``. This class applies the masks: ``route`` gets zeros for
+    masked inputs, and its results for masked outputs are replaced. There is no training
+    flag, step or key.
 
     Attributes:
-        activation_kind: What the activation of an output is: the ``"length"`` of its
-            pose, a ``"probability"``, or a ``"logit"``, whose softmax has the classes'
+        activation_kind: Kind of an output's activation: the ``"length"`` of its pose, a
+            ``"probability"``, or a ``"logit"``, whose softmax gives the classes'
             probabilities. An absent output has 0, 0 or minus infinity.
-        takes_activation: Whether activations of the inputs are needed; where they are
-            not, they are refused.
-        couplings_sum_to_one: Whether each input gives away all of itself.
-        activation_is_length: Whether the activation is the length of the pose.
-        follows_outputs: Whether poses follow outputs that change places.
+        takes_activation: True if activations of the inputs are needed; if False, they
+            are refused.
+        couplings_sum_to_one: True if each input gives away all of itself.
+        activation_is_length: True if the activation is the length of the pose.
+        follows_outputs: True if poses follow outputs that change places.
     """
 
     activation_kind: ClassVar[ActivationKind] = "length"
@@ -92,16 +92,16 @@ class Algorithm(abc.ABC):
 
     @property
     def declared_parameters(self) -> Mapping[str, Parameter]:
-        """What a layer must create and pass back as ``parameters``."""
+        """Parameters that a layer must create and pass back as ``parameters``."""
         return {}
 
     @property
     def num_rounds(self) -> int | None:
-        """How many rounds are made; None if the algorithm does not iterate."""
+        """Number of rounds; None if the algorithm does not iterate."""
         return None
 
     def with_rounds(self, num_rounds: int) -> "Algorithm":
-        """The same algorithm with so many rounds."""
+        """Returns the same algorithm with another number of rounds."""
         value: Any = self
         return dataclasses.replace(value, num_iterations=num_rounds)
 
@@ -116,11 +116,12 @@ class Algorithm(abc.ABC):
         """Routes votes in float32 or float64 to upper capsules.
 
         Args:
-            votes: Zero where an input or output is masked.
-            activation: Zero where an input is masked; None if none is taken.
-            parameters: Those that are declared.
-            competition: Makes the couplings of a round: ``start`` of the first one,
-                ``couple`` of those that have logits.
+            votes: Votes, zero where an input or output is masked.
+            activation: Activations, zero where an input is masked; None if the
+                algorithm takes none.
+            parameters: The declared parameters, by name.
+            competition: Makes the couplings: ``start`` for the first round, ``couple``
+                for rounds with logits.
         """
 
     def __call__(
@@ -137,12 +138,12 @@ class Algorithm(abc.ABC):
         """Routes votes to upper capsules.
 
         Args:
-            votes: ``[*batch, i, j, d]``.
-            activation: How present the inputs are, ``[*batch, i]``; only for algorithms
+            votes: Votes, ``[*batch, i, j, d]``.
+            activation: Presence of the inputs, ``[*batch, i]``; only for algorithms
                 that take it.
-            parameters: Those that are declared, by name.
+            parameters: The declared parameters, by name.
             initial_logit: Log priors, ``[*batch, i, j]``, added to the logits in every
-                round. Its batch axes must broadcast to those of the votes.
+                round. Its batch axes must broadcast to the votes' batch axes.
             input_mask: False for padding, ``[*batch, i]``: the input sends nothing,
                 whatever its votes are.
             output_mask: False for outputs that get nothing, ``[*batch, j]``: pose zero,
@@ -184,21 +185,21 @@ class Algorithm(abc.ABC):
 
         Args:
             capsules: The input capsules.
-            weight: The matrices that make votes of them, ``[i, j, d, c]``, or
-                ``[j, d, c]`` where all inputs share them.
-            activation: As of ``__call__``, like all that follow.
-            parameters: Those that are declared, by name.
+            weight: The matrices that turn them into votes, ``[i, j, d, c]``, or
+                ``[j, d, c]`` if all inputs share them.
+            activation: Presence of the inputs. See ``__call__`` for this and the rest.
+            parameters: The declared parameters, by name.
             initial_logit: Log priors.
             input_mask: False for padding.
             output_mask: False for outputs that get nothing.
             compete: Turns logits into couplings.
 
         Returns:
-            Couplings may be None: some algorithms never hold them.
+            The result, perhaps without couplings: some algorithms never hold them.
         """
         capsules, weight = check_capsules(capsules, weight)
         if input_mask is not None:
-            # Before there are votes: the weight's gradient multiplies the capsules.
+            # Mask before casting votes: the weight's gradient multiplies the capsules.
             batch, i, j = capsules.shape[:-2], capsules.shape[-2], weight.shape[-3]
             sends = check_competition(None, input_mask, None, compete, batch, i, j)
             capsules = sends.without_masked_capsules(capsules)
@@ -213,7 +214,7 @@ class Algorithm(abc.ABC):
         )
 
     def without_absent(self, routed: Routed, competition: Competition) -> Routed:
-        """Absent outputs where they are masked, and where no input sends anything."""
+        """Makes outputs absent that are masked, or that no input sends anything."""
         present = competition.present()
         if present is None:
             return routed
@@ -229,10 +230,10 @@ class Algorithm(abc.ABC):
         sizes: Mapping[str, int],
         dtype: jnp.dtype,
     ) -> dict[str, Array]:
-        """The parameters as arrays in the type that is computed in.
+        """Returns the parameters as arrays in the type of the computation.
 
         Raises:
-            ValueError: If one is not declared, or has not the axes that are.
+            ValueError: If one is not declared, or has other axes.
         """
         checked = {}
         for name, array in (parameters or {}).items():
@@ -290,11 +291,10 @@ def _route(
 
 
 def check_votes(votes: Shaped[ArrayLike, "..."]) -> Float[Array, "*batch i j d"]:
-    """The votes as an array.
+    """Returns the votes as an array.
 
     Raises:
-        ValueError: If an axis is missing or empty, or they are no floating-point
-            numbers.
+        ValueError: If an axis is missing or empty, or the type is not floating-point.
     """
     votes = jnp.asarray(votes)
     if votes.ndim < 3 or 0 in votes.shape[-3:]:
@@ -310,10 +310,10 @@ def check_votes(votes: Shaped[ArrayLike, "..."]) -> Float[Array, "*batch i j d"]
 def check_capsules(
     capsules: Shaped[ArrayLike, "..."], weight: Shaped[ArrayLike, "..."]
 ) -> tuple[Float[Array, "*batch i c"], Float[Array, "*i j d c"]]:
-    """Capsules and weight as arrays.
+    """Returns capsules and weight as arrays.
 
     Raises:
-        ValueError: If they do not fit together, or are no floating-point numbers.
+        ValueError: If they do not fit together, or their type is not floating-point.
     """
     capsules, weight = jnp.asarray(capsules), jnp.asarray(weight)
     fits = capsules.ndim >= 2 and weight.ndim in (3, 4) and 0 not in weight.shape

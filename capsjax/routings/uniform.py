@@ -15,10 +15,10 @@ from capsjax.routings.competition import Competition
 class UniformRouting(Algorithm):
     r"""One round without agreement: ``v_j = squash(sum_i u_hat_{j|i} / J + bias_j)``.
 
-    The baseline that tells what routing adds: dynamic routing with one round.
+    This is dynamic routing with one round, the baseline that shows the effect of more.
 
     Attributes:
-        bias: Where the trainable bias of ``s_j`` starts; None for no bias.
+        bias: Initial value of the trainable bias of ``s_j``; None for no bias.
 
     References:
         Gu and Tresp 2020, *Improving the Robustness of Capsule Networks to Image Affine
@@ -29,7 +29,7 @@ class UniformRouting(Algorithm):
 
     @property
     def declared_parameters(self) -> Mapping[str, Parameter]:
-        """The bias, if there is one."""
+        """Declaration of the bias, if there is one."""
         return declared_bias(self.bias)
 
     def route(
@@ -39,7 +39,7 @@ class UniformRouting(Algorithm):
         parameters: Mapping[str, Array],
         competition: Competition,
     ) -> Routed:
-        """Adds up the votes in equal shares, but for initial logits and masks."""
+        """Adds up the votes in shares that only initial logits and masks change."""
         coupling = competition.start(votes)
         s = jnp.einsum("...ij,...ijd->...jd", coupling, votes)
         if "bias" in parameters:

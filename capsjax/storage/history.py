@@ -1,6 +1,6 @@
-"""With which settings each part of a run was computed: ``history.json``.
+"""The settings of each part of a run, in ``history.json``.
 
-A run may go on with other values of some fields. The file is a list with one object
+A run may resume with other values of some fields. The file is a list with one object
 for each stage: ``step``, the optimizer steps done when it began, and the value of every
 field of ``config.RECORDED`` from there on. A run without a change has one stage.
 """
@@ -17,16 +17,19 @@ Stage = dict[str, Any]
 
 
 def record(workdir: Workdir, config: configs.Config, step: int) -> list[Stage]:
-    """Writes down that a run goes on after so many steps; before ``config.json``.
+    """Adds a stage if a run resumes with new settings; call it before ``config.json``.
 
     Args:
-        workdir: Its folder.
-        config: With these settings.
-        step: Optimizer steps done, of the checkpoint that it goes on from: what was
-            computed after them does not count.
+        workdir: The run's folder.
+        config: The config of the new start.
+        step: Optimizer steps done in the checkpoint that it resumes from: later steps
+            do not count.
+
+    Returns:
+        All stages of the run.
 
     Raises:
-        WorkdirError: If it can't be written.
+        WorkdirError: If the file can't be written.
     """
     now = _settings(config)
     stages = [stage for stage in read(workdir) if stage["step"] < step]
@@ -39,10 +42,10 @@ def record(workdir: Workdir, config: configs.Config, step: int) -> list[Stage]:
 
 
 def read(workdir: Workdir) -> list[Stage]:
-    """The stages of a run, from the first; none if there is no run.
+    """Returns the stages of a run, from the first; none if there is no run.
 
-    Without a ``history.json`` that can be read, as in runs of before, they are what
-    ``config.json`` and ``result.json`` tell: the numbers of epochs.
+    If ``history.json`` can't be read, as in older runs, the stages are rebuilt from the
+    numbers of epochs in ``config.json`` and ``result.json``.
     """
     try:
         stages = workdir.read_json(workdir.history)
@@ -65,7 +68,7 @@ def _rebuilt(workdir: Workdir) -> list[Stage]:
         for one in (*result["tested_before"], result):
             ends.append((int(one["num_epochs"]), int(one["test_of_last"]["step"])))
     except (WorkdirError, KeyError, TypeError, ValueError):
-        pass  # It has not ended, or the file is damaged.
+        pass  # The run has not ended, or the file is damaged.
     starts = [0, *(step for _, step in ends)]
     epochs = [*(number for number, _ in ends), now["num_epochs"]]
     stages: list[Stage] = []
@@ -77,4 +80,4 @@ def _rebuilt(workdir: Workdir) -> list[Stage]:
 
 def _settings(config: configs.Config) -> dict[str, Any]:
     settings = {name: operator.attrgetter(name)(config) for name in configs.RECORDED}
-    return json.loads(json.dumps(settings))  # As they are read again.
+    return json.loads(json.dumps(settings))  # Lists for tuples, like in the file.

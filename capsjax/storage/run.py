@@ -1,4 +1,4 @@
-"""A run that is on disk, opened to use what it learnt.
+"""Opens the network of a run on disk.
 
 run = capsjax.load_run("runs/mnist-seed0")
 run.predict(images).label
@@ -30,12 +30,12 @@ from capsjax.storage.workdir import Workdir
 
 
 class Prediction(NamedTuple):
-    """What a network sees in some images.
+    """The predictions of a network for some images.
 
     Attributes:
         label: The most active class of each image, an index into ``class_names``.
         activation: The length of every class capsule, or the probability of every
-            class, from 0 to 1: the run's ``activation_kind`` names which.
+            class, from 0 to 1, by the run's ``activation_kind``.
         pose: The poses of the class capsules; None from a network that has none.
     """
 
@@ -45,29 +45,29 @@ class Prediction(NamedTuple):
 
     @property
     def length(self) -> Float[np.ndarray, "n classes"]:
-        """The length of every class capsule: former name of ``activation``."""
+        """Former name of ``activation``."""
         return self.activation
 
 
 class Run:
-    """The network of a run, ready to be used; made by :func:`load_run`.
+    """The trained network of a run, opened by :func:`load_run`.
 
-    It can be pickled, weights included, and predicts the same in another process.
+    It can be pickled with its weights, and predicts the same in another process.
 
     Attributes:
-        workdir: Its folder.
-        config: How it was trained.
-        class_names: What its class capsules stand for.
-        image_shape: Height, width and channels of the images that it was trained on, of
-            which the network may see a part only.
-        num_shown: How many classes each image shows; None where that differs.
-        preparation: How a picture becomes such an image.
+        workdir: The run's folder.
+        config: The config of the training.
+        class_names: Names of the classes, in the order of the class capsules.
+        image_shape: Height, width and channels of the training images. The network may
+            see crops of them.
+        num_shown: Number of classes in each image; None if it differs between images.
+        preparation: The preparation that turns a picture into an image of that shape.
         model: The network.
-        activation_kind: ``length``, ``probability``, or, of a network with logits,
-            ``logit``: its predictions hold the softmax.
-        params: The network's variables, or their moving average where the recipe
-            evaluates that.
-        step: The optimizer steps after which these were the weights.
+        activation_kind: ``length``, ``probability``, or ``logit``, for which
+            predictions hold the softmax.
+        params: The network's variables, or their moving average if the recipe evaluates
+            it.
+        step: Optimizer steps done with these weights.
     """
 
     def __init__(self, workdir: Workdir, own: configs.Config | None = None):
@@ -99,16 +99,16 @@ class Run:
 
     @property
     def activation_kind(self) -> ActivationKind:
-        """What the network's activations are."""
+        """Kind of the network's activations."""
         return activation_kind(self.model)
 
     @property
     def loss(self) -> Loss:
-        """The loss that fits the network, with the margins of the recipe."""
+        """Loss that fits the network, with the margins of the recipe."""
         return fitting_loss(self.config.loss, self.activation_kind)
 
     def __getstate__(self) -> dict[str, Any]:
-        """The run as it is pickled: weights on the host, nothing that is compiled."""
+        """Returns the state to pickle: weights on the host, without programs."""
         params = jax.tree.map(np.asarray, self.params)
         compiled = ("model", "_encoders", "_decode")
         state = {**self.__dict__, "params": params}
@@ -138,7 +138,7 @@ class Run:
             )
             name = "average" if self.config.optimizer.average else "params"
             restore = checkpoints.restore_best
-            if self.config.stop_at:  # It is the last that was as good as asked for.
+            if self.config.stop_at:  # The last network reached that accuracy.
                 restore = checkpoints.restore_latest
             restored = restore({name: params}, partly=True)
             if restored is None:
@@ -150,18 +150,19 @@ class Run:
     def predict(self, image: Shaped[Any, "..."]) -> Prediction:
         """Classifies images.
 
-        What can be done once, transforming the weights and compiling, is done at the
-        first call with so many images; then it answers batch after batch.
+        The first call with a given batch size transforms the weights and compiles;
+        later calls reuse both.
 
         Args:
             image: One image ``[h, w, c]`` or several ``[n, h, w, c]`` of
-                ``image_shape``, uint8 from 0 to 255. Where the network was trained on
-                crops, it sees the middle of them.
+                ``image_shape``, uint8 from 0 to 255. A network trained on crops sees
+                the middle of them.
 
         Raises:
-            ValueError: If the images are of another shape.
+            ValueError: If the images have another shape.
             TypeError: If they are not uint8.
         """
+        # Check the images, and crop them.
         image = np.asarray(image)
         if image.ndim not in (3, 4) or image.shape[-3:] != self.image_shape:
             raise ValueError(
@@ -172,10 +173,11 @@ class Run:
             raise TypeError(f"images must be uint8, from 0 to 255; got {image.dtype}.")
         shape = self.model.image_shape
         image = crop_middle(image.reshape(-1, *self.image_shape), shape)
-        # Of few sizes, for each of which something is compiled; the last is filled up.
+        # Compile for few batch sizes; the last batch is filled up.
         size = min(_next_power_of_two(len(image)), self.config.eval_batch_size)
         if size not in self._encoders:
             self._encoders[size] = prepare(self.model, self.params, batch_size=size)
+        # Predict batch by batch.
         activation = np.empty((len(image), len(self.class_names)), np.float32)
         pose = None
         # Once without images, too: the shape of the poses comes from the network.
@@ -197,9 +199,14 @@ class Run:
     def draw(
         self, pose: Float[Any, "n classes d"], label: Int[Any, " n"]
     ) -> Float[np.ndarray, "n h w c"]:
-        """The images that the labels' capsules stand for, with pixels from 0 to 1.
+        """Draws images from the labels' capsules, with pixels from 0 to 1.
 
-        They are as large as what the network sees.
+        Args:
+            pose: The poses of all class capsules.
+            label: The capsule to draw from, for each image.
+
+        Returns:
+            Images of the size that the network sees.
 
         Raises:
             ValueError: If the network draws nothing.
@@ -223,18 +230,17 @@ class Run:
 def load_run(
     path: str | os.PathLike[str], *, config: configs.Config | None = None
 ) -> Run:
-    """Opens the best network of a run: by validation loss, or else the last.
+    """Opens the best network of a run by validation loss, or the last without one.
 
-    Of a run that was to stop at an accuracy (``stop_at``) it is the last. A run that
-    is still training can be opened too.
+    Opens the last network if the config sets ``stop_at``. Opens a run that is still
+    training, too.
 
     Args:
         path: The run's folder, the ``--workdir`` of the training.
-        config: The config of the run's experiment file, needed if that puts classes of
-            its own into it.
+        config: The config of the run's experiment file, if it has classes of its own.
 
     Raises:
-        WorkdirError: If it holds no run, or none that has saved anything.
+        WorkdirError: If the folder holds no run, or the run has saved nothing.
         CheckpointError: If the checkpoint can't be read.
     """
     return Run(Workdir(path), config)

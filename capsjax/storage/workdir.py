@@ -1,14 +1,14 @@
-"""The folder of one run: its layout, its lock, and whether it is the same run.
+"""The folder of one run: its layout, its lock, and the checks of its content.
 
 =====================  =================================================================
 ``config.json``        the configuration, written when the run starts
-``history.json``       which settings changed when it went on, see ``storage.history``
-``dataset.json``       what it is trained on: name, image shape, class names, how many
-                       of these each image shows, and the images of each split
-``metrics.jsonl``      one JSON object a line, see ``capsjax.storage.metrics``
+``history.json``       settings that changed between starts, see ``storage.history``
+``dataset.json``       the data: name, image shape, class names, number of classes in
+                       each image, and the images of each split
+``metrics.jsonl``      one JSON object per line, see ``capsjax.storage.metrics``
 ``checkpoints/``       the latest state and the best by validation loss
-``result.json``        what came out, once the run has ended
-``figures/``           what ``capsjax.evaluate`` drew
+``result.json``        the result, once the run has ended
+``figures/``           figures that ``capsjax.evaluate`` drew
 ``bad_batches/``       batches whose loss or gradient was not finite
 ``lock``               held while a process works here
 =====================  =================================================================
@@ -35,7 +35,7 @@ from capsjax.runtime.console import warn
 from capsjax.runtime.paths import expanded
 from capsjax.storage.files import ASIDE, WorkdirError, writing
 
-# Of file systems that have no locks: Lustre without the option, some network mounts.
+# Errors of file systems without locks: Lustre without the option, some network mounts.
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
@@ -58,7 +58,7 @@ class Workdir:
         self.bad_batches = self.path / "bad_batches"
         self.tensorboard = self.path / "tensorboard"
         self._lock = self.path / "lock"
-        self._holder: bytes | None = None  # What is written there by this process.
+        self._holder: bytes | None = None  # What this process wrote into the lock.
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -68,11 +68,12 @@ class Workdir:
             WorkdirError: If another process works in it, it can't be written, or
                 something in it is neither a file nor a folder.
         """
+        # Lock the folder, and write the holder into the lock.
         self.require_plain_files()
         with contextlib.ExitStack() as stack:
             with writing(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
-                # Without a buffer: what can't be written is told here, and only here.
+                # Without a buffer, so that a failed write raises here.
                 file = stack.enter_context(open(self._lock, "a+b", buffering=0))
                 try:
                     if not _lock(file):
@@ -91,6 +92,7 @@ class Workdir:
                 holder = f"process {os.getpid()} on {socket.gethostname()}".encode()
                 file.write(holder)
                 self._clear_away()
+            # Hold it until the caller is done.
             self._holder = holder
             try:
                 yield
@@ -98,12 +100,12 @@ class Workdir:
                 self._holder = None
 
     def require_held(self) -> None:
-        """Notices that the folder was deleted or moved while this process holds it.
+        """Raises if the folder was deleted or moved while this process holds it.
 
         Does nothing in a process that does not hold it.
 
         Raises:
-            WorkdirError: If its lock is gone, or is another process's.
+            WorkdirError: If the lock is gone, or another process holds it.
         """
         if self._holder is None:
             return
@@ -116,24 +118,23 @@ class Workdir:
         if not is_held:
             raise WorkdirError(
                 f"{self.path} was deleted, moved or replaced while the run was in it. "
-                "What it had saved is in the folder that was moved, if it was; start "
-                "it again there."
+                "If it was moved, its checkpoints are there: start the run there again."
             )
 
     def _clear_away(self) -> None:
-        """Deletes what processes that were killed had begun to write."""
+        """Deletes files that killed processes had begun to write."""
         for folder in (self.path, self.bad_batches):
             for left in folder.glob(f".*{ASIDE}"):
                 left.unlink()
 
     def require_plain_files(self) -> None:
-        """Refuses whatever is neither a file nor a folder.
+        """Raises if the folder holds anything besides files and folders.
 
-        Writing through a symbolic link would change what is elsewhere; reading a pipe
-        may wait forever. The folder itself may be a link.
+        Writing through a symbolic link would change files elsewhere; reading a pipe may
+        wait forever. The folder itself may be a link.
 
         Raises:
-            WorkdirError: Naming what was found.
+            WorkdirError: With the path of the link, pipe or device.
         """
         for folder, folders, files in os.walk(self.path):
             for name in folders + files:
@@ -158,36 +159,38 @@ class Workdir:
         config: configs.Config,
         sets: Mapping[str, Dataset | Generated] | None = None,
     ) -> None:
-        """Compares configuration and images with those of the run that is there.
+        """Checks that a run in the folder has the same configuration and images.
 
         Args:
             config: The configuration.
             sets: The images of each split.
 
         Raises:
-            WorkdirError: If the folder holds another configuration's run, naming the
-                fields that differ, or one on other images, or something that is not a
+            WorkdirError: If the folder holds a run with another configuration, with the
+                fields that differ, or with other images, or something that is not a
                 run.
         """
+        # Read the configuration in the folder.
         self.require_plain_files()
         if not self.config.exists():
-            # An empty folder is left by a process that was killed as it began.
+            # A process killed as it began leaves an empty folder.
             has_saved = self.checkpoints.exists() and any(self.checkpoints.iterdir())
             if has_saved or self.metrics.exists():
                 raise WorkdirError(
-                    f"{self.path} holds checkpoints or metrics but no config.json: it "
-                    "can't be told which run they are of. Choose another --workdir."
+                    f"{self.path} holds checkpoints or metrics but no config.json, so "
+                    "their run cannot be identified. Choose another --workdir."
                 )
             return
         there = self.read_json(self.config)
         if not isinstance(there, dict):
             raise WorkdirError(
-                f"{self.config} is damaged: it can't be told which run is there. "
-                "Choose another --workdir."
+                f"{self.config} is damaged, so its run cannot be identified. Choose "
+                "another --workdir."
             )
         with contextlib.suppress(configs.ConfigError):
-            # Fields that it does not have yet have their defaults.
+            # Fields newer than the file get their defaults.
             there = configs.to_dict(configs.from_dict(there, config))
+        # Compare the configurations.
         different = differences(there, configs.to_dict(config))
         final = [line for name, line in different if name not in configs.CHANGEABLE]
         before = self._identities(sets or {})
@@ -201,23 +204,24 @@ class Workdir:
             raise WorkdirError(
                 f"{self.path} holds a run with another configuration: "
                 f"{'; '.join(final)}. Choose another --workdir. (Only "
-                f"{', '.join(configs.CHANGEABLE)} may change when a run goes on, and "
-                "where the same images are.)"
+                f"{', '.join(configs.CHANGEABLE)} may change when a run resumes, and "
+                "the place of the same images.)"
             )
-        if told := self.other_images(sets or {}):
+        # Compare the images.
+        if problem := self.other_images(sets or {}):
             raise WorkdirError(
-                f"{self.path} {told}. Put them back, or choose another --workdir."
+                f"{self.path} {problem}. Put them back, or choose another --workdir."
             )
 
     def split_rule(self) -> str:
-        """By which rule the training images of the run that is here were divided.
+        """Returns the name of the rule that divided the run's training images.
 
-        It is that of this edition if there is no run, and that of the first edition if
-        the run does not name one.
+        The default is this edition's rule if there is no run, and the first edition's
+        if the run names none.
 
         Raises:
-            WorkdirError: If ``dataset.json`` of a run that has saved something can't be
-                read, or names a rule that is not known.
+            WorkdirError: If the run has saved something, and its ``dataset.json`` can't
+                be read or names an unknown rule.
         """
         self.require_plain_files()
         if not self.config.exists():
@@ -227,7 +231,7 @@ class Workdir:
             rule = about.get("split_rule", FIRST_EDITION)
         except (WorkdirError, AttributeError) as error:
             if not (self.checkpoints.exists() and any(self.checkpoints.iterdir())):
-                return BY_CLASS  # It was killed as it began.
+                return BY_CLASS  # The run was killed as it began.
             raise WorkdirError(
                 f"{self.dataset} is missing or damaged: it can't be told which images "
                 "the run held out. Put it back, or choose another --workdir."
@@ -240,18 +244,19 @@ class Workdir:
         return rule
 
     def is_of(self, dataset: Dataset, split: str) -> bool:
-        """Whether these are known to be the images of that split of the run."""
+        """Returns True if these are known to be the run's images of that split."""
         before = self._identities([split]).get(split)
         return before is not None and dataset.difference(before) is None
 
     def other_images(self, sets: Mapping[str, Dataset | Generated]) -> str | None:
-        """Tells how a split differs from that of the run that is here.
+        """Compares splits with the splits of the run in the folder.
 
         Args:
-            sets: The images of each.
+            sets: The images of each split.
 
         Returns:
-            Words to follow the run's name; None if nothing is known to differ.
+            The first difference, in words to follow the run's name; None if none is
+            known.
         """
         for name, before in self._identities(sets).items():
             if changed := sets[name].difference(before):
@@ -259,20 +264,20 @@ class Workdir:
         return None
 
     def _identities(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """What the run's ``dataset.json`` tells of splits; nothing if not of all."""
+        """Reads the identities of splits from ``dataset.json``; all of them or none."""
         try:
             there = self.read_json(self.dataset)["splits"]
             return {name: dict(there[name]) for name in names}
         except (WorkdirError, KeyError, TypeError, ValueError):
-            return {}  # There is none, it is damaged, or older than this.
+            return {}  # The file is missing, damaged or too old.
 
     def keep_start(self, config: configs.Config) -> configs.Config:
-        """Returns the config with the first weights of the run that is here, if any.
+        """Returns the config with the initializers of the run in the folder, if any.
 
-        A run of the first edition goes on under the command line that began it, whose
-        defaults are ``scaled`` now and were ``former.INITIALIZERS`` then. Its
-        ``config.json`` keeps telling how it began, and where no checkpoint was saved it
-        begins like that again. Any other difference is left to ``check``.
+        A run of the first edition resumes under its first command line, whose defaults
+        are ``scaled`` now and were ``former.INITIALIZERS`` then. Its ``config.json``
+        keeps the old initializers, and a run without a checkpoint starts with them
+        again. Any other difference is left to ``check``.
 
         Raises:
             WorkdirError: If something in the folder is neither a file nor a folder.
@@ -281,7 +286,7 @@ class Workdir:
         try:
             there = configs.from_dict(self.read_json(self.config)).model
         except (WorkdirError, configs.ConfigError):
-            return config  # There is none, or it is damaged.
+            return config  # The file is missing or damaged.
         here = config.model
         kept = {
             name: value
@@ -292,19 +297,19 @@ class Workdir:
         return dataclasses.replace(config, model=configs.replaced(here, **kept))
 
     def read_config(self, own: configs.Config | None = None) -> configs.Config:
-        """Reads the configuration of the run that is here.
+        """Reads the configuration of the run in the folder.
 
         Args:
             own: The config of the run's experiment file, if it has classes of its own.
 
         Raises:
-            WorkdirError: If there is none, it can't be read, or something in the folder
-                is neither a file nor a folder.
+            WorkdirError: If there is no run, its file can't be read, or something in
+                the folder is neither a file nor a folder.
         """
         self.require_plain_files()
         if not self.config.exists():
             raise WorkdirError(
-                f"{self.path} holds no run: there is no {self.config.name} in it."
+                f"{self.path} holds no run: it has no {self.config.name}."
             )
         try:
             config = configs.from_dict(self.read_json(self.config), own)
@@ -325,7 +330,7 @@ class Workdir:
             raise WorkdirError(f"can't read {path}: {error}.") from error
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Reads the lines of ``metrics.jsonl``, without one that a crash tore.
+        """Reads the lines of ``metrics.jsonl``, without a line torn by a crash.
 
         Raises:
             WorkdirError: If there are none, or they can't be read.
@@ -341,7 +346,7 @@ class Workdir:
 
 
 def _may_be_elsewhere(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration, as nested values, says where its images are."""
+    """Returns True if a configuration, as nested values, names a place of images."""
     data = config.get("data")
     if not isinstance(data, dict):
         return False
@@ -349,15 +354,15 @@ def _may_be_elsewhere(config: Mapping[str, Any]) -> bool:
 
 
 def default_path(config: configs.Config) -> pathlib.Path:
-    """``runs/<experiment>-<variant>-seed<seed>``."""
+    """Returns ``runs/<experiment>-<variant>-seed<seed>``."""
     parts = (config.experiment, config.variant, f"seed{config.seed}")
     return pathlib.Path("runs", "-".join(part for part in parts if part))
 
 
 def _lock(file: IO[bytes]) -> bool:
-    """Locks a file for this process alone; False where the system has no locks.
+    """Locks a file for this process alone; returns False if the system has no locks.
 
-    The kernel lets go of it when the process dies, however it dies.
+    The kernel releases the lock when the process dies in any way.
 
     Raises:
         BlockingIOError: If another process has locked it.
@@ -376,12 +381,12 @@ def _lock(file: IO[bytes]) -> bool:
 
 
 def differences(there: Any, here: Any, path: str = "") -> list[tuple[str, str]]:
-    """Names of the fields that differ, each with a line that says how.
+    """Returns the names of fields that differ, each with a line on the difference.
 
     Args:
         there: One configuration; a list stands for a tuple, as in ``config.json``.
-        here: Another.
-        path: The name of what is compared, within a larger whole.
+        here: Another configuration.
+        path: Name of both within a larger configuration.
     """
     if isinstance(there, dict) and isinstance(here, dict):
         return [

@@ -23,17 +23,17 @@ _MOST_CPU_DEVICES, _MOST_PROCESSES, _SECONDS_OF_A_DAY = 1024, 2**16, 86_400
 
 
 class UsageError(Exception):
-    """The command line can't be understood; the message says what is allowed."""
+    """A wrong command line; the message names what is allowed."""
 
 
 class Command(NamedTuple):
-    """What a command line asks for.
+    """The values of a command line.
 
     Attributes:
         config: The config with its overrides.
         workdir: The work directory, if one is named.
-        num_cpu_devices: Into how many devices the processor is divided, if it is.
-        hosts: How other processes are found.
+        num_cpu_devices: Number of devices to divide the processor into, if given.
+        hosts: Flags for finding the other processes.
     """
 
     config: configs.Config
@@ -43,13 +43,11 @@ class Command(NamedTuple):
 
 
 def parse(argv: Sequence[str], about: str) -> Command:
-    """What the command line asks for.
-
-    ``--help`` prints and exits.
+    """Parses the command line; ``--help`` prints and exits.
 
     Args:
         argv: The program's name and its arguments.
-        about: What ``--help`` begins with.
+        about: First lines of ``--help``.
 
     Raises:
         UsageError: If a flag, the file, its variant, or a field or value is wrong.
@@ -90,7 +88,7 @@ def parse(argv: Sequence[str], about: str) -> Command:
     except SyntaxError as error:
         raise UsageError(f"the config file is not Python: {error}") from error
     except Exception as error:
-        # The file is the user's code: where it broke matters, our frames do not.
+        # The file is the user's code: name the line that failed, not our frames.
         where = traceback.extract_tb(error.__traceback__)[-1]
         raise UsageError(
             f"the config file failed: {type(error).__name__}: {error} "
@@ -119,7 +117,7 @@ def parse(argv: Sequence[str], about: str) -> Command:
 
 
 def _config_flags() -> Any:
-    """The library, imported here because ``capsjax.train.train`` does without it."""
+    """Imports ``config_flags`` late: ``capsjax.train.train`` does without it."""
     try:
         from ml_collections import config_flags
     except ModuleNotFoundError as error:
@@ -159,34 +157,34 @@ def _flags_help() -> str:
                                with capsjax is capsjax:NAME, e.g. capsjax:mnist:smoke
   --config.FIELD=VALUE         sets a field, e.g. --config.num_epochs=5 or
                                --config.optimizer.learning_rate=1e-4
-  --config.SECTION=WORD        chooses what stands there, whose fields then follow:
+  --config.SECTION=WORD        chooses a section, whose fields may follow:
                                --config.optimizer=adamw
-                               --config.optimizer.weight_decay=1e-4; there are{words}
+                               --config.optimizer.weight_decay=1e-4; words:{words}
   --workdir DIR                the run's folder; default
                                runs/<experiment>-<variant>-seed<seed>
   --num_cpu_devices N          divides the processor into N devices
   --distributed auto|on|off    several processes, found by SLURM, Open MPI, Kubernetes
-                               or a TPU pod; or by these three, given to each:
+                               or a TPU pod, or by these three, set for each process:
   --coordinator_address HOST:PORT  --num_processes N  --process_id I
-  --heartbeat_seconds S        so long after one process dies the others end; 100"""
+  --heartbeat_seconds S        time until the others end after one dies; default 100"""
 
 
 def _last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines()]
-    told = [line for line in lines if line and not line.startswith("Pass --help")]
-    return told[-1].removeprefix("ValueError: ")
+    messages = [line for line in lines if line and not line.startswith("Pass --help")]
+    return messages[-1].removeprefix("ValueError: ")
 
 
 def _split_overrides(
     argv: Sequence[str],
 ) -> tuple[list[str], list[tuple[str, str]]]:
-    """Parts ``--config.field=value`` from the other arguments.
+    """Splits ``--config.field=value`` from the other arguments.
 
-    Also understands ``--config.field value``, ``--config.field`` for true and
+    Also accepts ``--config.field value``, ``--config.field`` for true and
     ``--noconfig.field`` for false.
 
     Returns:
-        The other arguments, and names of fields with texts.
+        The other arguments, and pairs of field name and text.
     """
     others, assignments = [], []
     arguments = collections.deque(argv)

@@ -24,11 +24,11 @@ def make_eval_step(
     loss: Loss,
     class_weight: Float[np.ndarray, " n"] | None = None,
 ) -> Callable[..., Metrics]:
-    """Makes the per-device function that sums metrics of a batch over all devices.
+    """Makes the per-device function that sums a batch's metrics over all devices.
 
-    The function takes the variables of the network, one device's share of the batch
-    and, for each of its images, 1 if it counts and 0 if it only fills the batch up. The
-    loss is weighted by class as ``image_metrics`` does it.
+    The function takes the network's variables, one device's share of the batch and a
+    factor for each image: 1 if it counts, 0 if it only fills the batch up. The loss is
+    weighted by class as in ``image_metrics``.
     """
 
     def eval_step(
@@ -57,15 +57,15 @@ def evaluate(
     batch_size: int,
     advance: Callable[[int], None] = lambda images: None,
 ) -> Metrics:
-    """Means of the metrics over all images of a data set.
+    """Returns the mean metrics over all images of a data set.
 
     Args:
-        eval_step: What ``make_eval_step`` made, mapped over the devices.
-        variables: Of the network.
+        eval_step: The function from ``make_eval_step``, mapped over the devices.
+        variables: The network's variables.
         dataset: The images.
-        batch_size: Images at once over all devices; rounded up to a whole share each.
-            The last batch is filled up with images that do not count.
-        advance: Told how many images are done, after each batch.
+        batch_size: Images in a batch over all devices; rounded up to equal shares. The
+            last batch is filled up with images that do not count.
+        advance: Called after each batch with the number of images done.
     """
     devices = jax.device_count()
     batch_size = -(-min(batch_size, len(dataset)) // devices) * devices
@@ -79,7 +79,7 @@ def evaluate(
         indices = np.arange(start, start + batch_size)
         counts = (indices < len(dataset)).astype(np.float32)
         mine = my_shares(np.minimum(indices, len(dataset) - 1))
-        # Gathered while the devices are at the batch before.
+        # Gathered while the devices compute the batch before.
         share = (dataset.batch(mine), my_shares(counts))
         if sums:
             read_last()
@@ -89,7 +89,7 @@ def evaluate(
 
 
 def middle(batch: Batch, model: Network) -> tuple[Array, Array | None]:
-    """What the network sees of images, and what is in them, with pixels from 0 to 1."""
+    """Crops images and their sources for the network; scales pixels to 0 to 1."""
     source = batch.source
     if source is not None:
         source = scale_to_unit(crop_middle(source, model.image_shape))
@@ -97,8 +97,8 @@ def middle(batch: Batch, model: Network) -> tuple[Array, Array | None]:
 
 
 def means(sums: Sequence[Metrics], num_images: int) -> Metrics:
-    """The means over all images, given the sums over each batch."""
-    # Summed in float64: each image weighs the same, however many there are.
+    """Returns the means over all images, given the sums over each batch."""
+    # Summed in float64: each image weighs the same in a set of any size.
     return jax.tree.map(
         lambda *parts: float(np.sum(parts, dtype=np.float64) / num_images), *sums
     )

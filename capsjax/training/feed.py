@@ -1,9 +1,9 @@
-"""Which batches one call of the device program takes, and where they come from.
+"""Batches for each call of the device program, from the host or from the devices.
 
-Several steps run in one call. Where a call ends depends on the absolute step alone, so
-that a run that was stopped goes on exactly as if it had not been. The images of a call
-come from the host's memory; or all of them lie on the devices, as bytes, and the call
-brings no more than their indices. Both give the same bits.
+Several steps run in one call. The end of a call depends on the absolute step alone, so
+a stopped run resumes with the same bits. The images of a call come from the host's
+memory, or all images lie on the devices as bytes and a call brings only indices. Both
+give the same bits.
 """
 
 import functools
@@ -24,7 +24,7 @@ class Feed:
     """Hands the program of several training steps its batches.
 
     Attributes:
-        steps_per_dispatch: How many steps a whole call takes.
+        steps_per_dispatch: Number of steps in a whole call.
     """
 
     def __init__(self, config: configs.Config, dataset: Dataset | Generated):
@@ -49,8 +49,8 @@ class Feed:
     def batches(self, steps: range) -> Batch:
         """Returns the batches of all devices, ``[device, step, image, ...]``.
 
-        The program of the steps is the same wherever the images come from: a program of
-        its own gathers those that lie on the devices.
+        A separate program gathers images that lie on the devices, so the program of
+        the steps is the same in both placements.
         """
         seed, size = self._config.seed, self._config.batch_size
         if self._held is None:
@@ -73,10 +73,10 @@ def _gather() -> Callable[[Batch, Int[Any, "device steps batch"]], Batch]:
 
 
 def steps_per_dispatch(config: configs.Config, steps_per_epoch: int) -> int:
-    """Returns how many steps one call takes.
+    """Returns the number of steps in one call.
 
-    Where the config leaves the choice to the platform, a number that divides the epoch
-    is taken if one is at hand: what is left over runs in calls of a single step.
+    A choice left to the platform is a divisor of the epoch, if one is near: steps left
+    over run in calls of a single step.
     """
     if config.steps_per_dispatch:
         return config.steps_per_dispatch
@@ -88,10 +88,10 @@ def steps_per_dispatch(config: configs.Config, steps_per_epoch: int) -> int:
 
 
 def is_held(config: configs.Config, dataset: Dataset | Generated) -> bool:
-    """Whether the training images lie on the devices.
+    """Returns True if the training images lie on the devices.
 
     Raises:
-        ConfigError: If they shall, and are made anew in each epoch.
+        ConfigError: If the config demands it of images made anew in each epoch.
     """
     if config.data_placement == "device" and isinstance(dataset, Generated):
         raise configs.ConfigError(
@@ -105,16 +105,16 @@ def is_held(config: configs.Config, dataset: Dataset | Generated) -> bool:
 
 
 def num_bytes(dataset: Dataset | Generated) -> int:
-    """Returns how much memory the images, what is in them and their labels take."""
+    """Returns the bytes of the images, their sources and their labels."""
     whole = dataset.base if isinstance(dataset, Generated) else dataset
     arrays = (whole.image, whole.label, whole.source)
     return sum(array.nbytes for array in arrays if array is not None)
 
 
 def chunk_end(step: int, *, steps_per_dispatch: int, steps_per_epoch: int) -> int:
-    """Returns the step at which the chunk that ``step`` is in ends.
+    """Returns the end of the chunk that contains ``step``.
 
-    Chunks are counted from the start of each epoch and end with it at the latest.
+    Chunks are counted from the start of each epoch, and its last one ends with it.
     """
     done = step % steps_per_epoch
     end = (done // steps_per_dispatch + 1) * steps_per_dispatch
@@ -124,7 +124,7 @@ def chunk_end(step: int, *, steps_per_dispatch: int, steps_per_epoch: int) -> in
 def stack_indices(
     dataset: Dataset | Generated, steps: range, *, batch_size: int, seed: int
 ) -> Int[np.ndarray, "steps batch"]:
-    """Returns which images make up each of the steps' global batches."""
+    """Returns the indices of the images in the global batch of each step."""
     return np.stack(
         [batch_indices(len(dataset), batch_size, seed, step) for step in steps]
     )
@@ -137,8 +137,8 @@ def stack_batches(
 
     Args:
         dataset: The training images.
-        steps: Which batches, all of one epoch.
-        batch_size: Images in each, over all devices.
+        steps: The steps of the batches, all from one epoch.
+        batch_size: Images in each batch, over all devices.
         seed: The seed of the run.
     """
     indices = stack_indices(dataset, steps, batch_size=batch_size, seed=seed)

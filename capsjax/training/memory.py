@@ -1,8 +1,8 @@
-"""How much memory a run needs, told before it takes any.
+"""Estimates a run's memory before any is allocated.
 
-The training step is traced with shapes alone, and its operations are gone through in
-order: what is alive at once is at most so much. The compiler fuses some of them, which
-needs less, and orders others anew.
+The training step is traced with shapes alone. The estimate is the most that is alive at
+once when its operations run in order. The compiler fuses some of them, which needs
+less, and reorders others.
 """
 
 import collections
@@ -24,14 +24,14 @@ from capsjax.training.step import init_state, make_train_step
 
 
 class Memory(NamedTuple):
-    """Gigabytes, by what they are for.
+    """Gigabytes, by use.
 
     Attributes:
-        state: Weights and optimizer.
-        step: What a training step makes: activations, gradients, new weights; or a
-            step of the evaluation, if that is more.
-        data: The data sets, and the batches on their way to the devices, or the
-            training images on them.
+        state: Weights and optimizer state.
+        step: Results of a training step: activations, gradients, new weights; or of a
+            step of the evaluation, if they are larger.
+        data: The data sets, and the batches on their way to the devices or the training
+            images held there.
     """
 
     state: float
@@ -40,7 +40,7 @@ class Memory(NamedTuple):
 
     @property
     def total(self) -> float:
-        """All together."""
+        """The sum of all three."""
         return sum(self)
 
     def __str__(self) -> str:
@@ -56,13 +56,13 @@ def estimate_memory(
     config: configs.Config,
     datasets: Sequence[Dataset | Generated],
 ) -> Memory:
-    """Roughly what training takes, in gigabytes; on a CPU over all of its devices.
+    """Estimates the memory of training; on a CPU over all of its devices.
 
     Args:
         model: The network.
         loss: The loss, which fits the network.
-        config: The run.
-        datasets: All that are held in memory; the first is trained on.
+        config: The config of the run.
+        datasets: All sets held in memory; the first is trained on.
     """
     optimizer = config.optimizer.make(1)
     state = jax.eval_shape(lambda: init_state(model, optimizer, config))
@@ -77,7 +77,7 @@ def estimate_memory(
     eval_step = jax.make_jaxpr(
         make_eval_step(model, loss), axis_env=[(AXIS, jax.device_count())]
     )(state.params, (evaluated, counts))
-    # Those of a CPU share its memory.
+    # A CPU's devices share its memory.
     devices = jax.local_device_count() if jax.default_backend() == "cpu" else 1
     if is_held(config, datasets[0]):
         batches = devices * num_bytes(datasets[0])
@@ -100,7 +100,7 @@ def _of_size(example: Batch, size: int) -> Batch:
 
 
 def peak_bytes(jaxpr: Jaxpr) -> int:
-    """The most bytes of results that are alive at once, operation by operation."""
+    """Returns the most bytes of results alive at once, operation by operation."""
     return _peak_bytes(jaxpr, {})
 
 

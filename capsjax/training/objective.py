@@ -16,18 +16,18 @@ Label = Int[Array, " batch"] | Bool[Array, "batch n"]
 
 
 class Metrics(NamedTuple):
-    """Losses and accuracies, per image or reduced; None where there is none.
+    """Losses and accuracies, per image or reduced; None where one does not apply.
 
     Attributes:
-        loss: The loss that is minimised: ``parts``, weighted; times the weight of the
-            image's class, if classes have weights.
-        accuracy: Whether the longest capsule is the label's; of images that show
-            several classes, whether the longest capsules are exactly those of these.
-        label_accuracy: Of images that show several: the share of their classes whose
-            capsules are among the longest.
-        parts: The losses that the loss is made of, by name, not weighted: the loss of
-            the class capsules, and ``reconstruction_loss`` if its weight is above 0,
-            summed over the classes where each is drawn alone.
+        loss: The loss that is minimised: the weighted sum of ``parts``, times the
+            weight of the image's class, if classes have weights.
+        accuracy: 1 if the longest capsule is the label's. If an image shows several
+            classes: 1 if its longest capsules are exactly the capsules of its classes.
+        label_accuracy: The share of an image's classes whose capsules are among the
+            longest, if images show several classes.
+        parts: The unweighted parts of the loss, by name: the loss of the class
+            capsules, and ``reconstruction_loss`` if its weight is above 0, summed over
+            the classes if each is drawn alone.
     """
 
     loss: Float[Array | float, "*batch"]
@@ -60,7 +60,7 @@ def image_metrics(
         image: Pixels from 0 to 1.
         label: The class of each image, or true for each of its classes.
         loss: The loss, which fits the network.
-        source: As for ``measure``.
+        source: Images of single classes, as for ``measure``.
         class_weight: Factors of the loss, by the image's class; None for none.
     """
     routed: Any = model.apply(variables, image, method=model.encode)
@@ -78,14 +78,14 @@ def weighted(
 
 
 def balanced_weights(num_images: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Weights with which every class counts alike, however many images show it.
+    """Returns weights that make all classes count alike, whatever their sizes.
 
     Args:
-        num_images: Of each class.
+        num_images: Number of images of each class.
 
     Returns:
         ``N / (K N_class)`` in float32, for ``N`` images of ``K`` classes that have any:
-        the mean over the images is 1. It is 1 for a class without images.
+        the mean over the images is 1. The weight of a class without images is 1.
     """
     is_shown = num_images > 0
     weight = num_images.sum() / (is_shown.sum() * np.maximum(num_images, 1))
@@ -106,15 +106,15 @@ def measure(
     """Computes losses and correctness of each image, given its class capsules.
 
     Args:
-        model: The network, which draws.
+        model: The network, whose decoder draws.
         variables: Its weights and other variables.
         routed: The class capsules; with poses of None nothing is drawn.
         image: Pixels from 0 to 1.
         label: The class of each image, or true for each of its classes.
         loss: The loss, which fits the network.
-        source: What each class of the image looks like alone, in the order of the
-            classes. The capsules under the mask, in the same order, are drawn one by
-            one and compared with these, instead of all together with the image.
+        source: An image of each shown class alone, in the order of the classes. The
+            capsules under the mask, in the same order, are drawn one by one and
+            compared with these, instead of all together with the image.
         mask: The capsules to draw from: the label's in training; None for the longest
             ones, as many as there are classes in the image, as in inference.
     """

@@ -29,20 +29,20 @@ from capsjax.runtime.devices import AXIS
 from capsjax.training.objective import Metrics, measure, weighted
 
 # Folded into a step's key for the crops and the dropout. The augmentation takes the key
-# itself, of which it uses what 0 and 1 would make.
+# itself, and folds in 0 and 1.
 _CROPS, _DROPOUT = 2, 3
 
 
 class TrainState(NamedTuple):
-    """Everything that the next step depends on, besides the data.
+    """All inputs of the next step, besides the data.
 
     Attributes:
         step: Optimizer steps done.
         augment_key: Key from which each step folds its own.
         params: The network's variables: its weights, under Flax's name ``params``, and
-            other collections, such as batch statistics.
-        opt_state: The optimizer's.
-        average: The moving average of the variables, if the recipe wants one.
+            other collections, for example batch statistics.
+        opt_state: The optimizer's state.
+        average: The moving average of the variables, if the recipe sets one.
     """
 
     step: Int[Array, ""]
@@ -53,7 +53,7 @@ class TrainState(NamedTuple):
 
     @property
     def evaluated(self) -> Any:
-        """The variables that are evaluated: the average, if there is one."""
+        """Variables to evaluate: the average, if there is one."""
         return getattr(self, self.evaluated_name)
 
     @property
@@ -67,9 +67,9 @@ class Outcome(NamedTuple):
 
     Attributes:
         metrics: Means over its batch.
-        is_finite: For each of ``parts``, whether its numbers were finite. The update is
+        is_finite: True for each of ``parts`` whose numbers were finite. The update is
             applied if all are.
-        is_shared: Whether the collections besides the weights are the same on all
+        is_shared: True if the collections besides the weights are the same on all
             devices.
     """
 
@@ -79,7 +79,7 @@ class Outcome(NamedTuple):
 
 
 def split_weights(variables: Any) -> tuple[Any, Any]:
-    """Parts the weights, which are trained, from the other collections."""
+    """Splits the weights, which are trained, from the other collections."""
     others = {name: one for name, one in variables.items() if name != "params"}
     return {"params": variables["params"]}, others
 
@@ -116,14 +116,13 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Outcome]]:
     """Makes one update, a function of the state and one device's share of the batch.
 
-    It runs under ``AXIS``, over which gradients and metrics are averaged. The update of
-    losses or gradients that are not finite is left out: of the state only the step
-    changes.
+    It runs under ``AXIS``, over which gradients and metrics are averaged. If a loss or
+    gradient is not finite, the update is skipped: only the state's step changes.
 
     Args:
         model: The network.
         optimizer: The optimizer.
-        config: The run.
+        config: The config of the run.
         loss: The loss, which fits the network.
         class_weight: Factors of the loss, by the image's class; None for none.
     """
@@ -171,14 +170,14 @@ def make_train_step(
         if config.optimizer.average:
             decay = _average_decay(state.step, config.optimizer.average)
             average = _averaged(params, average, decay)
-        # Leave the update out if a number is not finite.
+        # Skip the update if a number is not finite.
         is_finite = jnp.isfinite(
             jnp.stack(
                 [
                     *(metrics.parts[name] for name in sorted(metrics.parts)),
-                    # Adam squares them: what overflows there spoils its moments. Where
-                    # it does not, updates are finite, by the bounds of the config: to
-                    # look at them too would take longer than Adam itself.
+                    # Adam squares them: an overflow there spoils its moments. Without
+                    # one, updates are finite by the bounds of the config: checking them
+                    # too would take longer than Adam itself.
                     *map(_sum_of_squares, jax.tree.leaves(grads)),
                 ]
             )
@@ -195,18 +194,18 @@ def make_train_step(
 
 
 def _is_shared(collections: Any) -> Bool[Array, ""]:
-    """Whether the collections are the same on all devices."""
+    """Returns True if the collections are the same on all devices."""
     is_shared = jnp.ones((), bool)
     for array in jax.tree.leaves(collections):
         largest, smallest = jax.lax.pmax(array, AXIS), jax.lax.pmin(array, AXIS)
-        # What is not finite is found in the loss.
+        # The check of the loss finds numbers that are not finite.
         is_same = (largest == smallest) | ~jnp.isfinite(largest - smallest)
         is_shared &= is_same.all()
     return is_shared
 
 
 def _averaged(new: Any, old: Any, decay: Array) -> Any:
-    """Moves the average towards new variables; whole numbers are taken as they are."""
+    """Moves the average towards new variables; copies whole numbers."""
 
     def moved(new, old):
         if not jnp.issubdtype(new.dtype, jnp.inexact):
@@ -217,7 +216,7 @@ def _averaged(new: Any, old: Any, decay: Array) -> Any:
 
 
 def make_train_chunk(train_step: Callable) -> Callable:
-    """Several steps in one: the batches are stacked along a first axis."""
+    """Joins several steps into one call, with batches stacked along a first axis."""
 
     def train_chunk(state: TrainState, batches: Batch) -> tuple[TrainState, Outcome]:
         return jax.lax.scan(train_step, state, batches)
@@ -231,10 +230,10 @@ def _augmented(
     augmentation: Augmentation,
     shape: tuple[int, int, int],
 ) -> tuple[Float[Array, "batch h w c"], Float[Array, "batch s h w c"] | None]:
-    """Changes, crops and scales this device's images, and what is in them alike.
+    """Augments, crops and scales this device's images, and their sources alike.
 
-    The changes are drawn for the batch of all devices, and so are a function of seed
-    and step, not of the number of devices.
+    The changes are drawn for the batch of all devices. They are a function of seed and
+    step, not of the number of devices.
     """
     *_, height, width, channels = batch.image.shape
     whole = (height, width, channels)
@@ -258,12 +257,12 @@ def _augmented(
 
 
 def _num_images(batch: Batch) -> int:
-    """In the batch of all devices."""
+    """Returns the number of images in the batch of all devices."""
     return len(batch.image) * jax.lax.axis_size(AXIS)
 
 
 def _my_share(drawn: Array) -> Array:
-    """This device's part of what was drawn for all images."""
+    """Returns this device's part of the numbers drawn for all images."""
     share = len(drawn) // jax.lax.axis_size(AXIS)
     start = jax.lax.axis_index(AXIS) * share
     return jax.lax.dynamic_slice_in_dim(drawn, start, share)
@@ -274,5 +273,5 @@ def _sum_of_squares(array: Array) -> Array:
 
 
 def _average_decay(step: Array, decay: float) -> Array:
-    """Short at first, so that the random start is soon forgotten."""
+    """Returns the decay: small at first, to forget the random start soon."""
     return jnp.minimum(decay, (1 + step) / (10 + step))

@@ -1,4 +1,4 @@
-"""What a run learns and from what, checked before anything is written."""
+"""The data and the network of a run, checked before anything is written."""
 
 import dataclasses
 import functools
@@ -39,17 +39,17 @@ from capsjax.training.objective import balanced_weights
 
 
 class Task(NamedTuple):
-    """What is learnt.
+    """The data sets and the network of one run.
 
     Attributes:
-        train_set: What is trained on.
-        validation_set: By what the best network is chosen, if there is a choice.
-        test_set: By what it is judged.
+        train_set: Images to train on.
+        validation_set: Images for choosing the best network, if there are any.
+        test_set: Images for judging it.
         model: The network, which has no weights yet.
         loss: The loss, which fits the network.
-        split_rule: By which rule the training images were divided.
-        class_weight: What the loss of an image of each class counts in training and
-            validation, if not all count alike.
+        split_rule: Name of the rule that divided the training images.
+        class_weight: Factor of the loss for each class in training and validation;
+            None if all classes count alike.
     """
 
     train_set: Dataset | Generated
@@ -62,14 +62,14 @@ class Task(NamedTuple):
 
     @property
     def sets(self) -> dict[str, Dataset | Generated]:
-        """The images of each split that there is."""
+        """The images of each existing split."""
         sets = {"train": self.train_set, "validation": self.validation_set}
         sets["test"] = self.test_set
         return {name: one for name, one in sets.items() if one is not None}
 
     @property
     def num_shown(self) -> int | None:
-        """How many classes each image shows; None where that differs."""
+        """Number of classes in each image; None if it differs between images."""
         if not self.train_set.is_multi_label:
             return 1
         source = self.train_set.batch(np.arange(1)).source
@@ -77,12 +77,12 @@ class Task(NamedTuple):
 
     @property
     def preparation(self) -> Preparation:
-        """How a picture becomes such an image."""
+        """The preparation that turns a picture into an image of this data set."""
         shape = self.train_set.image_shape
         return self.train_set.preparation or Preparation("as_is", *shape)
 
     def about(self) -> dict[str, Any]:
-        """What ``dataset.json`` holds."""
+        """Returns the content of ``dataset.json``."""
         return {
             "name": self.train_set.name,
             "image_shape": self.train_set.image_shape,
@@ -95,10 +95,10 @@ class Task(NamedTuple):
 
 
 def wherever(config: configs.Config, task: Task) -> tuple[configs.Config, Any]:
-    """What a run is, wherever each of its processes finds the images.
+    """Strips the places of the images, which may differ between processes.
 
     Returns:
-        The configuration and what ``dataset.json`` holds, without the places.
+        The configuration and the content of ``dataset.json``, without the places.
     """
     data, about = config.data, task.about()
     if data.path or may_name_a_place(data.name):
@@ -109,15 +109,15 @@ def wherever(config: configs.Config, task: Task) -> tuple[configs.Config, Any]:
 
 
 def make_task(config: configs.Config, split_rule: str = BY_CLASS) -> Task:
-    """Loads the data, and tells how large the network is before there is one.
+    """Loads the data and describes the network; prints its size before allocating it.
 
     Args:
-        config: The run.
-        split_rule: By which rule the training images are divided.
+        config: The config of the run.
+        split_rule: Name of the rule that divides the training images.
 
     Raises:
         ConfigError: If a field does not fit the data, the devices or the memory.
-        DatasetError: If the data can't be had.
+        DatasetError: If the data can't be found or read.
     """
     _check_machine(config)
     task = _describe(config, *_load_sets(config, split_rule))
@@ -143,10 +143,11 @@ def _check_machine(config: configs.Config) -> None:
 def _load_sets(
     config: configs.Config, rule: str
 ) -> tuple[Dataset | Generated, Dataset | None, Dataset]:
-    """The images to train on, to validate and to test."""
+    """Loads the images to train on, to validate and to test."""
+    # Load the training and the test images.
     data = config.data
     train_set = _load(config, "train", rule)
-    # All splits as the images to train on are.
+    # Prepare all splits like the training images.
     load_split = functools.partial(
         _load, config, rule=rule, preparation=train_set.preparation
     )
@@ -154,11 +155,12 @@ def _load_sets(
     if test_set.image_shape != train_set.image_shape:
         raise DatasetError(
             f"{data.name}: the test images are {test_set.image_shape}, the training "
-            f"images {train_set.image_shape}: they must be of one shape."
+            f"images {train_set.image_shape}: they must have one shape."
         )
     if rule == BY_CLASS:
         _require_two_classes(train_set)
         _require_used_classes(train_set)
+    # Take the set's own validation images, or hold out training images.
     has_own = rule == BY_CLASS and has_validation(data.name, data.path)
     if has_own and data.num_validation:
         validation_set = load_split("validation").fixed()
@@ -167,7 +169,7 @@ def _load_sets(
         if held_out == -1:
             held_out = max(1, len(train_set) // 10)
             if rule == BY_CLASS:
-                # Of a class with a single image none can be held out.
+                # One image of each class stays in training.
                 num_shown = np.unique(train_set.main_class).size
                 held_out = min(held_out, len(train_set) - num_shown)
         if held_out >= len(train_set):
@@ -176,6 +178,7 @@ def _load_sets(
                 f"{len(train_set)} training images."
             )
         train_set, validation_set = split_validation(train_set, held_out, rule)
+    # Shorten the training set.
     for field, wanted in (
         ("data.num_train", data.num_train),
         ("batch_size", config.batch_size),
@@ -183,7 +186,7 @@ def _load_sets(
         if wanted > len(train_set):
             raise configs.ConfigError(
                 f"config.{field}={wanted} is more than the {len(train_set)} training "
-                "images that there are."
+                "images."
             )
         if field == "data.num_train" and wanted:
             train_set = take_share(train_set, wanted, rule)
@@ -218,7 +221,7 @@ def _load(
 
 
 def _require_used_classes(train_set: Dataset | Generated) -> None:
-    """Refuses labels that do not count from zero on, 0, 1 and 200 for example."""
+    """Raises if most classes have no images, for example with labels 0, 1 and 200."""
     num_images = train_set.images_by_class()
     empty = np.flatnonzero(num_images == 0)
     if 2 * len(empty) > len(num_images):
@@ -236,13 +239,13 @@ def _require_two_classes(train_set: Dataset | Generated) -> None:
         names = "".join(f" {train_set.class_names[k]!r}" for k in shown)
         raise DatasetError(
             f"data set {train_set.name!r}: all {len(train_set)} images to train on are "
-            f"of one class,{names}: there is nothing to tell apart."
+            f"of one class,{names}: there is nothing to learn."
         )
 
 
 def _say_about_splits(task: Task) -> None:
-    """Tells what a person might not expect of how the images are divided."""
-    # Some are the same for all splits.
+    """Prints the notes of the splits, and classes without images."""
+    # Several splits may have the same note.
     for note in dict.fromkeys(n for one in task.sets.values() for n in one.notes):
         say(note)
     for split, what in (("train", "to train on"), ("validation", "to validate")):
@@ -260,6 +263,7 @@ def _describe(
     validation_set: Dataset | None,
     test_set: Dataset,
 ) -> Task:
+    # Check the size of the images.
     data = config.data
     height, width, _ = train_set.image_shape
     try:
@@ -268,8 +272,10 @@ def _describe(
         raise configs.ConfigError(f"config.augmentation.{error}") from error
     if data.crop > min(height, width):
         raise configs.ConfigError(
-            f"config.data.crop={data.crop} is more than images of {height}x{width} are."
+            f"config.data.crop={data.crop} is more than images of {height}x{width} "
+            "allow."
         )
+    # Bind the network and its loss to the images and classes.
     shape = cropped_shape(train_set.image_shape, data.crop)
     try:
         model = bind(config.model, shape, train_set.num_classes)
@@ -279,9 +285,10 @@ def _describe(
     if train_set.is_multi_label and not loss.takes_several:
         raise configs.ConfigError(
             f"the {loss.name.replace('_', ' ')} of {type(model).__name__} is for one "
-            f"class an image, and {data.name} shows several; choose a network with "
-            "lengths, such as config.model=capsnet, and config.loss=auto."
+            f"class per image, and {data.name} shows several; choose a network with "
+            "lengths, for example config.model=capsnet, and config.loss=auto."
         )
+    # Weight the classes.
     class_weight = None
     if data.class_weights == "balanced":
         if train_set.is_multi_label:
@@ -316,5 +323,5 @@ def _check_memory(config: configs.Config, task: Task) -> None:
             )
         raise configs.ConfigError(
             f"config.max_gigabytes={config.max_gigabytes}: training needs about "
-            f"{memory}. Lower {fields}, or allow for more."
+            f"{memory}. Lower {fields}, or raise config.max_gigabytes."
         )

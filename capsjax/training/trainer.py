@@ -1,6 +1,6 @@
-"""One training run from its start, or its last checkpoint, to its result.
+"""One training run, from its start or its last checkpoint to its result.
 
-The order of things; the step itself is in ``capsjax.training.step``.
+The training step is in ``capsjax.training.step``.
 """
 
 import collections
@@ -50,8 +50,8 @@ from capsjax.training.step import (
 )
 from capsjax.training.task import Task, make_task, wherever
 
-_MOST_SKIPPED = 100  # Steps in a row, with which a run has come to its end.
-_MOST_BAD_BATCHES = 10  # Files; the first ones tell enough.
+_MOST_SKIPPED = 100  # Steps skipped in a row, after which a run fails.
+_MOST_BAD_BATCHES = 10  # Files.
 
 
 def train(
@@ -61,33 +61,34 @@ def train(
     command: str = "",
     may_exit: bool = False,
 ) -> dict[str, Any]:
-    """Trains, or goes on training; at the end evaluates on the test images.
+    """Trains, or resumes training; at the end evaluates on the test images.
 
     Args:
-        config: The run.
-        workdir: Its folder; nothing is written there before everything is checked.
-        command: How it was started, for ``result.json``.
-        may_exit: Whether a second Ctrl-C may end the process: for a command only.
+        config: The config of the run.
+        workdir: Its folder. All checks pass before anything is written there.
+        command: The command that started the run, for ``result.json``.
+        may_exit: True if a second Ctrl-C may end the process: for a command only.
 
     Returns:
-        What ``result.json`` holds.
+        The content of ``result.json``.
 
     Raises:
-        Interrupted: If it was asked to stop, after it has saved. It is a
+        Interrupted: If a signal stopped the run, after it has saved. It is a
             ``KeyboardInterrupt``.
         ConfigError: If a field is wrong, or does not fit the data or the devices, or
             ``JAX_DISABLE_JIT`` is set.
-        DatasetError: If the data can't be had.
+        DatasetError: If the data can't be found or read.
         WorkdirError: If the folder is in use, holds another run or can't be written.
         CheckpointError: If a checkpoint can't be read or written.
         FloatingPointError: If a loss or gradient is not finite.
-        HostsError: If the processes are not of one run.
+        HostsError: If the processes do not share one run.
     """
+    # Check config, data and folder; nothing is written yet.
     configs.validate(config)
     if jax.config.values["jax_disable_jit"]:
         raise configs.ConfigError(
-            "JAX_DISABLE_JIT is set, and training needs compiled steps: one takes "
-            "minutes otherwise. Unset it."
+            "JAX_DISABLE_JIT is set. Unset it: a step that is not compiled takes "
+            "minutes."
         )
     workdir = workdir if isinstance(workdir, Workdir) else Workdir(workdir)
     config = workdir.keep_start(config)
@@ -96,19 +97,19 @@ def train(
     about = task.about()
     workdir.check(config, task.sets)
     result = _finished(config, workdir)
-    # All have looked before the first of them writes.
+    # Compare the processes before the first of them writes.
     same_config, same_images = wherever(config, task)
     require_same(
         {
             "their configuration": same_config,
             "their images": same_images,
-            "whether it has ended": result is None,
+            "whether the run has ended": result is None,
         }
     )
     if result is not None:
         say(f"{workdir.path} is finished; its result stays.")
         return result
-    # Of several processes JAX itself notices SIGTERM, and tells the others.
+    # JAX itself passes SIGTERM on between several processes.
     signals = (signal.SIGINT,) if jax.distributed.is_initialized() else None
     with (
         noticed(signals, may_exit=may_exit) as interrupt,
@@ -116,16 +117,18 @@ def train(
     ):
         if is_writer():
             stack.enter_context(workdir.locked())
-            # Again: what came first may be another run.
+            # Another run may have locked the folder first: check again.
             workdir.check(config, task.sets)
         wait_for_all("the folder is this run's")
         run = Trainer(config, task, about, workdir, stack, interrupt)
         agree_to_stop(interrupt, run.num_chunks)
+        # Train, epoch by epoch.
         while not run.has_ended and interrupt.signal is None:
             before = run.step
             run.train_epoch()
             if run.step > before and run.step % run.steps_per_epoch == 0:
                 run.validate_and_save()
+        # Test, or save for a later start.
         if run.has_ended:
             with contextlib.suppress(_InterruptedError):
                 return run.finish(command)
@@ -135,7 +138,7 @@ def train(
 
 
 class _InterruptedError(Exception):
-    """The run was asked to stop while it was tested."""
+    """A signal to stop arrived during the test."""
 
 
 class _Call(NamedTuple):
@@ -147,7 +150,7 @@ class _Call(NamedTuple):
 
 
 class Trainer:
-    """One run in this process: task, state, and where it writes."""
+    """One run in this process: its task, its state and its files."""
 
     def __init__(
         self,
@@ -161,7 +164,7 @@ class Trainer:
         self.config, self.workdir, self.interrupt = config, workdir, interrupt
         self.skipped_in_a_row = self.num_chunks = 0
         self.unread: collections.deque[_Call] = collections.deque()
-        self.read_at = 0.0  # When the outcome of a call was last at hand.
+        self.read_at = 0.0  # Time at which the last outcome was read.
         self.train_set, self.validation_set, self.test_set, *_ = task
         self.model, self.loss = task.model, task.loss
         self.class_weight = task.class_weight
@@ -177,6 +180,7 @@ class Trainer:
                 make_eval_step(self.model, self.loss, self.class_weight)
             )
         self.chunks: dict[int, Callable] = {}  # by number of steps
+        # Restore the last checkpoint, or start anew.
         self.checkpoints: Checkpoints[TrainState] = Checkpoints(workdir.checkpoints)
         stack.callback(self.checkpoints.close)
         self.state = self._restored()
@@ -184,9 +188,10 @@ class Trainer:
         if self.step > self.num_steps:
             raise configs.ConfigError(
                 f"config.num_epochs={config.num_epochs} is less than the "
-                f"{self.step / self.steps_per_epoch:g} epochs that are done in "
+                f"{self.step / self.steps_per_epoch:g} epochs done in "
                 f"{workdir.path}."
             )
+        # Write the files that describe the run.
         self.history: list[history.Stage] = []
         if is_writer():
             self.history = history.record(workdir, config, self.step)
@@ -198,13 +203,13 @@ class Trainer:
             tensorboard=workdir.tensorboard if config.tensorboard else None,
         )
         stack.callback(self.writer.close)
-        # Of now: by the end the sources may have changed.
+        # Read now: the sources may change during the run.
         self.provenance = provenance()
         self._introduce()
 
     @property
     def epoch(self) -> int:
-        """The epoch of the last step done, from 1."""
+        """Epoch of the last step done, from 1."""
         return self._epoch_of(self.step)
 
     def _epoch_of(self, step: int) -> int:
@@ -212,7 +217,7 @@ class Trainer:
 
     @property
     def has_ended(self) -> bool:
-        """Whether all epochs are done, or a validation was as good as asked for."""
+        """True if all epochs are done, or a validation reached ``stop_at``."""
         accuracy = self.checkpoints.accuracy(self.step)
         is_good = accuracy is not None and 0 < self.config.stop_at <= accuracy
         return is_good or self.step == self.num_steps
@@ -240,7 +245,7 @@ class Trainer:
         if (num_processes := jax.process_count()) > 1:
             say(
                 f"{num_processes} processes: when one of them dies, the others end "
-                "soon after (--heartbeat_seconds); start all again to go on from the "
+                "soon after (--heartbeat_seconds); start all again to resume from the "
                 "last checkpoint"
             )
         if self.step:
@@ -260,7 +265,7 @@ class Trainer:
         """Trains to the end of the epoch, or of the chunk that is interrupted."""
         epoch = self.step // self.steps_per_epoch + 1
         end = epoch * self.steps_per_epoch
-        # Before the progress bar, so that its rate is that of the training.
+        # Compile before the progress bar starts, to keep that time out of its rate.
         self._compiled(self.feed.next_steps(self.step))
         with Progress(
             f"epoch {epoch}/{self.config.num_epochs}",
@@ -283,7 +288,7 @@ class Trainer:
             self._read_outcomes()
 
     def _compiled(self, steps: range) -> Callable:
-        """The program for so many steps: a whole chunk, or a single step."""
+        """Returns the program of a call: of a whole chunk, or of a single step."""
         if len(steps) not in self.chunks:
             say(f"compiling the training step ({len(steps)} in one call) ...")
             train_step = make_train_step(
@@ -297,10 +302,10 @@ class Trainer:
         return self.chunks[len(steps)]
 
     def _train_chunk(self) -> dict[str, float]:
-        """Starts the next steps; returns the mean metrics of those last read, if any.
+        """Starts the next steps; returns the mean metrics of the last read, if any.
 
-        On an accelerator the next call is on its way before the outcome of this one is
-        read, so that no step waits for the host.
+        On an accelerator the next call starts before the outcome of this one is read,
+        so no step waits for the host.
         """
         steps = self.feed.next_steps(self.step)
         program, started = self._compiled(steps), time.monotonic()
@@ -310,14 +315,14 @@ class Trainer:
         return self._read_outcomes(platform(jax.default_backend()).calls_ahead)
 
     def _read_outcomes(self, num_left: int = 0) -> dict[str, float]:
-        """Reads what calls came to, from the oldest on, until so many are left."""
+        """Reads the outcomes of calls, oldest first, until ``num_left`` are left."""
         means: dict[str, float] = {}
         while len(self.unread) > num_left:
             means = self._read(self.unread.popleft())
         return means
 
     def _read(self, call: "_Call") -> dict[str, float]:
-        """Waits for a call and writes down the mean metrics of its good steps."""
+        """Waits for a call and writes the mean metrics of its good steps."""
         steps, outcome, started = call
         is_finite = np.asarray(outcome.is_finite)
         self._require_shared(np.asarray(outcome.is_shared))
@@ -347,35 +352,36 @@ class Trainer:
         raise configs.ConfigError(
             f"{', '.join(others)} of {type(self.model).__name__} differ between the "
             "devices, each of which saw its share of the batch only. Give each "
-            "nn.BatchNorm axis_name=capsjax.DEVICE_AXIS, so that its statistics are "
-            "those of the whole batch."
+            "nn.BatchNorm axis_name=capsjax.DEVICE_AXIS, so that its statistics cover "
+            "the whole batch."
         )
 
     def _bad_numbers(self, step: int, is_finite: np.ndarray, metrics: Metrics) -> None:
-        """Tells of a step whose update was left out; stops if that is to be."""
+        """Reports a step whose update was skipped; raises if the config says "stop"."""
         names = parts(self.state.params, metrics)
         bad = [name for name, good in zip(names, is_finite, strict=True) if not good]
-        told = (
+        message = (
             f"step {step + 1} of {self.num_steps}: not finite: {', '.join(bad[:3])}"
             + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
             + f". Its update was not applied; {self._keep_batch(step)}."
         )
         self.skipped_in_a_row += 1
         if self.config.bad_numbers == "skip" and self.skipped_in_a_row < _MOST_SKIPPED:
-            warn(told)
+            warn(message)
             return
         remedy = (
-            "Try a lower learning rate, or --config.bad_numbers=skip to go on without "
-            "such steps."
+            "Try a lower learning rate, or --config.bad_numbers=skip to skip these "
+            "steps."
             if self.config.bad_numbers == "stop"
             else f"These were {_MOST_SKIPPED} in a row: try a lower learning rate."
         )
         raise FloatingPointError(
-            f"{told} The checkpoints in {self.workdir.path} are of before. {remedy}"
+            f"{message} The checkpoints in {self.workdir.path} are from earlier steps. "
+            f"{remedy}"
         )
 
     def _keep_batch(self, step: int) -> str:
-        """Writes down the batch of a bad step; says where it is, or why not."""
+        """Saves the batch of a bad step; returns a phrase with its path or an error."""
         folder = self.workdir.bad_batches
         path = folder / f"step-{step + 1}.npz"
         if not is_writer():
@@ -401,12 +407,12 @@ class Trainer:
     def _require_finite(self, kind: str, loss: float) -> None:
         if not math.isfinite(loss):
             raise FloatingPointError(
-                f"the {kind} loss is {loss} after step {self.step}; nothing of that "
-                f"was saved in {self.workdir.path}. Try a lower learning rate."
+                f"the {kind} loss is {loss} after step {self.step}, which was not "
+                f"saved in {self.workdir.path}. Try a lower learning rate."
             )
 
     def validate_and_save(self) -> None:
-        """Ends an epoch."""
+        """Validates if there are images for it, and saves a checkpoint."""
         if self.validation_set is None:
             self._save()
             return
@@ -429,7 +435,7 @@ class Trainer:
         self.checkpoints.save(self.step, self.state, **validated)
 
     def save_interrupted(self) -> None:
-        """Saves in the middle of an epoch and says how to go on."""
+        """Saves in the middle of an epoch; prints the way to resume."""
         if self.checkpoints.latest != self.step:
             self._save()
         self.checkpoints.wait()
@@ -439,7 +445,14 @@ class Trainer:
         )
 
     def finish(self, command: str) -> dict[str, Any]:
-        """Evaluates the best and the last state on the test images, if asked to."""
+        """Tests the best and the last state if the config wants it; writes the result.
+
+        Args:
+            command: The command that started the run.
+
+        Returns:
+            The content of ``result.json``.
+        """
         self.checkpoints.wait()
         accuracy = self.checkpoints.accuracy(self.step) or 0.0
         if accuracy < self.config.stop_at:
@@ -447,6 +460,7 @@ class Trainer:
                 f"config.stop_at={self.config.stop_at} was not reached: after the last "
                 f"epoch validation accuracy is {accuracy:.2%}"
             )
+        # Test the last and the best state.
         last = best = None
         best_step = (self.checkpoints.best or [self.step])[0]
         if self.config.test:
@@ -456,6 +470,7 @@ class Trainer:
             if restored is not None and restored[0] != self.step:
                 best_step, weights = restored
                 best = self._tested(weights[self.state.evaluated_name], best_step)
+        # Write the result.
         result = {
             "test": best,
             "test_of_last": last,
@@ -475,7 +490,7 @@ class Trainer:
         return result
 
     def _validated(self, step: int) -> dict[str, Any] | None:
-        """The validation metrics of a step, if this process has written them."""
+        """Returns the validation metrics of a step, if this process wrote them."""
         if not is_writer():
             return None
         for line in self.workdir.read_metrics():
@@ -493,7 +508,7 @@ class Trainer:
 
         def advance(done: int) -> None:
             progress.advance_to(done)
-            # A test can be made again; a validation belongs to the checkpoint.
+            # A test can be repeated; a validation belongs to the checkpoint.
             if kind == "test" and not jax.distributed.is_initialized():
                 self.interrupt.signal = self.interrupt.noted
                 if self.interrupt.signal is not None:
@@ -516,7 +531,7 @@ class Trainer:
         return metrics
 
     def _seconds(self) -> float:
-        """Spent in steps and evaluations, over all starts of the run."""
+        """Returns the time spent in steps and evaluations, over all starts."""
         total, step = 0.0, 0
         sizes = {
             "validation": len(self.validation_set or ()),
@@ -533,7 +548,7 @@ class Trainer:
 
 
 def _require_countable(config: configs.Config, num_images: int) -> None:
-    """The steps are counted on the device, in 32 bits."""
+    """Raises if the number of steps exceeds 32 bits, in which the device counts."""
     num_steps = config.num_epochs * (num_images // config.batch_size)
     if num_steps >= 2**31:
         raise configs.ConfigError(
@@ -543,7 +558,7 @@ def _require_countable(config: configs.Config, num_images: int) -> None:
 
 
 def _finished(config: configs.Config, workdir: Workdir) -> dict[str, Any] | None:
-    """What the run came to, if it has ended and that can still be read."""
+    """Returns the stored result of a finished run, or None."""
     try:
         result = workdir.read_json(workdir.result)
         is_long_enough = result["num_epochs"] >= config.num_epochs
@@ -554,7 +569,7 @@ def _finished(config: configs.Config, workdir: Workdir) -> dict[str, Any] | None
 
 
 def _tests_before(workdir: Workdir) -> list[dict[str, Any]]:
-    """What the tests of a shorter run that this one goes on from came to."""
+    """Returns the test results of the shorter run that this run extends."""
     try:
         before = workdir.read_json(workdir.result)
         names = ("num_epochs", "test", "test_of_last")
