@@ -85,6 +85,7 @@ def test_squash_jacobian_is_exact_relative_to_its_size(length):
     assert np.linalg.norm(actual - expected) <= 1e-6 * np.linalg.norm(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [safe_norm, squash])
 def test_second_derivatives_are_finite_everywhere(function):
     hessian = jax.hessian(lambda x: function(x).sum())
@@ -93,7 +94,7 @@ def test_second_derivatives_are_finite_everywhere(function):
 
 
 @pytest.mark.parametrize("function", [safe_norm, squash])
-@pytest.mark.numerics
+@pytest.mark.slow
 def test_first_and_second_derivatives_equal_finite_differences(function):
     with jax.enable_x64(True):
         for length in [0.01, 0.7, 1.0, 1.3, 30.0]:

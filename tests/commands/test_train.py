@@ -70,7 +70,7 @@ def interrupted_run(config, path, stop_at, monkeypatch):
 
 
 def test_resuming_equals_not_stopping_bit_for_bit(tmp_path, monkeypatch):
-    config = tiny()
+    config = tiny(steps_per_dispatch=3)
     run(config, tmp_path / "whole")
     # Before the first step, in an epoch, at its end, and twice at once.
     for stop_at in (0, 4, 4, 5):
@@ -93,7 +93,7 @@ def test_a_run_goes_on_where_nobody_reads_what_it_prints(tmp_path, monkeypatch):
     os.close(reader)
     with open(writer, "w") as nobody, monkeypatch.context() as patch:
         patch.setattr("sys.stdout", nobody)
-        outcome = interrupted_run(tiny(), tmp_path, 3, monkeypatch)
+        outcome = interrupted_run(tiny(steps_per_dispatch=3), tmp_path, 3, monkeypatch)
     assert outcome.exit_code == 130
     assert (tmp_path / "checkpoints" / "3").exists()
 
@@ -150,7 +150,7 @@ def test_a_save_that_fails_is_reported_with_its_step_before_the_epoch_ends(
     save = "save_checkpointables_async"
     monkeypatch.setattr(checkpoints.ocp, save, lambda *_, **__: Failed())
     with pytest.raises(CheckpointError, match=r"can't save step 5: OSError.*No space"):
-        run(tiny(), tmp_path)
+        run(tiny(steps_per_dispatch=3), tmp_path)
     assert steps == [0, 3, 4, 5]
 
 
@@ -398,7 +398,7 @@ def test_a_run_that_was_good_enough_and_then_killed_ends_the_same(
 
 
 def test_fewer_epochs_than_are_done_are_refused(tmp_path, monkeypatch):
-    config = tiny()
+    config = tiny(steps_per_dispatch=3)
     interrupted_run(config, tmp_path, 8, monkeypatch)
     config.num_epochs = 1
     with pytest.raises(

@@ -12,6 +12,7 @@ import tempfile
 import jax
 import numpy as np
 
+from capsjax import DynamicRouting
 from capsjax import config as configs
 from capsjax.data import Dataset, load
 from capsjax.models import BaselineCNN, CapsNet
@@ -52,6 +53,8 @@ TINY_MODEL = (
     "--config.model.primary_stride=4",
     "--config.model.class_dim=4",
     "--config.model.decoder_features=(16,)",
+    # Its program is traced and lowered in half the time.
+    "--config.model.routing.form=votes",
 )
 
 
@@ -63,13 +66,14 @@ def tiny_model(**options):
         primary_stride=4,
         class_dim=4,
         decoder_features=(16,),
-        **options,
+        **{"routing": DynamicRouting(form="votes"), **options},
     )
 
 
 def tiny(**options):
-    """A run of seconds: two epochs of five steps, in chunks of three and of one."""
-    config = configs.Config(num_epochs=2, batch_size=8, steps_per_dispatch=3, **options)
+    """A run of seconds: two epochs of five steps, each epoch in one call."""
+    fields = {"num_epochs": 2, "batch_size": 8, "steps_per_dispatch": 5, **options}
+    config = configs.Config(**fields)
     config.data = configs.Data(digits(), num_train=40, num_validation=50)
     config.model = tiny_model()
     config.optimizer = configs.Adam(learning_rate=3e-3)

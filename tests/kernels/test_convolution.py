@@ -100,8 +100,9 @@ OPTIMISED = ("primary capsules", "same, several tiles", "first layer, colour")
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(name, marks=[pytest.mark.numerics] * (name in OPTIMISED))
+        pytest.param(name, marks=getattr(pytest.mark, mark))
         for name in SHAPES
+        for mark in ["numerics" if name in OPTIMISED else "slow"]
     ],
 )
 def test_every_form_equals_the_direct_convolution_and_its_gradients(key, case):

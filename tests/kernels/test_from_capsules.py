@@ -117,6 +117,7 @@ def test_forward_mode_is_refused_by_its_name(key):
         jax.jvp(by_capsules, operands, operands)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outer", [jax.jacfwd, *variants(jax.jacrev)])
 def test_the_gradient_has_derivatives_in_either_mode(key, outer):
     case = PUBLIC._replace(batch=(10,), i=3, j=2, d=2)

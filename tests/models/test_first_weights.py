@@ -126,13 +126,18 @@ def start_stack(layers, num_inputs, dim, input_length):
     ("num_inputs", "dim", "num_capsules", "class_dim", "input_length"),
     [
         (8, 4, 10, 16, PRIMARY_LENGTH),
-        (8, 64, 2, 4, 0.9),
-        (8, 8, 1000, 16, PRIMARY_LENGTH),
-        (100, 4, 1000, 4, 0.01),
         (8, 4, 1000, 4, PRIMARY_LENGTH),
-        (400, 8, 10, 64, 0.1),
-        (400, 8, 100, 4, 0.01),
-        (4000, 8, 2, 4, PRIMARY_LENGTH),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (8, 64, 2, 4, 0.9),
+                (8, 8, 1000, 16, PRIMARY_LENGTH),
+                (100, 4, 1000, 4, 0.01),
+                (400, 8, 10, 64, 0.1),
+                (400, 8, 100, 4, 0.01),
+                (4000, 8, 2, 4, PRIMARY_LENGTH),
+            )
+        ),
         pytest.param(100_000, 8, 10, 16, PRIMARY_LENGTH, marks=pytest.mark.variant),
     ],
 )
@@ -145,7 +150,15 @@ def test_class_capsules_of_any_inputs_start_as_long_as_the_papers(
 
 
 @pytest.mark.parametrize(
-    "hidden", [[(32, 12)], [(8, 64)], [(64, 4)], [(32, 12), (16, 8)]], ids=str
+    "hidden",
+    [
+        [(32, 12), (16, 8)],
+        *(
+            pytest.param(one, marks=pytest.mark.slow)
+            for one in ([(32, 12)], [(8, 64)], [(64, 4)])
+        ),
+    ],
+    ids=str,
 )
 def test_the_last_of_several_layers_starts_as_long_as_a_single_one(hidden):
     length, layers = PrimaryCaps.start_length, []

@@ -106,6 +106,7 @@ print(np.asarray(shifts).tolist())
 """
 
 
+@pytest.mark.slow
 def test_layers_and_losses_are_float32_with_64_bits_and_draw_the_same():
     usual, wide = python(LAYERS), python(LAYERS, JAX_ENABLE_X64="1")
     assert wide.returncode == usual.returncode == 0, wide.stderr + usual.stderr

@@ -179,7 +179,7 @@ def test_batches_that_are_gathered_on_the_devices_are_those_of_the_host(label):
         for placement in ("host", "device")
     }
     steps = feeds["host"].next_steps(0)
-    assert feeds["device"].next_steps(0) == steps == range(3)
+    assert feeds["device"].next_steps(0) == steps == range(5)
     host, device = (feed.batches(steps) for feed in feeds.values())
     assert device.image.sharding == sharded()
     jax.tree.map(np.testing.assert_array_equal, host, device)
