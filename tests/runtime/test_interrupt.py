@@ -136,11 +136,13 @@ def test_a_second_ctrl_c_outside_a_command_raises_and_the_process_goes_on():
     """It must not end a notebook's kernel with all its variables."""
     work = """
     try:
+        print("working", flush=True)
         while True: time.sleep(0.01)
     except KeyboardInterrupt:
         print("variables are still here", flush=True)
     """
     process = start(work, may_exit=False)
+    assert process.stdout.readline() == "working\n"
     process.send_signal(signal.SIGINT)
     while "stopping" not in process.stderr.readline():
         pass
