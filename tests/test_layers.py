@@ -169,7 +169,7 @@ def test_the_scale_is_of_the_convolution_and_not_of_the_bias(key):
         ("truncated_normal(0.1)", 0.0879626, 0.284768, (0.1999, 0.2000001)),
     ],
 )
-def test_weights_are_drawn_as_the_initializer_s_name_says(
+def test_weights_are_drawn_by_the_initializer_of_that_name(
     key, name, deviation, beyond, longest
 ):
     num_drawn = 400_000

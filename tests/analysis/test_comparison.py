@@ -25,7 +25,7 @@ def made(tmp_path):
     """Writes what a run that has ended leaves behind."""
 
     def make(
-        name, accuracy=0.99, last=None, told=(), found=None, sections=(), **fields
+        name, accuracy=0.99, last=None, result=(), found=None, sections=(), **fields
     ):
         path = tmp_path / name
         path.mkdir()
@@ -39,7 +39,7 @@ def made(tmp_path):
             "seconds": 120.0,
             "num_parameters": 8215568,
             "num_epochs": config.num_epochs,
-            **dict(told),
+            **dict(result),
         }
         if found is not None:
             result["test"]["label_accuracy"] = found
@@ -79,7 +79,7 @@ def test_seeds_become_mean_and_sample_deviation(made, capsys):
 
 def test_epochs_that_were_done_and_classes_that_were_found_are_listed(made, capsys):
     paths = [
-        made(f"a{seed}", found=found, told={"epochs_done": epochs}, seed=seed)
+        made(f"a{seed}", found=found, result={"epochs_done": epochs}, seed=seed)
         for seed, (found, epochs) in enumerate([(0.96, 3), (0.98, 5)])
     ]
     paths.append(made("b", variant="paper"))
@@ -133,8 +133,8 @@ def test_a_result_of_other_types_is_refused(made, capsys, name, value):
     (result["test"] if name == "accuracy" else result)[name] = value
     (path / "result.json").write_text(json.dumps(result))
     assert report.main([str(path)]) == 1
-    (told,) = capsys.readouterr().err.splitlines()
-    assert "damaged" in told
+    (message,) = capsys.readouterr().err.splitlines()
+    assert "damaged" in message
 
 
 def test_the_curves_are_drawn(made, tmp_path):
@@ -193,16 +193,16 @@ def test_a_sweep_has_a_row_for_each_value(made, capsys):
 
 
 @pytest.mark.parametrize(
-    ("field", "told"),
+    ("field", "message"),
     [
         ("model.rounds", "config.model has no field rounds. It has kind, conv_feat"),
         ("model", "config.model is a section: name one of kind, conv_features"),
         ("seed.x", "config.seed has no field x."),
     ],
 )
-def test_a_field_that_is_not_there_is_refused(made, capsys, field, told):
+def test_a_field_that_is_not_there_is_refused(made, capsys, field, message):
     assert report.main([str(made("a")), "--by", field]) == 1
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def history(*stages):
@@ -236,19 +236,19 @@ def test_where_no_step_depends_on_the_epochs_to_come_an_extension_is_the_same(ma
 
 def test_an_extension_before_there_was_a_history_is_seen_in_the_result(made):
     before = {"num_epochs": 2, "test_of_last": {"step": 40}}
-    told = {
+    message = {
         "tested_before": [before],
         "test_of_last": {"step": 200, "accuracy": 0.99},
     }
-    run = comparison.read_run(made("a", told=told))
+    run = comparison.read_run(made("a", result=message))
     assert run.changes == ("num_epochs 2 until step 40",)
 
 
 def test_runs_that_were_not_tested_have_validation_accuracies(made, capsys):
     untested = {"test": None, "test_of_last": None, "validation": {"accuracy": 0.75}}
     paths = [
-        made("a", variant="paper", told={"validation": {"accuracy": 0.5}}),
-        *(made(f"b{k}", told=untested, seed=k, test=False) for k in range(2)),
+        made("a", variant="paper", result={"validation": {"accuracy": 0.5}}),
+        *(made(f"b{k}", result=untested, seed=k, test=False) for k in range(2)),
     ]
     assert report.main([*map(str, paths)]) == 0
     out = capsys.readouterr().out
@@ -296,6 +296,6 @@ def test_the_figure_is_drawn_also_where_nobody_reads_the_table(
         figure = tmp_path / "curves.png"
         assert report.main([str(made("a")), "--figure", str(figure)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    told = "can't write the results: No space left on device"
-    assert line == f"capsjax.report: error: {told}"
+    message = "can't write the results: No space left on device"
+    assert line == f"capsjax.report: error: {message}"
     assert figure.stat().st_size > 1000

@@ -65,11 +65,11 @@ def test_all_is_bounded_and_harmless(run_path, test_set, monkeypatch, capsys):
     assert not {"\x1b", "\udce9"} & set(out)
     about = json.loads((run_path / "figures" / "evaluation.json").read_text())
     assert about["confusion"] is None
-    told = about["commonest_confusions"]
+    message = about["commonest_confusions"]
     wrong = round(240 * (1 - about["accuracy"]))
-    assert sum(one["images"] for one in told) == wrong > 200
-    assert [one["images"] for one in told] == sorted(
-        (one["images"] for one in told), reverse=True
+    assert sum(one["images"] for one in message) == wrong > 200
+    assert [one["images"] for one in message] == sorted(
+        (one["images"] for one in message), reverse=True
     )
     drawn = list((run_path / "figures").glob("*.png"))
     assert {"confusion", "samples", "mistakes"} < {path.stem for path in drawn}
@@ -97,11 +97,11 @@ def test_what_was_computed_is_kept_where_nobody_reads_it(
     monkeypatch.setattr(images, "load", lambda *_, **__: test_set)
     kept = run_path / "figures" / "evaluation.json"
     kept.unlink(missing_ok=True)
-    told = []
+    printed = []
 
     def answer(*lines):
-        told.append(lines)
-        if len(told) > 1:  # The reader goes away after the first line.
+        printed.append(lines)
+        if len(printed) > 1:  # The reader goes away after the first line.
             raise OutputError("can't write the results: Broken pipe")
 
     monkeypatch.setattr(evaluate, "answer", answer)

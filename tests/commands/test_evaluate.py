@@ -64,15 +64,15 @@ def test_dead_and_saturated_are_counted():
 
 def test_couplings_are_those_of_the_network(run, few):
     image = few.image[:5] / np.float32(255)
-    told = inspection.couplings(run, image)
+    routed = inspection.couplings(run, image)
     rounds = run.model.routing.num_iterations
-    assert told.coupling.shape[0] == rounds
-    np.testing.assert_allclose(told.coupling[0], 0.1, rtol=1e-6)
-    np.testing.assert_allclose(told.coupling.sum(-1), 1, rtol=1e-5)
-    assert (told.entropy <= np.log2(10) + 1e-6).all()
-    np.testing.assert_allclose(told.entropy[0], np.log2(10), rtol=1e-6)
+    assert routed.coupling.shape[0] == rounds
+    np.testing.assert_allclose(routed.coupling[0], 0.1, rtol=1e-6)
+    np.testing.assert_allclose(routed.coupling.sum(-1), 1, rtol=1e-5)
+    assert (routed.entropy <= np.log2(10) + 1e-6).all()
+    np.testing.assert_allclose(routed.entropy[0], np.log2(10), rtol=1e-6)
     # All shares together are the length of the winner before the squash.
-    length = told.share[-1].sum(-1)
+    length = routed.share[-1].sum(-1)
     squashed = jnp.linalg.norm(squash(length[:, None]), axis=-1)
     expected = run.predict(few.image[:5]).length.max(-1)
     np.testing.assert_allclose(squashed, expected, rtol=1e-4)
@@ -131,8 +131,8 @@ def test_the_command_prints_and_draws(tiny_run, capsys, monkeypatch):
     assert {"commit", "device", "versions", "command", "loss"} <= set(about)
     assert about["accuracy_by_rounds"]["3"] == pytest.approx(about["accuracy"])
     # They are not those that the run began with.
-    told = "is of other test images: there were 200 and are 300"
-    assert warned == f"warning: {tiny_run} {told}\n"
+    message = "is of other test images: there were 200 and are 300"
+    assert warned == f"warning: {tiny_run} {message}\n"
     for path in folder.glob("*.png"):
         with Image.open(path) as image:
             assert min(image.size) > 200

@@ -142,12 +142,12 @@ def test_of_several_classes_the_longest_are_named(capsules, two_digits):
     # As long as the capsules of digits that are there.
     length = prediction.activation * 0.6 / np.sort(prediction.activation)[:, -2:-1]
     prediction = prediction._replace(activation=length)
-    for told, length in zip(
+    for answer, length in zip(
         verdicts(run, prediction), prediction.activation, strict=True
     ):
         first, second = np.argsort(-length)[:2]
-        assert told["verdict"] == f"{first} and {second}"
-        assert told["label"] == str(first)
+        assert answer["verdict"] == f"{first} and {second}"
+        assert answer["label"] == str(first)
 
 
 @pytest.mark.variant
@@ -201,9 +201,9 @@ def test_the_baseline_predicts_probabilities_and_draws_nothing(baseline, corners
     expected = jax.nn.softmax(routed.activation)
     np.testing.assert_allclose(prediction.activation, expected, rtol=1e-4)
     assert run.activation_kind == "logit"
-    (told,) = verdicts(run, run.predict(corners.image[0]))
-    assert told["verdict"] == str(prediction.label[0])
-    assert set(told) == {"verdict", "label", "probabilities"}
+    (answer,) = verdicts(run, run.predict(corners.image[0]))
+    assert answer["verdict"] == str(prediction.label[0])
+    assert set(answer) == {"verdict", "label", "probabilities"}
     with pytest.raises(ValueError, match="draws nothing: BaselineCNN has no decode"):
         run.draw(np.zeros((1, 10, 4), np.float32), np.zeros(1, int))
 
@@ -275,10 +275,10 @@ def test_what_does_not_go_together_is_not_evaluated(
     label = np.eye(10, dtype=bool)[corners.label]
     many = Dataset("many", corners.image, label, corners.class_names)
     cases.append(([baseline[0]], many, "it shows several classes in an image"))
-    for paths, dataset, told in cases:
+    for paths, dataset, message in cases:
         assert evaluated(paths, dataset) == 1
         error = capsys.readouterr().err
-        assert told in error
+        assert message in error
         assert "Traceback" not in error
 
 

@@ -115,8 +115,8 @@ def test_a_folder_that_goes_away_stops_the_run_at_the_next_save(
         return metrics
 
     monkeypatch.setattr(trainer.Trainer, "_train_chunk", train_and_take_away)
-    told = "run was deleted, moved or replaced while the run was in it"
-    with pytest.raises(WorkdirError, match=told):
+    message = "run was deleted, moved or replaced while the run was in it"
+    with pytest.raises(WorkdirError, match=message):
         run(dataclasses.replace(tiny(), steps_per_dispatch=1), workdir)
     assert not workdir.exists()
     if how == "moved":  # It goes on there.
@@ -161,7 +161,7 @@ def test_a_rate_that_rises_to_the_end_of_the_run_is_a_warning(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(trainer.Trainer, "train_epoch", stop)
-    for warmup_steps, told in (
+    for warmup_steps, message in (
         (9, ""),
         (
             10,
@@ -175,15 +175,15 @@ def test_a_rate_that_rises_to_the_end_of_the_run_is_a_warning(
         )
         with pytest.raises(KeyboardInterrupt):
             run(config, tmp_path / str(warmup_steps))
-        assert capsys.readouterr().err == told
+        assert capsys.readouterr().err == message
 
 
 def test_a_run_leaves_what_it_promises(tmp_path, capsys):
     result = run(tiny(tensorboard=True), tmp_path)
-    told = capsys.readouterr().out
-    assert "compiling" in told
-    assert "epoch 1/2: validation loss" in told
-    assert "(improved)" in told
+    message = capsys.readouterr().out
+    assert "compiling" in message
+    assert "epoch 1/2: validation loss" in message
+    assert "(improved)" in message
     assert (tmp_path / "tensorboard").exists()
     assert json.loads((tmp_path / "config.json").read_text())["num_epochs"] == 2
     assert result == json.loads((tmp_path / "result.json").read_text())
@@ -226,8 +226,8 @@ def test_balanced_classes_weigh_training_and_validation_and_not_the_test(tmp_pat
     assert row["loss"] == pytest.approx(float(np.mean(weight * loss)), rel=1e-4)
     assert row["margin_loss"] == pytest.approx(float(np.mean(loss)), rel=1e-4)
     config.data.class_weights = "none"
-    told = "data.class_weights is 'balanced' there, 'none' here"
-    with pytest.raises(WorkdirError, match=told):
+    message = "data.class_weights is 'balanced' there, 'none' here"
+    with pytest.raises(WorkdirError, match=message):
         run(config, tmp_path)
 
 
@@ -254,8 +254,8 @@ def test_a_run_goes_on_with_its_own_images_only(tmp_path, monkeypatch):
     monkeypatch.setattr(task, "load", load_others)
     config = tiny()
     config.num_epochs = 3
-    told = "is of other train images: pixels, labels or names are not what they were"
-    with pytest.raises(WorkdirError, match=told):
+    message = "is of other train images: pixels, labels or names are not what they were"
+    with pytest.raises(WorkdirError, match=message):
         run(config, tmp_path)
     assert {path: path.read_bytes() for path in before} == before
 
@@ -292,8 +292,8 @@ def test_the_result_is_the_best_by_validation_and_tests_come_last(
     assert set(read[read.index(200) :]) == {200, 48}
     last, best = lines(tmp_path, "test")
     assert (last["step"], best["step"]) == (15, 10)
-    for told, row in ((result["test"], best), (result["test_of_last"], last)):
-        assert (told["step"], told["loss"]) == (row["step"], row["loss"])
+    for found, row in ((result["test"], best), (result["test_of_last"], last)):
+        assert (found["step"], found["loss"]) == (row["step"], row["loss"])
     # The last would be chosen if the test images had a say.
     assert last["loss"] < best["loss"]
 
@@ -316,11 +316,11 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path):
             "batch_size=10000 is more than the 40 training images",
         ),
     ]
-    for fields, told in wrong:
+    for fields, message in wrong:
         config = tiny()
         for name, value in fields.items():
             setattr(config, name, value)
-        with pytest.raises(configs.ConfigError, match=told):
+        with pytest.raises(configs.ConfigError, match=message):
             run(config, folder)
     config = tiny()
     config.data.num_validation = 60_000
@@ -374,8 +374,10 @@ def test_a_run_that_was_never_good_enough_reports_it(tmp_path, monkeypatch, caps
         trainer, "evaluate", lambda *_, **__: Metrics(1.0, 0.4, None, {})
     )
     run(tiny(stop_at=0.5), tmp_path)
-    told = "stop_at=0.5 was not reached: after the last epoch validation accuracy is 40"
-    assert told in capsys.readouterr().out
+    message = (
+        "stop_at=0.5 was not reached: after the last epoch validation accuracy is 40"
+    )
+    assert message in capsys.readouterr().out
 
 
 @pytest.mark.slow

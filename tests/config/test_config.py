@@ -399,7 +399,7 @@ def test_a_mistake_on_the_command_line_is_one_clear_line(arguments, told):
     assert "\n" not in str(error.value)
 
 
-def test_a_broken_config_file_is_told_with_its_line(tmp_path):
+def test_a_broken_config_file_is_one_line_with_its_place(tmp_path):
     broken = tmp_path / "broken.py"
     broken.write_text("def get_config():\n    return 1 / 0\n")
     with pytest.raises(UsageError, match=r"ZeroDivisionError.*broken.py, line 2"):
@@ -412,7 +412,7 @@ def test_a_broken_config_file_is_told_with_its_line(tmp_path):
         parse(f"--config={broken}")
 
 
-def test_help_tells_the_flags(capsys):
+def test_help_lists_the_flags(capsys):
     with pytest.raises(SystemExit) as end:
         parse("--help")
     assert end.value.code == 0

@@ -43,12 +43,14 @@ def test_in_a_wheel_they_are_within_the_package(tmp_path, monkeypatch):
     assert recipes.with_paths(["train", "--config", "capsjax:svhn"])[2] == path
 
 
-def test_an_unknown_one_is_told_with_those_that_there_are():
+def test_an_unknown_recipe_is_refused_with_the_known_ones():
     with pytest.raises(UsageError) as error:
         parse("--config=capsjax:mnost")
-    told = str(error.value)
-    assert told.startswith("capsjax:mnost is no recipe: did you mean capsjax:mnist? ")
-    assert "folder, mnist, multimnist" in told
+    message = str(error.value)
+    assert message.startswith(
+        "capsjax:mnost is no recipe: did you mean capsjax:mnist? "
+    )
+    assert "folder, mnist, multimnist" in message
     with pytest.raises(UsageError, match="unknown variant 'nothing'"):
         parse("--config=capsjax:mnist:nothing")
 

@@ -252,7 +252,7 @@ def test_a_gzip_bomb_is_not_unpacked(folder, monkeypatch):
     assert num_unpacked == 16 + 240 + 1
 
 
-def test_a_header_that_asks_for_too_much_is_refused_before_any_unpacking(
+def test_a_header_of_too_many_bytes_is_refused_before_any_unpacking(
     folder, monkeypatch
 ):
     path = folder / ARCHIVES[0]

@@ -174,7 +174,7 @@ def in_float64(tree):
         ("decoder_features", "(8,)"),
     ],
 )
-def test_a_network_computes_what_its_config_says(key, field, text):
+def test_a_network_computes_by_the_fields_of_its_config(key, field, text):
     config = configs.Config(model=SMALLEST.clone(image_shape=(0, 0, 0), num_classes=0))
     config = configs.override(config, [(f"model.{field}", text)])
     model = bind(config.model, SHAPE, 3)

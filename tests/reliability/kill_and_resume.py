@@ -219,12 +219,12 @@ def main():
     arguments = parser.parse_args()
     kills, runs = kill_and_resume(arguments.kills, arguments.seed)
     phases = collections.Counter(kill.phase for kill in kills)
-    told = ", ".join(f"{count} in {phase}" for phase, count in phases.most_common())
+    by_phase = ", ".join(f"{count} in {phase}" for phase, count in phases.most_common())
     late = sum(kill.has_checkpoint for kill in kills)
     print(
-        f"{len(kills)} kills ({told}; {late} after a checkpoint) in {runs} runs, seed"
+        f"{len(kills)} kills ({by_phase}; {late} after a checkpoint) in {runs} runs, "
+        f"seed {arguments.seed}: all equal to the bit"
     )
-    print(f"{arguments.seed}: all equal to the bit")
 
 
 if __name__ == "__main__":

@@ -81,9 +81,9 @@ def told_at_most(*errors):
         yield
         event("no error")
     except errors as error:
-        told = str(error)
-        event(f"told: {type(error).__name__}")
-        assert len(told.splitlines()) == 1, told
+        message = str(error)
+        event(f"message: {type(error).__name__}")
+        assert len(message.splitlines()) == 1, message
 
 
 def exit_code(main, *arguments):

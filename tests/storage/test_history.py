@@ -53,11 +53,11 @@ def test_what_was_computed_and_is_lost_does_not_count(workdir):
 
 
 @pytest.mark.parametrize("damaged", [None, "", "{}", "[]", '[{"step": "0"}]', "[3]"])
-def test_of_a_run_of_before_it_is_what_its_results_tell(workdir, damaged):
+def test_a_former_run_has_the_history_of_its_results(workdir, damaged):
     write_json(workdir.config, configs.to_dict(configs.Config(num_epochs=9)))
     before = {"num_epochs": 2, "test_of_last": {"step": 10}}
-    told = {"num_epochs": 6, "test_of_last": {"step": 30}, "tested_before": [before]}
-    write_json(workdir.result, told)
+    message = {"num_epochs": 6, "test_of_last": {"step": 30}, "tested_before": [before]}
+    write_json(workdir.result, message)
     if damaged is not None:
         workdir.history.write_text(damaged)
     expected = [(0, 2, "stop"), (10, 6, "stop"), (30, 9, "stop")]
@@ -120,9 +120,9 @@ def test_the_test_images_can_be_left_alone_and_looked_at_later(workdir, monkeypa
 def test_the_command_prints_the_validation_of_a_run_that_is_not_tested(
     tmp_path, monkeypatch, capsys
 ):
-    told = {"accuracy": 0.5, "loss": 1.0, "step": 10}
+    validated = {"accuracy": 0.5, "loss": 1.0, "step": 10}
     outcomes = [
-        {"test": None, "validation": told},
+        {"test": None, "validation": validated},
         {"test": None, "validation": None},
     ]
     monkeypatch.setattr(train, "train", lambda *_, **__: outcomes.pop(0))

@@ -39,8 +39,8 @@ def test_another_configuration_is_refused_with_the_fields_that_differ(tmp_path):
     before = workdir.config.read_bytes()
     other = configs.Config(seed=4)
     other = configs.override(other, [("model.routing.num_iterations", "2")])
-    told = "seed is 0 there, 4 here; model.routing.num_iterations is 3 there, 2 here"
-    with pytest.raises(WorkdirError, match=told):
+    message = "seed is 0 there, 4 here; model.routing.num_iterations is 3 there, 2 here"
+    with pytest.raises(WorkdirError, match=message):
         workdir.check(other)
     assert workdir.config.read_bytes() == before
 
@@ -82,8 +82,8 @@ def test_a_run_of_the_first_edition_keeps_how_it_started(tmp_path):
             workdir.check(workdir.keep_start(other))
     there.model = there.model.clone(weight_init="normal(0.3)")
     write_json(workdir.config, configs.to_dict(there))
-    told = r"weight_init is 'normal\(0.3\)' there, 'scaled"
-    with pytest.raises(WorkdirError, match=told):
+    message = r"weight_init is 'normal\(0.3\)' there, 'scaled"
+    with pytest.raises(WorkdirError, match=message):
         workdir.check(workdir.keep_start(config))
     workdir.config.write_text("{")
     assert workdir.keep_start(config) == config  # ``check`` finds the damage later.
@@ -106,8 +106,8 @@ def test_a_run_goes_on_with_its_own_images_only(tmp_path):
         workdir.check(config, images(1, 2, value=1))
     with pytest.raises(WorkdirError, match=r"cats/3.png is new\. Put them back"):
         workdir.check(config, images(1, 2, 3))
-    for told in ("{", "3", "{}", '{"splits": 3}', '{"splits": {"test": [[]]}}'):
-        workdir.dataset.write_text(told)
+    for message in ("{", "3", "{}", '{"splits": 3}', '{"splits": {"test": [[]]}}'):
+        workdir.dataset.write_text(message)
         workdir.check(config, images(1, 2))
     workdir.dataset.write_text('{"splits": {"test": {"files": [[]]}}}')
     with pytest.raises(WorkdirError, match=r"\[\] is gone"):
@@ -203,8 +203,8 @@ def test_a_second_process_is_refused_with_the_first_ones_number(tmp_path):
         text=True,
     ) as first:
         assert first.stdout.readline() == "held\n"
-        told = f"in use by process {first.pid} on "
-        with pytest.raises(WorkdirError, match=told), Workdir(tmp_path).locked():
+        message = f"in use by process {first.pid} on "
+        with pytest.raises(WorkdirError, match=message), Workdir(tmp_path).locked():
             pass
         first.kill()
     with Workdir(tmp_path).locked():  # A dead process holds nothing.
@@ -243,14 +243,14 @@ def test_what_a_killed_process_began_to_write_is_cleared_away(tmp_path, monkeypa
 
 def test_a_pipe_in_the_folder_is_refused_instead_of_waited_for(tmp_path):
     os.mkfifo(tmp_path / "config.json")
-    told = r"config\.json is neither a file nor a folder"
-    with pytest.raises(WorkdirError, match=told), Workdir(tmp_path).locked():
+    message = r"config\.json is neither a file nor a folder"
+    with pytest.raises(WorkdirError, match=message), Workdir(tmp_path).locked():
         pass
-    with pytest.raises(WorkdirError, match=told):
+    with pytest.raises(WorkdirError, match=message):
         Workdir(tmp_path).check(configs.Config())
-    with pytest.raises(WorkdirError, match=told):
+    with pytest.raises(WorkdirError, match=message):
         load_run(tmp_path)
-    with pytest.raises(WorkdirError, match=told):
+    with pytest.raises(WorkdirError, match=message):
         read_run(tmp_path)
 
 
@@ -336,8 +336,8 @@ def test_on_a_full_disk_no_line_is_torn(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 30, limits[1]))
     try:
-        told = r"can't write .*metrics\.jsonl: File too large"
-        with pytest.raises(WorkdirError, match=told):
+        message = r"can't write .*metrics\.jsonl: File too large"
+        with pytest.raises(WorkdirError, match=message):
             writer.write("train", step=20, **GOOD)
         writer.close()
     finally:
@@ -401,8 +401,8 @@ def test_a_lock_that_fails_for_another_cause_is_reported(tmp_path, monkeypatch):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    told = "can't write .*: Input/output error"
-    with pytest.raises(WorkdirError, match=told), Workdir(tmp_path).locked():
+    message = "can't write .*: Input/output error"
+    with pytest.raises(WorkdirError, match=message), Workdir(tmp_path).locked():
         pass
 
 
@@ -486,8 +486,8 @@ def test_where_tensorboard_can_not_write_a_run_goes_on_without(tmp_path, capsys,
     for step in (20, 30):
         writer.write("train", step=step, **GOOD)
     writer.close()
-    told = f"can't write {board}: {reason}; TensorBoard gets no more of this run."
-    assert capsys.readouterr().err == f"warning: {told}\n"
+    message = f"can't write {board}: {reason}; TensorBoard gets no more of this run."
+    assert capsys.readouterr().err == f"warning: {message}\n"
     assert [line["step"] for line in lines(tmp_path / "m.jsonl")] == [10, 20, 30]
 
 

@@ -99,9 +99,9 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("make", "changes", "told"), WRONG)
-def test_what_does_not_go_together_is_refused(monkeypatch, make, changes, told):
-    with pytest.raises(configs.ConfigError, match=told):
+@pytest.mark.parametrize(("make", "changes", "message"), WRONG)
+def test_what_does_not_go_together_is_refused(monkeypatch, make, changes, message):
+    with pytest.raises(configs.ConfigError, match=message):
         made_task(monkeypatch, make(20), **changes)
 
 
@@ -113,9 +113,11 @@ def labelled(*counts):
 
 
 def test_images_of_one_class_are_refused(monkeypatch):
-    told = "'black': all 20 images to train on are of one class, 'class 0': there is no"
+    message = (
+        "'black': all 20 images to train on are of one class, 'class 0': there is no"
+    )
     for dataset in (labelled(20), labelled(20, 0)):
-        with pytest.raises(DatasetError, match=told):
+        with pytest.raises(DatasetError, match=message):
             made_task(monkeypatch, dataset)
     label = np.zeros((20, 3), bool)
     label[:, 1] = True
@@ -125,11 +127,11 @@ def test_images_of_one_class_are_refused(monkeypatch):
 
 
 def test_labels_with_more_gaps_than_classes_are_refused(monkeypatch):
-    told = (
+    message = (
         r"'black' has 201 classes, and of 198 of them no image to train on \(class 2, "
         r"class 3, .* and 188 more\): number the labels from 0 on"
     )
-    with pytest.raises(DatasetError, match=told):
+    with pytest.raises(DatasetError, match=message):
         made_task(monkeypatch, labelled(8, 8, *[0] * 198, 8))
 
 
@@ -224,7 +226,7 @@ def test_the_name_of_what_is_made_is_no_place(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (("image_folder", "photos", 8), r"{}/photos .*--config.data.path=FOLDER"),
         (("./digits",), r"no {}/digits.*--config.data.name=FOLDER"),
@@ -232,12 +234,12 @@ def test_the_name_of_what_is_made_is_no_place(monkeypatch):
     ],
 )
 def test_images_that_are_not_there_are_looked_for_by_the_user(
-    tmp_path, monkeypatch, data, told
+    tmp_path, monkeypatch, data, message
 ):
     monkeypatch.chdir(tmp_path)
     config = tiny()
     config.data = configs.Data(*data)
-    with pytest.raises(DatasetError, match=told.format(tmp_path)):
+    with pytest.raises(DatasetError, match=message.format(tmp_path)):
         task.make_task(config)
 
 
@@ -263,11 +265,11 @@ def test_a_network_that_does_not_fit_into_memory_is_refused(monkeypatch):
         np.arange(8, dtype=np.int32) % 2,
         ("cat", "dog"),
     )
-    told = (
+    message = (
         r"max_gigabytes=16.0: training needs about \d+\.\d\d GB .*\. Lower "
         r"config.data.image_size, .*model.primary_types or config.batch_size, raise"
     )
-    with pytest.raises(configs.ConfigError, match=told):
+    with pytest.raises(configs.ConfigError, match=message):
         made_task(
             monkeypatch, photos, model=CapsNet(routing=DynamicRouting(num_iterations=1))
         )
