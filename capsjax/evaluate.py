@@ -25,9 +25,10 @@ from capsjax.runtime.devices import require_devices
 from capsjax.storage.checkpoints import CheckpointError
 from capsjax.storage.files import WorkdirError, write_json
 from capsjax.storage.run import Run, load_run
+from capsjax.training.command_line import UsageError, add_experiment, experiment
 
 
-@command("capsjax.evaluate", WorkdirError, CheckpointError, ValueError)
+@command("capsjax.evaluate", WorkdirError, CheckpointError, UsageError, ValueError)
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line, evaluates, draws, and returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -49,11 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--no-figures", action="store_true", help="only print, write nothing"
     )
+    add_experiment(parser)
     arguments = parser.parse_args(argv)
     # Load runs and images.
     keep_compiled_programs()
     require_devices()
-    runs = [load_run(path) for path in arguments.workdir]
+    own = experiment(arguments.config)
+    runs = [load_run(path, config=own) for path in arguments.workdir]
     dataset = load_test_set(runs, arguments.data)
     answer(f"{len(dataset)} test images of {dataset.name}")
     for note in dataset.notes:

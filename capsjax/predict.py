@@ -24,6 +24,7 @@ from capsjax.runtime.paths import expanded
 from capsjax.storage.checkpoints import CheckpointError
 from capsjax.storage.files import WorkdirError
 from capsjax.storage.run import load_run
+from capsjax.training.command_line import UsageError, add_experiment, experiment
 
 _NAME = "capsjax.predict"
 
@@ -42,16 +43,17 @@ def _parser() -> argparse.ArgumentParser:
         help="the picture is dark on light (or not); default: judged by its edge",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, not a table")
+    add_experiment(parser)
     return parser
 
 
-@command(_NAME, WorkdirError, CheckpointError)
+@command(_NAME, WorkdirError, CheckpointError, UsageError)
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line, predicts, and returns the exit code."""
     arguments = _parser().parse_args(argv)
     keep_compiled_programs()
     require_devices()
-    run = load_run(arguments.workdir)
+    run = load_run(arguments.workdir, config=experiment(arguments.config))
     if arguments.invert is not None and not run.preparation.is_drawn:
         option = "--invert" if arguments.invert else "--no-invert"
         raise WorkdirError(

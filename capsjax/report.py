@@ -18,9 +18,10 @@ from collections.abc import Sequence
 from capsjax.analysis.comparison import gather, name_of, notes, read_run, table
 from capsjax.runtime.console import answer, command
 from capsjax.storage.files import WorkdirError
+from capsjax.training.command_line import UsageError, add_experiment, experiment
 
 
-@command("capsjax.report", WorkdirError, ValueError)
+@command("capsjax.report", WorkdirError, UsageError, ValueError)
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line, prints the table, and returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -37,8 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument(
             f"--{name}", action="append", default=[], metavar="FIELD", help=what
         )
+    add_experiment(parser)
     arguments = parser.parse_args(argv)
-    runs = [read_run(path) for path in arguments.workdirs]
+    own = experiment(arguments.config)
+    runs = [read_run(path, own) for path in arguments.workdirs]
     groups = gather(runs, average=arguments.average, by=arguments.by)
     try:
         answer(*table(groups, arguments.by).splitlines(), *notes(groups))

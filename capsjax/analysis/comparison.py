@@ -52,15 +52,19 @@ class RunSummary(NamedTuple):
     curve: list[tuple[int, float]]
 
 
-def read_run(path: str | pathlib.Path) -> RunSummary:
+def read_run(path: str | pathlib.Path, own: configs.Config | None = None) -> RunSummary:
     """Reads a finished run.
+
+    Args:
+        path: The run's folder.
+        own: The config of the run's experiment file, if it has classes of its own.
 
     Raises:
         WorkdirError: If the folder has no run, or the run has not ended.
     """
     workdir = Workdir(path)
     # Fields newer than the file get their defaults.
-    config = configs.to_dict(workdir.read_config())
+    config = configs.to_dict(workdir.read_config(own))
     if not workdir.result.exists():
         raise WorkdirError(f"{path} has not ended: it has no result.json.")
     result, lines = workdir.read_json(workdir.result), workdir.read_metrics()

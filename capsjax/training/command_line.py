@@ -3,6 +3,7 @@
 A config file is Python code, and runs.
 """
 
+import argparse
 import collections
 import os
 import re
@@ -114,6 +115,24 @@ def parse(argv: Sequence[str], about: str) -> Command:
         num_cpu_devices.value,
         Hosts(**{name: holder.value for name, holder in hosts.items()}),
     )
+
+
+def add_experiment(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--config`` to a command that opens runs."""
+    parser.add_argument(
+        "--config",
+        metavar="FILE[:VARIANT]",
+        help="the experiment file, if it puts classes of its own into the config",
+    )
+
+
+def experiment(file: str | None) -> configs.Config | None:
+    """Reads the config of an experiment file; None if no file is given.
+
+    Raises:
+        UsageError: If the file or its variant is wrong.
+    """
+    return None if file is None else parse(["", f"--config={file}"], "").config
 
 
 def _config_flags() -> Any:

@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from places import ROOT
 from tiny import digits, tiny
 
 import capsjax
 from capsjax import config as configs
-from capsjax import load_run
+from capsjax import evaluate, load_run, predict, report
 from capsjax.data import load
 from capsjax.losses import fitting_loss
 from capsjax.models.network import NetworkError, activation_kind, bind, check_output
@@ -87,6 +88,22 @@ def test_its_run_is_opened_with_its_file_and_not_without(own, run_path):
         WorkdirError, match=r"config.model is ConvCapsNet, a class that"
     ):
         load_run(run_path)
+
+
+def test_every_command_opens_its_run_with_its_file(file, run_path, capsys, tmp_path):
+    Image.fromarray(load(digits(), "test").image[0, ..., 0]).save(tmp_path / "one.png")
+    own, run = ["--config", str(file)], str(run_path)
+    assert evaluate.main([*own, "--workdir", run, "--no-figures"]) == 0
+    assert "accuracy by rounds" not in capsys.readouterr().out  # It has no stages.
+    assert report.main([*own, run]) == 0
+    assert "my_experiment" in capsys.readouterr().out
+    picture = str(tmp_path / "one.png")
+    assert predict.main([*own, "--workdir", run, "--json", picture]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert len(answer["lengths"]) == 10
+    assert predict.main(["--workdir", run, picture]) == 1
+    message = "ConvCapsNet, a class that capsjax does not have: .* --config FILE"
+    assert re.search(message, capsys.readouterr().err)
 
 
 @pytest.mark.slow
