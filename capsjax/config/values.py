@@ -260,7 +260,7 @@ def from_json(template: Any, values: Any, path: str) -> Any:
     elif _OWN in values and (own := values.pop(_OWN)) != type(template).__name__:
         raise ConfigError(
             f"{path} is {own}, a class that capsjax does not have: open the run with "
-            f"the experiment file that has it."
+            "its experiment file, --config FILE or load_run(..., config=...)."
         )
     is_own = bool(table_of(type(template))) and word_of(template) is None
     section = template if is_own else type(template)()
