@@ -36,7 +36,7 @@ PLACES = {
 }
 DOORS = LINES.split("\n")[-2].split()
 OWNERS = {
-    "flax": {"layers", "models", "config.values"},
+    "flax": {"layers", "models", "config"},
     "optax": {"training", "config.optimizers"},
     "orbax": {"storage"},
     "tensorflow_datasets": {"data.readers"},

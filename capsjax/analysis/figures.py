@@ -11,7 +11,7 @@ from capsjax.analysis import plots
 from capsjax.analysis.inspection import couplings, most_routed, tweaked
 from capsjax.data import Dataset
 from capsjax.data.augment import crop_middle
-from capsjax.models.network import can_draw, routing_of
+from capsjax.models.network import can_draw, has_stages, routing_of
 from capsjax.storage.run import Prediction, Run
 
 _MOST_SAMPLES = 30
@@ -228,9 +228,10 @@ def _by_position(
     run: Run, share: Float[Array, "round n i"]
 ) -> tuple[Float[np.ndarray, "round n H W"], tuple[float, float, float, float]]:
     """Sums over the types of capsules; returns the maps and their place in pixels."""
-    model: Any = run.model
-    window, step = model.primary_window
-    height, width = ((size - window) // step + 1 for size in model.image_shape[:2])
+    assert has_stages(run.model)
+    window, step = run.model.primary_window
+    shape = run.model.image_shape
+    height, width = ((size - window) // step + 1 for size in shape[:2])
     rounds, images, _ = share.shape
     maps = np.asarray(share).reshape(rounds, images, height, width, -1).sum(-1)
     start = (window - 1) / 2

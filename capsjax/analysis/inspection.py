@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from capsjax.data import Batch, Dataset
+from capsjax.models.network import Staged, has_stages
 from capsjax.ops import safe_norm, tweak_pose
 from capsjax.storage.run import Run
 from capsjax.training.evaluation import middle
@@ -50,7 +51,7 @@ class Lengths(NamedTuple):
 
 def primary_lengths(run: Run, dataset: Dataset) -> Lengths:
     """Returns the extremes of the primary capsules' lengths over a data set."""
-    model: Any = run.model
+    model = _staged(run)
 
     @jax.jit
     def extremes(params: Any, batch: Batch) -> tuple[Array, Array]:
@@ -71,7 +72,7 @@ def accuracy_by_rounds(
     run: Run, dataset: Dataset, rounds: Sequence[int]
 ) -> dict[int, float]:
     """Returns the accuracy of the same weights at each number of rounds."""
-    model: Any = run.model
+    model = _staged(run)
 
     @jax.jit
     def primary(params: Any, batch: Batch) -> Array:
@@ -95,6 +96,15 @@ def accuracy_by_rounds(
         capsules = primary(run.params, batch)
         right += [float(each(run.params, capsules, batch.label)) for each in num_right]
     return dict(zip(rounds, (right / len(dataset)).tolist(), strict=True))
+
+
+def _staged(run: Run) -> Staged:
+    if not has_stages(run.model):
+        raise ValueError(
+            f"{type(run.model).__name__} has no primary capsules to look at: it lacks "
+            "primary, route, primary_window or routing."
+        )
+    return run.model
 
 
 def batches(run: Run, dataset: Dataset) -> Iterator[tuple[slice, Batch]]:
@@ -141,15 +151,15 @@ def couplings(
         image: Some images, with pixels from 0 to 1.
         num_iterations: Number of rounds; by default the network's own.
     """
+    model = _staged(run)
     weights = dict(run.params["params"]["class_caps"])
-    model: Any = run.model
     primary = model.apply(run.params, jnp.asarray(image), method=model.primary)
     capsules = primary.reshape(len(image), -1, primary.shape[-1])
     votes = cast_votes(capsules, weights.pop("weight"))
     routing = model.routing
-    rounds = [
-        routing.with_rounds(r + 1)(votes, parameters=weights)
-        for r in range(num_iterations or routing.num_rounds)
+    num_rounds = num_iterations or routing.num_rounds or 1
+    rounds: list[Any] = [
+        routing.with_rounds(r + 1)(votes, parameters=weights) for r in range(num_rounds)
     ]
     winner = jnp.argmax(rounds[-1].activation, axis=-1)
     shares, changes = [], []

@@ -11,6 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+import flax.linen as nn
+
 from capsjax.bounds import Allowed, Share, Size, above, at_least, between
 from capsjax.config import former, values
 from capsjax.config.optimizers import Adam, Optimizer
@@ -115,7 +117,7 @@ class Config:
     test: bool = True
     data: Data = dataclasses.field(default_factory=Data)
     augmentation: Augmentation = dataclasses.field(default_factory=Shift)
-    model: Any = dataclasses.field(default_factory=CapsNet)
+    model: nn.Module = dataclasses.field(default_factory=CapsNet)
     loss: Loss = dataclasses.field(default_factory=AutoLoss)
     optimizer: Optimizer = dataclasses.field(default_factory=Adam)
 

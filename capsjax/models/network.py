@@ -21,7 +21,7 @@ be the same on all devices: give ``nn.BatchNorm`` ``axis_name=capsjax.DEVICE_AXI
 import functools
 import typing
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -60,6 +60,37 @@ class Network(Protocol):
     @property
     def apply(self) -> Callable[..., Any]:
         """Flax's ``apply``."""
+        ...
+
+
+class Drawing(Network, Protocol):
+    """A network that draws images of its class capsules."""
+
+    def decode(
+        self, pose: Float[Array, "*batch n d"], mask: Float[Array, "*batch n"]
+    ) -> Float[Array, "*batch h w c"]:
+        """Draws images from the class capsules that the mask lets through."""
+        ...
+
+
+class Staged(Network, Protocol):
+    """A network that shows its inside to the analysis."""
+
+    routing: Algorithm
+    primary_window: tuple[int, int]
+
+    def primary(
+        self, image: Float[Array, "*batch h w c"]
+    ) -> Float[Array, "*batch H W t d"]:
+        """Computes the primary capsules."""
+        ...
+
+    def route(self, primary: Float[Array, "*batch H W t d"]) -> Routed:
+        """Computes the class capsules that the primary capsules vote for."""
+        ...
+
+    def clone(self, **fields: Any) -> "Staged":
+        """Flax's ``clone``: the network with other values in some fields."""
         ...
 
 
@@ -106,12 +137,12 @@ def activation_kind(network: Any) -> ActivationKind:
     return declared
 
 
-def can_draw(network: Any) -> bool:
+def can_draw(network: Network) -> TypeGuard[Drawing]:
     """Returns True if a network draws images from its class capsules."""
     return hasattr(network, "decode")
 
 
-def has_stages(network: Any) -> bool:
+def has_stages(network: Network) -> TypeGuard[Staged]:
     """Returns True if a network has the two stages ``primary`` and ``route``."""
     stages = ("primary", "route", "primary_window", "routing")
     return all(hasattr(network, name) for name in stages)
@@ -168,11 +199,8 @@ def check_output(network: Network, variables: Any) -> None:
         )
     if not can_draw(network):
         return
-    drawing: Any = network
     drawn: Any = jax.eval_shape(
-        lambda variables, pose, mask: network.apply(
-            variables, pose, mask, method=drawing.decode
-        ),
+        functools.partial(network.apply, method=network.decode),
         *(variables, routed.pose, routed.activation),
     )
     if drawn.shape != image.shape:

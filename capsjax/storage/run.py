@@ -223,8 +223,8 @@ class Run:
 
     @functools.cached_property
     def _decode(self) -> Any:
-        drawing: Any = self.model
-        return jax.jit(functools.partial(self.model.apply, method=drawing.decode))
+        assert can_draw(self.model)
+        return jax.jit(functools.partial(self.model.apply, method=self.model.decode))
 
 
 def load_run(

@@ -128,8 +128,7 @@ def measure(
         if source is not None:
             mask = split_mask(mask, source.shape[1])
             pose = jnp.broadcast_to(pose[:, None], (*mask.shape, pose.shape[-1]))
-        drawing: Any = model
-        drawn = model.apply(variables, pose, mask, method=drawing.decode)
+        drawn = model.apply(variables, pose, mask, method=model.decode)
         error = reconstruction_loss(
             drawn,
             image if source is None else source,
