@@ -4,6 +4,7 @@
 sets a field by its name, like the command line, checks it with :func:`require`.
 """
 
+import contextlib
 import math
 import sys
 import types
@@ -106,6 +107,14 @@ def parse(text: str, hint: Any, name: str) -> Any:
     kind, _, is_optional = _parts(hint)
     if is_optional and text.lower() == "none":
         return None
+    if typing.get_origin(hint) in (typing.Union, types.UnionType) and kind is Any:
+        # Whole numbers first: "1" is one of them, and a word for true, too.
+        members = sorted(typing.get_args(hint), key=lambda one: one is not int)
+        for member in members:
+            with contextlib.suppress(ValueError):
+                return parse(text, member, name)
+        allowed = " or ".join(map(_words, members))
+        raise ValueError(f"{name} must be {allowed}, got {text!r}.")
     try:
         if kind is bool and text.lower() in (*_TRUE, *_FALSE):
             return text.lower() in _TRUE
@@ -118,11 +127,6 @@ def parse(text: str, hint: Any, name: str) -> Any:
     if kind in (int, float, bool) or _is_tuple(kind):
         raise ValueError(f"{name} must be {_words(kind)}, got {text!r}.")
     return text
-
-
-def plain(hint: Any) -> Any:
-    """Returns the type in an annotation; ``Any`` if it allows several."""
-    return _parts(hint)[0]
 
 
 def _parts(hint: Any) -> tuple[Any, list[Allowed], bool]:

@@ -292,6 +292,9 @@ def fitting_loss(loss: Loss, kind: ActivationKind) -> Loss:
     fitting: dict[str, type[Loss]] = {
         one.activation_kind: one for one in (MarginLoss, SpreadLoss, CrossEntropy)
     }
+    for name in ("name", "activation_kind") * (not isinstance(loss, AutoLoss)):
+        if not hasattr(loss, name):
+            raise ValueError(f"config.loss: {type(loss).__name__} must have {name}.")
     if isinstance(loss, AutoLoss):
         return fitting[kind](**dataclasses.asdict(loss))
     if loss.activation_kind != kind:
@@ -299,7 +302,7 @@ def fitting_loss(loss: Loss, kind: ActivationKind) -> Loss:
         word = words.get(type(loss), type(loss).__name__)
         raise ValueError(
             f"config.loss={word} compares activations of the kind "
-            f"{loss.activation_kind}, and those of the network are of the kind {kind}: "
+            f"{loss.activation_kind}, and the network's are of the kind {kind}: "
             f"choose auto or {words[fitting[kind]]}."
         )
     return loss

@@ -3,7 +3,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from capsjax.bounds import Count, Decay, Share, Widths, above, parse, plain, require
+from capsjax.bounds import Count, Decay, Share, Widths, above, parse, require
 
 ALLOWED = [
     (3, int),
@@ -60,6 +60,10 @@ def test_texts_become_values():
         parse("none", int, "field")
 
 
-def test_an_annotation_of_several_types_is_any():
-    assert plain(int | bool) is Any
-    assert plain(Share | None) is float
+def test_of_several_types_whole_numbers_come_first():
+    assert parse("1", int | bool, "field") == 1
+    assert parse("1", int | bool, "field") is not True
+    assert parse("true", bool | int, "field") is True
+    message = "field must be a whole number or true or false, got 'x'"
+    with pytest.raises(ValueError, match=message):
+        parse("x", int | bool, "field")

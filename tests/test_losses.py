@@ -11,12 +11,22 @@ from capsjax import margin_loss, reconstruction_loss
 from capsjax.losses import (
     AutoLoss,
     CrossEntropy,
+    Loss,
     MarginLoss,
     SpreadLoss,
     cross_entropy,
     fitting_loss,
     spread_loss,
 )
+
+
+def test_a_loss_of_a_user_s_own_without_a_name_is_one_line():
+    class Nameless(Loss):
+        def __call__(self, activation, label):
+            return activation.sum(-1)
+
+    with pytest.raises(ValueError, match=r"config.loss: Nameless must have name"):
+        fitting_loss(Nameless(), "length")
 
 
 def test_margin_loss_equals_the_value_worked_out_by_hand():
@@ -268,7 +278,7 @@ def test_a_loss_of_another_kind_is_refused_with_those_that_fit(loss, kind):
         fitting_loss(loss(), kind)
     assert str(caught.value) == (
         f"config.loss={WORDS[loss]} compares activations of the kind "
-        f"{loss.activation_kind}, and those of the network are of the kind {kind}: "
+        f"{loss.activation_kind}, and the network's are of the kind {kind}: "
         f"choose auto or {WORDS[KINDS[kind]]}."
     )
 

@@ -22,6 +22,8 @@ _MOVED = {
 }
 # Former classes of sections.
 CLASSES = {
+    "make_smoke": "capsjax.config.recipes.smoke",
+    "require_variant": "capsjax.config.recipes.choose",
     "Model": "capsjax.CapsNet, or another network",
     "Initializers": "the fields conv_init, primary_init ... of capsjax.CapsNet",
     "Loss": "capsjax.losses.AutoLoss, or another loss",
@@ -60,8 +62,10 @@ def require_no_former_field(config: Any) -> None:
     Raises:
         ConfigError: With the field that replaces it.
     """
-    if "max_shift" in vars(config.data):
-        require_no_former_name("data.max_shift", str(vars(config.data)["max_shift"]))
+    for section in ("data", "model"):
+        for name, value in vars(getattr(config, section)).items():
+            if value is not None:  # Flax gives every module a name, which is None.
+                require_no_former_name(f"{section}.{name}", str(value))
 
 
 def translated(stored: dict[str, Any]) -> dict[str, Any]:
@@ -119,11 +123,11 @@ def _translate_model(stored: dict[str, Any]) -> None:
 
 def _translate_loss(stored: dict[str, Any]) -> None:
     loss = stored.setdefault("loss", {})
-    if "margin_weight" in loss:
-        loss["weight"] = loss.pop("margin_weight")
     margins = {name: loss.pop(name) for name in _MARGINS if name in loss}
-    is_default = {**_MARGINS, **margins} == _MARGINS
-    is_margin = stored["model"].get("kind") != "cnn" and not is_default
-    loss["kind"] = "margin" if is_margin else "auto"
-    if is_margin:
-        loss.update(margins)
+    weight = loss.pop("margin_weight", 1.0)
+    loss["kind"] = "auto"
+    if stored["model"]["kind"] == "cnn":
+        return  # Its loss had neither margins nor a weight.
+    loss["weight"] = weight
+    if {**_MARGINS, **margins} != _MARGINS:
+        loss.update(margins, kind="margin")

@@ -122,10 +122,10 @@ def require_known(path: str, section: Any) -> None:
     Raises:
         ConfigError: With the attribute and the existing fields.
     """
-    if isinstance(section, nn.Module):
-        return  # It is frozen, and holds Flax's own attributes.
+    flaxs_own = ("parent", "name", "scope", *FROM_DATA)
     for name in vars(section):
-        if not name.startswith("_"):
+        is_flaxs = isinstance(section, nn.Module) and name in flaxs_own
+        if not (name.startswith("_") or is_flaxs):
             require_field(path, section, name)
 
 
@@ -141,6 +141,11 @@ def check(path: str, section: Any) -> None:
         if is_section(value):
             check(where, value)
             continue
+        if isinstance(hint, type) and (table := table_of(hint)):
+            kinds = ", ".join(f"{kind.__name__}()" for kind in table.values())
+            raise ConfigError(
+                f"{where} must be a value, such as one of {kinds}, got {value!r}."
+            )
         try:
             bounds.require(value, hint, where)
         except ValueError as error:
@@ -184,8 +189,8 @@ def assigned(section: Any, path: str, names: Sequence[str], text: str) -> Any:
         value = chosen(value, where, text)
     else:
         hint = fields_of(section)[name]
-        if value is not None and type(value) in (bool, int, float, str):
-            hint = type(value) if hint is Any or _is_mixed(hint) else hint
+        if hint is Any and type(value) in (bool, int, float, str):
+            hint = type(value)
         try:
             value = bounds.parse(text, hint, where)
             bounds.require(value, hint, where)
@@ -195,10 +200,6 @@ def assigned(section: Any, path: str, names: Sequence[str], text: str) -> Any:
         return replaced(section, **{name: value})
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
-
-
-def _is_mixed(hint: Any) -> bool:
-    return bounds.plain(hint) is Any
 
 
 def chosen(section: Any, path: str, word: str) -> Any:
@@ -258,6 +259,12 @@ def from_json(template: Any, values: Any, path: str) -> Any:
     if _KIND in values:
         template = chosen(template, path, str(values.pop(_KIND)))
     elif _OWN in values and (own := values.pop(_OWN)) != type(template).__name__:
+        other = type(template).__name__
+        if word_of(template) is None:
+            raise ConfigError(
+                f"{path} is {own} in the run, and {other} in the experiment file: "
+                "name the file and the variant with which the run was trained."
+            )
         raise ConfigError(
             f"{path} is {own}, a class that capsjax does not have: open the run with "
             "its experiment file, --config FILE or load_run(..., config=...)."

@@ -18,7 +18,9 @@ dropout follow Flax: collections of variables, and the rng ``dropout``. Collecti
 be the same on all devices: give ``nn.BatchNorm`` ``axis_name=capsjax.DEVICE_AXIS``.
 """
 
+import dataclasses
 import functools
+import inspect
 import typing
 from collections.abc import Callable
 from typing import Any, Protocol, TypeGuard, runtime_checkable
@@ -107,15 +109,23 @@ def bind(network: Any, image_shape: tuple[int, int, int], num_classes: int) -> N
     name = type(network).__name__
     if not isinstance(network, nn.Module):
         raise NetworkError(f"{name} is no Flax Linen module, got {network!r}.")
-    missing = [f"the field {one}" for one in FROM_DATA if not hasattr(network, one)]
-    missing += ["the method encode(image, *, is_training)"] * (
-        not hasattr(network, "encode")
-    )
+    fields = [field.name for field in dataclasses.fields(type(network))]
+    missing = [f"the annotated field {one}" for one in FROM_DATA if one not in fields]
+    if not _takes_training(getattr(network, "encode", None)):
+        missing.append("the method encode(image, *, is_training)")
     if missing:
         raise NetworkError(f"{name} must have {' and '.join(missing)}.")
     whole: Any = network.clone(image_shape=image_shape, num_classes=num_classes)
     activation_kind(whole)
     return whole
+
+
+def _takes_training(encode: Any) -> bool:
+    if encode is None:
+        return False
+    parameters = inspect.signature(encode).parameters
+    kinds = {parameter.kind for parameter in parameters.values()}
+    return "is_training" in parameters or inspect.Parameter.VAR_KEYWORD in kinds
 
 
 def activation_kind(network: Any) -> ActivationKind:
@@ -153,7 +163,10 @@ def routing_of(network: Any) -> Algorithm | None:
     routing = getattr(network, "routing", None)
     if not isinstance(routing, Algorithm) or routing.num_rounds is None:
         return None
-    return routing
+    can_change = "num_iterations" in vars(routing) or (
+        type(routing).with_rounds is not Algorithm.with_rounds
+    )
+    return routing if can_change else None
 
 
 def init_variables(network: Network, key: Key[Array, ""]) -> dict[str, Any]:

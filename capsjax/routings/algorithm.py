@@ -55,17 +55,6 @@ class Parameter(NamedTuple):
     init: Callable[..., Array]
 
 
-def declared_bias(start: float | None) -> Mapping[str, Parameter]:
-    """Declares the bias of ``s_j``, a value for each component of each output.
-
-    Args:
-        start: Initial value of the trainable bias; None for no bias.
-    """
-    if start is None:
-        return {}
-    return {"bias": Parameter("jd", jax.nn.initializers.constant(start))}
-
-
 class Algorithm(abc.ABC):
     """A routing algorithm: a frozen dataclass with its hyperparameters inside.
 
@@ -263,6 +252,25 @@ class Algorithm(abc.ABC):
             )
         if activation is None and self.takes_activation:
             raise ValueError(f"{type(self).__name__} needs the inputs' activations.")
+
+
+@dataclasses.dataclass(frozen=True)
+class BiasedAlgorithm(Algorithm):
+    """An algorithm whose sums ``s_j`` may have a trainable bias.
+
+    Attributes:
+        bias: Initial value of the bias, which has one number for each component of each
+            output; None for no bias. The authors' code starts it at 0.1.
+    """
+
+    bias: float | None = dataclasses.field(default=None, kw_only=True)
+
+    @property
+    def declared_parameters(self) -> Mapping[str, Parameter]:
+        """Declaration of the bias, if there is one."""
+        if self.bias is None:
+            return {}
+        return {"bias": Parameter("jd", jax.nn.initializers.constant(self.bias))}
 
 
 # An eager call with a closure would compile every time.

@@ -20,11 +20,9 @@ from capsjax.kernels import dynamic_routing as kernel
 from capsjax.kernels.varying import leave_sharding_to_xla, spec_of, vary_alike
 from capsjax.ops import safe_norm, squash
 from capsjax.routings.algorithm import (
-    Algorithm,
-    Parameter,
+    BiasedAlgorithm,
     Routed,
     check_capsules,
-    declared_bias,
 )
 from capsjax.routings.competition import (
     Compete,
@@ -36,7 +34,8 @@ from capsjax.votes import cast_votes
 
 Remat = Literal["none", "body", "full", "offload"]
 REMATS = get_args(Remat)
-FORMS = ("auto", "votes", "votes_free")
+Form = Literal["auto", "votes", "votes_free"]
+FORMS = get_args(Form)
 
 
 def routing(
@@ -122,13 +121,11 @@ def routing(
 
 
 @dataclasses.dataclass(frozen=True)
-class DynamicRouting(Algorithm):
+class DynamicRouting(BiasedAlgorithm):
     """Dynamic routing as a value for a layer; :func:`routing` describes it.
 
     Attributes:
         num_iterations: Rounds of routing, at least 1.
-        bias: Initial value of the trainable bias of ``s_j``; None for no bias. The
-            authors' code starts at 0.1.
         none_of_the_above: Whether an input may be sent to none of the outputs.
         stop_gradient: Whether the couplings are constants in the backward pass.
         unroll: How many iterations of the loop are written out; True for all.
@@ -143,12 +140,11 @@ class DynamicRouting(Algorithm):
     """
 
     num_iterations: Rounds = 3
-    bias: float | None = None
     none_of_the_above: bool = False
     stop_gradient: bool = False
     unroll: int | bool = True
     remat: Remat = "none"
-    form: Literal["auto", "votes", "votes_free"] = "auto"
+    form: Form = "auto"
     # True == 1, yet they are two programs: without this they would share one in caches.
     _is_written_out: bool = dataclasses.field(init=False, repr=False)
 
@@ -171,11 +167,6 @@ class DynamicRouting(Algorithm):
     def num_rounds(self) -> int:
         """Number of rounds."""
         return self.num_iterations
-
-    @property
-    def declared_parameters(self) -> Mapping[str, Parameter]:
-        """The bias, if the routing has one."""
-        return declared_bias(self.bias)
 
     def route(
         self,

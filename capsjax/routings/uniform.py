@@ -7,30 +7,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from capsjax.ops import safe_norm, squash
-from capsjax.routings.algorithm import Algorithm, Parameter, Routed, declared_bias
+from capsjax.routings.algorithm import BiasedAlgorithm, Routed
 from capsjax.routings.competition import Competition
 
 
 @dataclasses.dataclass(frozen=True)
-class UniformRouting(Algorithm):
+class UniformRouting(BiasedAlgorithm):
     r"""One round without agreement: ``v_j = squash(sum_i u_hat_{j|i} / J + bias_j)``.
 
     This is dynamic routing with one round, the baseline that shows the effect of more.
-
-    Attributes:
-        bias: Initial value of the trainable bias of ``s_j``; None for no bias.
 
     References:
         Gu and Tresp 2020, *Improving the Robustness of Capsule Networks to Image Affine
         Transformations*, https://arxiv.org/abs/1911.07968.
     """
-
-    bias: float | None = None
-
-    @property
-    def declared_parameters(self) -> Mapping[str, Parameter]:
-        """Declaration of the bias, if there is one."""
-        return declared_bias(self.bias)
 
     def route(
         self,

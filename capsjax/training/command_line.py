@@ -5,6 +5,7 @@ A config file is Python code, and runs.
 
 import argparse
 import collections
+import dataclasses
 import os
 import re
 import sys
@@ -88,6 +89,13 @@ def parse(argv: Sequence[str], about: str) -> Command:
         raise UsageError(str(error)) from error
     except SyntaxError as error:
         raise UsageError(f"the config file is not Python: {error}") from error
+    except dataclasses.FrozenInstanceError as error:
+        where = traceback.extract_tb(error.__traceback__)[-2]
+        raise UsageError(
+            f"the config file failed: {error}: a section is a value; put another one "
+            "in its place, for example config.optimizer = Adam(learning_rate=0.001) "
+            f"({where.filename}, line {where.lineno})"
+        ) from error
     except Exception as error:
         # The file is the user's code: name the line that failed, not our frames.
         where = traceback.extract_tb(error.__traceback__)[-1]

@@ -171,14 +171,21 @@ def make_train_step(
             decay = _average_decay(state.step, config.optimizer.average)
             average = _averaged(params, average, decay)
         # Skip the update if a number is not finite.
+        squares = jax.tree.map(_sum_of_squares, grads)
+        if configs.word_of(config.optimizer) is None:
+            squares = jax.tree.map(
+                lambda square, update: square + _sum_of_squares(update),
+                *(squares, updates),
+            )
         is_finite = jnp.isfinite(
             jnp.stack(
                 [
                     *(metrics.parts[name] for name in sorted(metrics.parts)),
                     # Adam squares them: an overflow there spoils its moments. Without
                     # one, updates are finite by the bounds of the config: checking them
-                    # too would take longer than Adam itself.
-                    *map(_sum_of_squares, jax.tree.leaves(grads)),
+                    # too would take longer than Adam itself. A user's own optimizer has
+                    # no such bounds.
+                    *jax.tree.leaves(squares),
                 ]
             )
         )
@@ -197,6 +204,10 @@ def _is_shared(collections: Any) -> Bool[Array, ""]:
     """Returns True if the collections are the same on all devices."""
     is_shared = jnp.ones((), bool)
     for array in jax.tree.leaves(collections):
+        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+            array = jax.random.key_data(array)
+        if array.dtype == jnp.bool_:
+            array = array.astype(jnp.int32)
         largest, smallest = jax.lax.pmax(array, AXIS), jax.lax.pmin(array, AXIS)
         # The check of the loss finds numbers that are not finite.
         is_same = (largest == smallest) | ~jnp.isfinite(largest - smallest)

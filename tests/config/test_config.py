@@ -167,7 +167,12 @@ WRONG = [
     ("model.routing", "em_", "config.model.routing must be one of dynamic, uniform, g"),
     ("model.routing.num_iterations", 101, "num_iterations must be from 1 to 100, got "),
     ("model.routing.num_iterations", 0, "num_iterations must be from 1 to 100, got 0."),
-    ("model.routing.unroll", 2, "config.model.routing.unroll must be true or false, "),
+    ("model.routing.unroll", 0, "config.model.routing: unroll must be a Python int of"),
+    (
+        "model.routing.unroll",
+        "x",
+        "unroll must be a whole number or true or false, got",
+    ),
     ("model.routing.form", "fast", "must be one of auto, votes, votes_free, got 'fas"),
     ("model.routing.bias", "x", "model.routing.bias must be a finite number, got 'x'"),
     ("loss", "hinge", "config.loss must be one of auto, margin, spread, cross_entropy"),
@@ -218,6 +223,13 @@ def test_a_wrong_flag_is_one_line_with_field_value_and_range(field, value, messa
         ("config.loss = MarginLoss(absent=1.0)", "config.loss.absent must be at most"),
         ("config.stop_at = 10**400", "config.stop_at must be a finite number, got 100"),
         ("config.data.max_shift = 0", "config.data.max_shift is config.augmentation."),
+        ("config.model.num_iterations = 2", "config.model.num_iterations is config.mo"),
+        ("config.model.conv_feature = 3", "config.model=capsnet has no field conv_fea"),
+        ("config.optimizer.learning_rate = 3", "the config file failed: cannot assign"),
+        (
+            "config.model.routing = 'uniform'",
+            "config.model.routing must be a value, suc",
+        ),
     ],
 )
 def test_a_wrong_value_in_a_config_file_is_one_line_with_the_field(
@@ -346,10 +358,14 @@ def test_a_flag_of_a_former_edition_is_one_line_with_the_new_flag(flag, now):
     parse(f"--config={EXPERIMENT}", now)
 
 
-def test_a_class_of_a_former_edition_is_one_line_with_its_place_now(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "now"),
+    [("Model", "capsjax.CapsNet, or"), ("make_smoke", "capsjax.config.recipes.smoke")],
+)
+def test_a_name_of_a_former_edition_is_one_line_with_its_place_now(tmp_path, name, now):
     file = tmp_path / "former.py"
-    file.write_text("from capsjax.config import Config, Model\n")
-    with pytest.raises(UsageError, match=r"config.Model is capsjax.CapsNet, or"):
+    file.write_text(f"from capsjax.config import Config, {name}\n")
+    with pytest.raises(UsageError, match=f"config.{name} is {now}"):
         parse(f"--config={file}")
 
 

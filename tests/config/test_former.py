@@ -109,6 +109,11 @@ def test_every_field_finds_its_place():
                 reconstruction_reduction="mean",
             ),
         ),
+        # The loss of the baseline had no weight.
+        (
+            *("model.name", "cnn", "loss"),
+            AutoLoss(reconstruction_weight=0.1, reconstruction_reduction="mean"),
+        ),
         # The baseline had no other field.
         (
             *("model.name", "cnn", "model"),

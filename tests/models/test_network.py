@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from PIL import Image
 from places import ROOT
@@ -22,7 +23,7 @@ from capsjax import evaluate, load_run, predict, report
 from capsjax.data import load
 from capsjax.losses import fitting_loss
 from capsjax.models.network import NetworkError, activation_kind, bind, check_output
-from capsjax.routings import Algorithm, Routed
+from capsjax.routings import Routed
 from capsjax.runtime.devices import AXIS
 from capsjax.storage.files import WorkdirError
 from capsjax.training.command_line import UsageError, parse
@@ -133,12 +134,12 @@ def test_flags_set_the_fields_of_an_own_network(file):
 
 
 def test_an_own_algorithm_trains_in_the_network_that_comes_with_capsjax(tmp_path):
-    names = {"jnp": jnp, "squash": capsjax.squash, "safe_norm": capsjax.safe_norm}
-    names |= {"dataclasses": dataclasses, "Algorithm": Algorithm, "Routed": Routed}
-    (block,) = (one for one in blocks("algorithms.md") if "CosineRouting" in one)
-    exec(block, names)
+    names = {}
+    for block in blocks("algorithms.md"):
+        exec(block, names)
     config = tiny()
-    config.model = config.model.clone(routing=names["CosineRouting"](sharpness=2.0))
+    config.model = config.model.clone(routing=names["get_config"]().model.routing)
+    config = configs.override(config, [("model.routing.sharpness", "2")])
     train(config, tmp_path)
     stored = json.loads((tmp_path / "config.json").read_text())
     routing = stored["model"]["routing"]
@@ -213,6 +214,7 @@ class Noisy(nn.Module):
 
     image_shape: tuple[int, int, int] = (28, 28, 1)
     num_classes: int = 10
+    devices: int = 4
     activation_kind = "length"
 
     @nn.compact
@@ -220,9 +222,11 @@ class Noisy(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (10,))
         ones = jnp.ones((len(image), 10)) * scale[None]
         kept = nn.Dropout(0.5, deterministic=not is_training)(ones)
-        seen = self.variable("seen", "kept", jnp.zeros, (4, 20))
+        shape = (self.devices, 80 // self.devices)
+        seen = self.variable("seen", "kept", jnp.zeros, shape)
+        self.variable("seen", "flag", jnp.zeros, (), bool)
         if is_training:
-            seen.value = jax.lax.all_gather(kept, AXIS).reshape(4, 20)
+            seen.value = jax.lax.all_gather(kept, AXIS).reshape(shape)
         return Routed(ones[..., None], kept / 4, None)
 
 
@@ -232,6 +236,21 @@ def test_each_device_draws_dropout_of_its_own_and_each_step_another():
     again = step_on(4, Noisy(), config)[0]["seen"]["kept"]
     np.testing.assert_array_equal(first, again)
     assert len({row.tobytes() for row in np.asarray(first)}) == 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Wild(configs.Optimizer):
+    """An optimizer of a user's own, with updates that are not finite."""
+
+    def update_rule(self, rate):
+        return optax.scale(float("inf"))
+
+
+def test_an_own_optimizer_s_updates_that_are_not_finite_are_not_applied():
+    config = configs.Config(batch_size=8, optimizer=Wild())
+    first = init_state(Noisy(), config.optimizer.make(10), config).params
+    after, _ = step_on(1, Noisy(devices=1), config)
+    np.testing.assert_array_equal(first["params"]["scale"], after["params"]["scale"])
 
 
 # ---- the contract
@@ -251,7 +270,14 @@ class OddKind(NoKind):
     activation_kind = "odd"
 
 
+class NoTraining(NoEncode):
+    def encode(self, image):
+        return Routed(None, image, None)
+
+
 class NoFields(nn.Module):
+    image_shape = (0, 0, 0)  # An attribute, as it has no annotation.
+
     def encode(self, image, *, is_training=False):
         return Routed(None, image, None)
 
@@ -261,7 +287,8 @@ class NoFields(nn.Module):
     [
         (3, "int is no Flax Linen module, got 3"),
         (NoEncode(), r"NoEncode must have the method encode\(image, \*, is_training\)"),
-        (NoFields(), "must have the field image_shape and the field num_classes"),
+        (NoFields(), "the annotated field image_shape and the annotated field num_c"),
+        (NoTraining(), r"NoTraining must have the method encode\(image, \*, is_train"),
         (NoKind(), "NoKind must have activation_kind, one of length, .*; got None"),
         (OddKind(), "OddKind must have activation_kind, one of length, .*; got 'odd'"),
     ],
