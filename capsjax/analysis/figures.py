@@ -204,7 +204,7 @@ def overlap_columns(
     for k, n in enumerate(right[: _NUM_OVERLAPS // 2]):
         absent = np.flatnonzero(~label[n])
         if len(absent):
-            columns.append((n, "asked", (shown[n, 0], absent[k % len(absent)])))
+            columns.append((n, "requested", (shown[n, 0], absent[k % len(absent)])))
     return [(int(n), kind, (int(a), int(b))) for n, kind, (a, b) in columns]
 
 

@@ -175,8 +175,8 @@ def test_overlaps_are_right_ones_wrong_ones_and_what_is_not_there():
         (2, "right", (0, 3)),
         (1, "wrong", (0, 1)),
         (1, "label", (1, 2)),
-        (0, "asked", (0, 2)),
-        (2, "asked", (0, 2)),
+        (0, "requested", (0, 2)),
+        (2, "requested", (0, 2)),
     ]
 
 

@@ -23,9 +23,9 @@ def drawing(size=(300, 200), box=(200, 20, 260, 160), width=4, ground="white"):
 
 def test_a_folder_that_can_t_be_looked_into_is_reported(capsys):
     assert predict.main(["--workdir", "x" * 5000, "image.png"]) == 1
-    (told,) = capsys.readouterr().err.splitlines()
-    assert told.startswith("capsjax.predict: error: ")
-    assert "name too long" in told
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("capsjax.predict: error: ")
+    assert "name too long" in line
 
 
 def verdict_of(lengths, *, data="mnist", num_shown=1):
@@ -38,9 +38,9 @@ def verdict_of(lengths, *, data="mnist", num_shown=1):
     run.model = CapsNet()
     run.config = configs.Config(data=configs.Data(data))
     pose = np.zeros((1, 10, 4), np.float32)
-    (told,) = verdicts(run, Prediction(length.argmax(-1), length, pose))
-    assert list(told["lengths"].values()) == sorted(told["lengths"].values())[::-1]
-    return told["verdict"]
+    (answer,) = verdicts(run, Prediction(length.argmax(-1), length, pose))
+    assert list(answer["lengths"].values()) == sorted(answer["lengths"].values())[::-1]
+    return answer["verdict"]
 
 
 @pytest.mark.parametrize(
@@ -87,9 +87,9 @@ def test_the_command_prints_a_table_or_json(tiny_run, tmp_path, capsys):
     assert head.startswith("image")
     assert [line.split()[0] for line in lines] == paths
     assert predict.main(["--workdir", str(tiny_run), "--json", *paths]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert [one["file"] for one in told] == paths
-    assert len(told[0]["lengths"]) == 10
+    answer = json.loads(capsys.readouterr().out)
+    assert [one["file"] for one in answer] == paths
+    assert len(answer[0]["lengths"]) == 10
 
 
 @pytest.mark.slow
@@ -119,8 +119,8 @@ def test_where_the_ground_is_not_plain_the_longer_capsule_counts(tiny_run, tmp_p
     run.preparation = Preparation.of("mnist", run.image_shape)
     both = [run.preparation.apply(image, invert=invert) for invert in (True, False)]
     longest = run.predict(np.stack(both)).length.max()
-    told = judge(run, str(tmp_path / "grey.png"), invert=None)
-    assert max(told["lengths"].values()) == pytest.approx(longest, abs=1e-4)
+    answer = judge(run, str(tmp_path / "grey.png"), invert=None)
+    assert max(answer["lengths"].values()) == pytest.approx(longest, abs=1e-4)
 
 
 @pytest.mark.slow
@@ -138,9 +138,9 @@ def test_a_folder_stands_for_the_pictures_within(tiny_run, tmp_path, capsys):
     assert files == [*inside, given[1]]
     empty = str(tmp_path / "in" / "empty")
     assert predict.main(["--workdir", str(tiny_run), "--json", empty, given[1]]) == 1
-    told = capsys.readouterr()
-    assert [one["file"] for one in json.loads(told.out)] == given[1:]
-    assert f"the folder {empty} has no pictures" in told.err
+    printed = capsys.readouterr()
+    assert [one["file"] for one in json.loads(printed.out)] == given[1:]
+    assert f"the folder {empty} has no pictures" in printed.err
 
 
 @pytest.mark.slow
@@ -185,6 +185,6 @@ def test_what_is_not_read_of_a_file_is_reported_beside_the_answer(
     path = str(tmp_path / "moving.gif")
     drawing().save(path, save_all=True, append_images=[drawing(width=9)])
     assert predict.main(["--workdir", str(tiny_run), "--json", path]) == 0
-    told = capsys.readouterr()
-    assert len(json.loads(told.out)) == 1
-    assert told.err == f"warning: {path} has 2 frames: only the first is read\n"
+    printed = capsys.readouterr()
+    assert len(json.loads(printed.out)) == 1
+    assert printed.err == f"warning: {path} has 2 frames: only the first is read\n"

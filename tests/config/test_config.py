@@ -58,7 +58,7 @@ def test_every_recipe_is_valid_and_survives_json(path):
 # primary capsules, components of class capsules: the paper's sections 4, 6 and 7; and
 # the parameters in millions where it tells them.
 @pytest.mark.parametrize(
-    ("name", "shape", "features", "types", "dim", "class_dim", "told"),
+    ("name", "shape", "features", "types", "dim", "class_dim", "millions"),
     [
         ("mnist", (28, 28, 1), 256, 32, 8, 16, 8.2),
         ("multimnist", (36, 36, 1), 256, 32, 8, 16, 11.36),
@@ -69,7 +69,7 @@ def test_every_recipe_is_valid_and_survives_json(path):
     ],
 )
 def test_networks_are_as_large_as_the_papers(
-    name, shape, features, types, dim, class_dim, told
+    name, shape, features, types, dim, class_dim, millions
 ):
     config = experiment(EXPERIMENTS / f"{name}.py").get_config()
     classes = 5 if name == "smallnorb" else 10
@@ -87,7 +87,7 @@ def test_networks_are_as_large_as_the_papers(
     params = jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
     assert num_parameters(params) == expected
     assert config.data.crop in (0, height)
-    assert told is None or expected / 1e6 == pytest.approx(told, abs=0.02)
+    assert millions is None or expected / 1e6 == pytest.approx(millions, abs=0.02)
 
 
 def test_recipes_differ_as_their_sources_do():
@@ -406,11 +406,11 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "told"), MISTAKES)
-def test_a_mistake_on_the_command_line_is_one_clear_line(arguments, told):
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES)
+def test_a_mistake_on_the_command_line_is_one_clear_line(arguments, message):
     if arguments and not arguments[0].startswith("--config="):
         arguments = [f"--config={EXPERIMENT}", *arguments]
-    with pytest.raises(UsageError, match=told) as error:
+    with pytest.raises(UsageError, match=message) as error:
         parse(*arguments)
     assert "\n" not in str(error.value)
 

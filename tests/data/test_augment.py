@@ -65,10 +65,11 @@ def test_shifts_are_uniform_and_independent_of_each_other(key):
     assert abs(following) < 0.03
 
 
-def test_another_key_gives_other_shifts(key):
+def test_another_key_gives_independent_shifts(key):
     first, second = jax.random.split(key)
-    shifts = [np.asarray(augment.draw_shifts(k, 64, 2)) for k in (first, second)]
-    assert (shifts[0] != shifts[1]).any()
+    shifts = [np.asarray(augment.draw_shifts(k, 640, 2)) for k in (first, second)]
+    # A fifth of them agree by chance, to three standard deviations.
+    assert abs((shifts[0] == shifts[1]).mean() - 1 / 5) < 0.034
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
