@@ -81,7 +81,7 @@ def test_an_empty_page_stays_empty():
         ("mnist", 0, 10),
         *[(f"{name}_mnist", 0, 10) for name in ("multi", "expanded")],
         *[
-            pytest.param(*case, 10, marks=pytest.mark.slow)
+            pytest.param(*case, 10, marks=pytest.mark.variant)
             for case in (("mnist", 20), ("mnist", 40), ("affine_mnist", 0))
         ],
     ],

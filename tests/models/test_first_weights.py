@@ -154,7 +154,7 @@ def test_class_capsules_of_any_inputs_start_as_long_as_the_papers(
     [
         [(32, 12), (16, 8)],
         *(
-            pytest.param(one, marks=pytest.mark.slow)
+            pytest.param(one, marks=pytest.mark.variant)
             for one in ([(32, 12)], [(8, 64)], [(64, 4)])
         ),
     ],

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from kill_and_resume import different, outcome
+from marks import variants
 from places import ROOT
 from rights import as_nobody, public_folder
 from tiny import TINY_MODEL, digits
@@ -52,7 +53,9 @@ def size_of_lines(workdir):
     return sum(len(line) + 1 for line in lines if json.loads(line)["kind"] != "test")
 
 
-@pytest.mark.parametrize("full_at", ["config.json", "metrics.jsonl", "checkpoint"])
+@pytest.mark.parametrize(
+    "full_at", ["checkpoint", *variants("config.json", "metrics.jsonl")]
+)
 def test_a_full_disk_stops_a_run_that_then_goes_on_exactly(full_at, folder, capsys):
     """A limit on the size of files stands in for a full disk."""
     workdir = folder / full_at

@@ -93,7 +93,7 @@ def test_other_images_are_refused(run, image, error, message):
 
 
 def test_what_is_no_run_is_refused(tmp_path, tiny_run):
-    with pytest.raises(WorkdirError, match="there is no config"):
+    with pytest.raises(WorkdirError, match="it has no config"):
         capsjax.load_run(tmp_path / "nothing")
     for name in ("config.json", "dataset.json"):
         (tmp_path / name).write_bytes((tiny_run / name).read_bytes())
