@@ -43,6 +43,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in former.CLASSES:
-        raise ImportError(f"capsjax.config.{name} is {former.CLASSES[name]} now.")
+    if name in former.NAMES:
+        raise ImportError(f"capsjax.config.{name} is {former.NAMES[name]} now.")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,8 +20,8 @@ _MOVED = {
     },
     "loss.margin_weight": "loss.weight",
 }
-# Former classes of sections.
-CLASSES = {
+# Former names of capsjax.config, and what replaces them.
+NAMES = {
     "make_smoke": "capsjax.config.recipes.smoke",
     "require_variant": "capsjax.config.recipes.choose",
     "Model": "capsjax.CapsNet, or another network",

@@ -146,13 +146,9 @@ def validate(config: Config) -> None:
     Raises:
         ConfigError: With the field, its value and the allowed values.
     """
-    for name, kind in _SECTIONS.items():
-        section = getattr(config, name)
-        is_fitting = kind is None or isinstance(section, kind)
-        if not (values.is_section(section) and is_fitting):
-            raise ConfigError(
-                f"config.{name} must be {_ALLOWED[name]}, got {section!r}."
-            )
+    for name, (kind, allowed) in _SECTIONS.items():
+        if not isinstance(section := getattr(config, name), kind):
+            raise ConfigError(f"config.{name} must be {allowed}, got {section!r}.")
     former.require_no_former_field(config)
     values.check("config", config)
     if config.stop_at and not config.data.num_validation:
@@ -162,19 +158,13 @@ def validate(config: Config) -> None:
         )
 
 
-_SECTIONS: dict[str, Any] = {
-    "data": Data,
-    "augmentation": Augmentation,
-    "model": None,
-    "loss": Loss,
-    "optimizer": Optimizer,
-}
-_ALLOWED = {
-    "data": "a capsjax.config.Data",
-    "augmentation": "a value of capsjax.data.augment.Augmentation",
-    "model": "a network, such as capsjax.CapsNet()",
-    "loss": "a value of capsjax.losses.Loss",
-    "optimizer": "a value of capsjax.config.Optimizer",
+# The class of each section, and its description in an error.
+_SECTIONS: dict[str, tuple[type, str]] = {
+    "data": (Data, "a capsjax.config.Data"),
+    "augmentation": (Augmentation, "a value of capsjax.data.augment.Augmentation"),
+    "model": (nn.Module, "a network, such as capsjax.CapsNet()"),
+    "loss": (Loss, "a value of capsjax.losses.Loss"),
+    "optimizer": (Optimizer, "a value of capsjax.config.Optimizer"),
 }
 
 
