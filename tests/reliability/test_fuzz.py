@@ -15,8 +15,9 @@ import json
 import os
 import shutil
 import sys
+import types
 import typing
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -27,8 +28,8 @@ from kill_and_resume import like_of
 from PIL import Image, ImageDraw
 from places import ROOT
 
-from capsjax import bounds, report, train
 from capsjax import config as configs
+from capsjax import report, train
 from capsjax.config import values
 from capsjax.data import loading
 from capsjax.data.images import (
@@ -113,12 +114,20 @@ class Field(NamedTuple):
     chosen: tuple[str, ...]
 
 
+def plain(hint):
+    """Returns the type without its range; Any for a union that more than None is in."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        kinds = [one for one in typing.get_args(hint) if one is not type(None)]
+        hint = kinds[0] if len(kinds) == 1 else Any
+    return hint.__origin__ if typing.get_origin(hint) is Annotated else hint
+
+
 def fields(section, path="", chosen=()):
     """All fields of a config, those of every kind of its sections too."""
     for name, hint in values.fields_of(section).items():
         inside, where = getattr(section, name), path + name
         if not values.is_section(inside):
-            yield Field(where, bounds.plain(hint), chosen)
+            yield Field(where, plain(hint), chosen)
             continue
         yield Field(where, Word, chosen)
         yield from fields(inside, f"{where}.", chosen)

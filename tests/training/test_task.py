@@ -90,8 +90,16 @@ WRONG = [
         "augmentation.max_shift=28 moves images of 28x28",
     ),
     (pairs, {"model": tiny_cnn()}, "the cross entropy of BaselineCNN is for one class"),
-    (digits, {"loss": CrossEntropy()}, "those of the network are of the kind length: "),
-    (digits, {"model": NotANetwork()}, "NotANetwork must have the field num_classes "),
+    (
+        digits,
+        {"loss": CrossEntropy()},
+        "kind logit, and the network's are of the kind ",
+    ),
+    (
+        digits,
+        {"model": NotANetwork()},
+        "must have the annotated field num_classes and ",
+    ),
     (pairs, {"data__class_weights": "balanced"}, "balanced needs one class an image"),
     (digits, {"stop_at": 0.9}, "stop_at=0.9 is a validation accuracy, and must be 0"),
     (digits, {"data__num_validation": 20}, "num_validation=20 leaves none of the 20"),
