@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from capsjax.layers import Decoder, DenseCaps, PrimaryCaps
     from capsjax.models import CapsNet
     from capsjax.storage.run import load_run
+    from capsjax.storage.save_run import save_run
+    from capsjax.training.memory import memory_estimate
 
 __all__ = [
     "DEVICE_AXIS",
@@ -30,9 +32,11 @@ __all__ = [
     "UniformRouting",
     "load_run",
     "margin_loss",
+    "memory_estimate",
     "reconstruction_loss",
     "routing",
     "safe_norm",
+    "save_run",
     "squash",
     "tweak_pose",
 ]
@@ -45,6 +49,8 @@ _HOMES = {
     "DenseCaps": "capsjax.layers",
     "PrimaryCaps": "capsjax.layers",
     "load_run": "capsjax.storage.run",
+    "memory_estimate": "capsjax.training.memory",
+    "save_run": "capsjax.storage.save_run",
 }
 
 

@@ -61,6 +61,7 @@ Widths = Annotated[
         lambda value: len(value) <= 100 and all(1 <= n <= _WIDEST for n in value),
     ),
 ]
+Names = tuple[str, ...]
 ComputeType = Literal["float32", "bfloat16"]
 
 _WORDS: dict[Any, str] = {
@@ -75,7 +76,7 @@ _TRUE, _FALSE = ("true", "t", "1", "yes"), ("false", "f", "0", "no")
 def require(value: Any, hint: Any, name: str) -> None:
     """Checks a value against its annotation.
 
-    Checks ``int``, ``float``, ``str``, ``bool``, tuples of whole numbers and
+    Checks ``int``, ``float``, ``str``, ``bool``, tuples of whole numbers or texts and
     ``Literal``, also with ``Annotated`` or ``| None``. Other types allow everything.
 
     Raises:
@@ -121,7 +122,8 @@ def parse(text: str, hint: Any, name: str) -> Any:
         if kind in (int, float):
             return kind(text)
         if _is_tuple(kind):
-            return tuple(int(part) for part in text.strip("()[], ").split(","))
+            parts = [part.strip() for part in text.strip("()[], ").split(",")]
+            return tuple(_member(kind)(part) for part in parts if part or kind != Names)
     except ValueError:
         pass
     if kind in (int, float, bool) or _is_tuple(kind):
@@ -144,7 +146,13 @@ def _parts(hint: Any) -> tuple[Any, list[Allowed], bool]:
 
 
 def _is_tuple(kind: Any) -> bool:
-    return typing.get_origin(kind) is tuple and set(typing.get_args(kind)) <= {int, ...}
+    return kind == Names or (
+        typing.get_origin(kind) is tuple and set(typing.get_args(kind)) <= {int, ...}
+    )
+
+
+def _member(kind: Any) -> type:
+    return typing.get_args(kind)[0]
 
 
 def _is_of(value: Any, kind: Any) -> bool:
@@ -153,9 +161,10 @@ def _is_of(value: Any, kind: Any) -> bool:
     if kind in _WORDS:
         return type(value) is kind
     if _is_tuple(kind):
-        return type(value) is tuple and all(type(number) is int for number in value)
+        return type(value) is tuple and all(type(one) is _member(kind) for one in value)
     return True
 
 
 def _words(kind: Any) -> str:
-    return _WORDS.get(kind, "a tuple of whole numbers")
+    of = "names" if kind == Names else "whole numbers"
+    return _WORDS.get(kind, f"a tuple of {of}")

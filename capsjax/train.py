@@ -27,7 +27,9 @@ from capsjax.storage.checkpoints import CheckpointError
 from capsjax.storage.files import WorkdirError
 from capsjax.storage.workdir import Workdir, default_path
 from capsjax.training.command_line import UsageError, parse
-from capsjax.training.trainer import train
+from capsjax.training.trainer import complete, train
+
+__all__ = ["main", "train"]
 
 
 @command("capsjax.train")
@@ -45,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
         require_devices()
         workdir = Workdir(command_line.workdir or default_path(command_line.config))
         command = shlex.join(sys.orig_argv)
-        result = train(command_line.config, workdir, command=command, may_exit=True)
+        result = complete(command_line.config, workdir, command=command, may_exit=True)
     # Turn failures into messages and exit codes.
     except (UsageError, HostsError, configs.ConfigError) as error:
         return _fail(error, 2)

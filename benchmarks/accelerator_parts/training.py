@@ -76,7 +76,7 @@ class Trained:
             # The watcher may be late: outside of the run its signal does nothing.
             with noticed((signal.SIGINT,), may_exit=True):
                 try:
-                    self.result: Any = train.train(config, workdir)
+                    self.result: Any = train.train(config, workdir).result
                 except Interrupted as interrupted:
                     self.result = interrupted
                 finally:

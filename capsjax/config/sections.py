@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 
-from capsjax.bounds import Allowed, Share, Size, above, at_least, between
+from capsjax.bounds import Allowed, Names, Share, Size, above, at_least, between
 from capsjax.config import former, values
 from capsjax.config.optimizers import Adam, Optimizer
 from capsjax.config.values import ConfigError
@@ -96,6 +96,11 @@ class Config:
             metrics only, and a later start may test it.
         data: The source of the images.
         augmentation: The random changes of training images.
+        init_from: Folder of another run, whose weights replace the random ones of the
+            same name and shape; empty to start at random.
+        freeze: Names of weights that stay as they start, at the top level of the
+            network's ``params``: ``conv``, ``primary_caps``. Its batch statistics
+            still follow the batches.
         model: The network: a Flax module of ``capsjax.models.NETWORKS``, or your own.
             The data set fills in its image shape and number of classes.
         loss: The loss to minimise.
@@ -115,6 +120,8 @@ class Config:
     max_gigabytes: Annotated[float, above(0)] = 16.0
     tensorboard: bool = False
     test: bool = True
+    init_from: str = ""
+    freeze: Names = ()
     data: Data = dataclasses.field(default_factory=Data)
     augmentation: Augmentation = dataclasses.field(default_factory=Shift)
     model: nn.Module = dataclasses.field(default_factory=CapsNet)

@@ -2,7 +2,8 @@
 
 A run may resume with other values of some fields. The file is a list with one object
 for each stage: ``step``, the optimizer steps done when it began, and the value of every
-field of ``config.RECORDED`` from there on. A run without a change has one stage.
+field of ``config.RECORDED`` from there on. A run without a change has one stage. The
+first stage of a run with ``config.init_from`` names the weights that it took.
 """
 
 import json
@@ -16,7 +17,9 @@ from capsjax.storage.workdir import Workdir
 Stage = dict[str, Any]
 
 
-def record(workdir: Workdir, config: configs.Config, step: int) -> list[Stage]:
+def record(
+    workdir: Workdir, config: configs.Config, step: int, begun: Stage | None = None
+) -> list[Stage]:
     """Adds a stage if a run resumes with new settings; call it before ``config.json``.
 
     Args:
@@ -24,6 +27,7 @@ def record(workdir: Workdir, config: configs.Config, step: int) -> list[Stage]:
         config: The config of the new start.
         step: Optimizer steps done in the checkpoint that it resumes from: later steps
             do not count.
+        begun: More to keep of the first stage, such as the weights it starts from.
 
     Returns:
         All stages of the run.
@@ -36,7 +40,8 @@ def record(workdir: Workdir, config: configs.Config, step: int) -> list[Stage]:
     if not stages or any(
         stages[-1].get(name, value) != value for name, value in now.items()
     ):
-        stages.append({"step": step if stages else 0, **now})
+        first = {} if stages else begun or {}
+        stages.append({"step": step if stages else 0, **now, **first})
     write_json(workdir.history, stages)
     return stages
 

@@ -27,15 +27,22 @@ class MetricWriter:
         step: The step from which the run goes on. Lines of later steps are dropped, and
             lines of tests, which are made again at the end.
         tensorboard: A folder for TensorBoard's event files, or None.
+        on_record: Called with each record once it is on disk, or None.
 
     Raises:
         WorkdirError: If the file can't be read or written.
     """
 
     def __init__(
-        self, path: pathlib.Path | None, *, step: int, tensorboard: pathlib.Path | None
+        self,
+        path: pathlib.Path | None,
+        *,
+        step: int,
+        tensorboard: pathlib.Path | None,
+        on_record: Callable[[dict[str, Any]], None] | None = None,
     ):
         self._path, self._tensorboard = path, tensorboard
+        self._on_record = on_record
         self._events: _Events | None = None
         if path is None:
             return
@@ -62,6 +69,8 @@ class MetricWriter:
         if (events := self._events) is not None:
             named = {f"{kind}/{name}": value for name, value in metrics.items()}
             self._draw(lambda: events.add(named, step))
+        if self._on_record is not None:
+            self._on_record(line)
 
     def _append(self, data: bytes) -> None:
         """Appends all or nothing: on a full disk only the first half would fit."""

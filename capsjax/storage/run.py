@@ -4,14 +4,16 @@ run = capsjax.load_run("runs/mnist-seed0")
 run.predict(images).label
 """
 
+import contextlib
 import functools
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 from capsjax import config as configs
 from capsjax.data.augment import crop_middle, cropped_shape, scale_to_unit
@@ -22,6 +24,7 @@ from capsjax.models.network import (
     activation_kind,
     bind,
     can_draw,
+    has_stages,
     init_variables,
 )
 from capsjax.storage.checkpoints import Checkpoints
@@ -49,6 +52,21 @@ class Prediction(NamedTuple):
         return self.activation
 
 
+class Features(NamedTuple):
+    """The capsules inside a network, for some images.
+
+    Attributes:
+        primary: The primary capsules of each image; None from a network that does not
+            show them.
+        pose: The poses of its class capsules; None from a network that has none.
+        activation: Their lengths, probabilities or logits, as the network returns them.
+    """
+
+    primary: Float[np.ndarray, "n i c"] | None
+    pose: Float[np.ndarray, "n classes d"] | None
+    activation: Float[np.ndarray, "n classes"]
+
+
 class Run:
     """The trained network of a run, opened by :func:`load_run`.
 
@@ -68,6 +86,7 @@ class Run:
         params: The network's variables, or their moving average if the recipe evaluates
             it.
         step: Optimizer steps done with these weights.
+        result: The content of ``result.json``; None from a run that has not ended.
     """
 
     def __init__(self, workdir: Workdir, own: configs.Config | None = None):
@@ -91,6 +110,9 @@ class Run:
         except ValueError as error:
             raise WorkdirError(f"{workdir.path}: {error}") from error
         self.step, self.params = self._restored(params)
+        self.result: dict[str, Any] | None = None
+        with contextlib.suppress(WorkdirError):
+            self.result = workdir.read_json(workdir.result)
         self._encoders: dict[int, Any] = {}  # by batch size
 
     def _make_model(self) -> Network:
@@ -110,7 +132,7 @@ class Run:
     def __getstate__(self) -> dict[str, Any]:
         """Returns the state to pickle: weights on the host, without programs."""
         params = jax.tree.map(np.asarray, self.params)
-        compiled = ("model", "_encoders", "_decode")
+        compiled = ("model", "_encoders", "_inside", "_decode")
         state = {**self.__dict__, "params": params}
         return {name: value for name, value in state.items() if name not in compiled}
 
@@ -136,7 +158,7 @@ class Run:
                 ),
                 shapes,
             )
-            name = "average" if self.config.optimizer.average else "params"
+            name = evaluated_name(self.config)
             restore = checkpoints.restore_best
             if self.config.stop_at:  # The last network reached that accuracy.
                 restore = checkpoints.restore_latest
@@ -162,7 +184,51 @@ class Run:
             ValueError: If the images have another shape.
             TypeError: If they are not uint8.
         """
-        # Check the images, and crop them.
+        image = self._seen(image)
+        # Compile for few batch sizes.
+        size = min(_next_power_of_two(len(image)), self.config.eval_batch_size)
+        if size not in self._encoders:
+            self._encoders[size] = prepare(self.model, self.params, batch_size=size)
+        encode = self._encoders[size]
+        routed = _in_batches(
+            lambda image: encode(image)._replace(coupling=None), image, size
+        )
+        activation = routed.activation
+        if self.activation_kind == "logit":
+            activation = np.asarray(jax.nn.softmax(activation))
+        return Prediction(activation.argmax(-1), activation, routed.pose)
+
+    def features(self, image: Shaped[Any, "..."]) -> Features:
+        """Computes the primary capsules and the poses of the class capsules of images.
+
+        Args:
+            image: One image or several, as for ``predict``.
+
+        Raises:
+            ValueError: If the images have another shape.
+            TypeError: If they are not uint8.
+        """
+        image = self._seen(image)
+        size = min(_next_power_of_two(len(image)), self.config.eval_batch_size)
+        return _in_batches(functools.partial(self._inside, self.params), image, size)
+
+    @functools.cached_property
+    def _inside(self) -> Any:
+        model = self.model
+
+        def features(module: Any, image: Array) -> Features:
+            if not has_stages(model):
+                routed = module.encode(image)
+                return Features(None, routed.pose, routed.activation)
+            primary = module.primary(image)
+            routed = module.route(primary)
+            shape = (len(image), -1, primary.shape[-1])
+            return Features(primary.reshape(shape), routed.pose, routed.activation)
+
+        return jax.jit(functools.partial(model.apply, method=features))
+
+    def _seen(self, image: Any) -> UInt8[np.ndarray, "n h w c"]:
+        """Checks images, and returns the middle that the network sees."""
         image = np.asarray(image)
         if image.ndim not in (3, 4) or image.shape[-3:] != self.image_shape:
             raise ValueError(
@@ -171,30 +237,8 @@ class Run:
             )
         if image.dtype != np.uint8:
             raise TypeError(f"images must be uint8, from 0 to 255; got {image.dtype}.")
-        shape = self.model.image_shape
-        image = crop_middle(image.reshape(-1, *self.image_shape), shape)
-        # Compile for few batch sizes; the last batch is filled up.
-        size = min(_next_power_of_two(len(image)), self.config.eval_batch_size)
-        if size not in self._encoders:
-            self._encoders[size] = prepare(self.model, self.params, batch_size=size)
-        # Predict batch by batch.
-        activation = np.empty((len(image), len(self.class_names)), np.float32)
-        pose = None
-        # Once without images, too: the shape of the poses comes from the network.
-        for start in range(0, max(1, len(image)), size):
-            part = slice(start, start + size)
-            batch = image[part]
-            filled = np.zeros((size, *shape), np.uint8)
-            filled[: len(batch)] = batch
-            seen = self._encoders[size](scale_to_unit(filled))
-            if seen.pose is not None:
-                if pose is None:
-                    pose = np.empty((len(image), *seen.pose.shape[1:]), np.float32)
-                pose[part] = seen.pose[: len(batch)]
-            if self.activation_kind == "logit":
-                seen = seen._replace(activation=jax.nn.softmax(seen.activation))
-            activation[part] = seen.activation[: len(batch)]
-        return Prediction(activation.argmax(-1), activation, pose)
+        image = image.reshape(-1, *self.image_shape)
+        return np.asarray(crop_middle(image, self.model.image_shape))
 
     def draw(
         self, pose: Float[Any, "n classes d"], label: Int[Any, " n"]
@@ -244,6 +288,25 @@ def load_run(
         CheckpointError: If the checkpoint can't be read.
     """
     return Run(Workdir(path), config)
+
+
+def evaluated_name(config: configs.Config) -> str:
+    """Name of the variables in a checkpoint that are evaluated."""
+    return "average" if config.optimizer.average else "params"
+
+
+def _in_batches(
+    function: Callable[..., Any], image: UInt8[np.ndarray, "n h w c"], size: int
+) -> Any:
+    """Computes arrays for all images, batch by batch; the last batch is filled up."""
+    parts = []
+    # Once without images, too: the shapes come from the network.
+    for start in range(0, max(1, len(image)), size):
+        batch = image[start : start + size]
+        filled = np.zeros((size, *image.shape[1:]), np.uint8)
+        filled[: len(batch)] = batch
+        parts.append(jax.tree.map(np.asarray, function(scale_to_unit(filled))))
+    return jax.tree.map(lambda *a: np.concatenate(a)[: len(image)], *parts)
 
 
 def _next_power_of_two(n: int) -> int:

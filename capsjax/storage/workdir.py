@@ -127,6 +127,11 @@ class Workdir:
             for left in folder.glob(f".*{ASIDE}"):
                 left.unlink()
 
+    @property
+    def has_saved(self) -> bool:
+        """True if there is a checkpoint, perhaps a damaged one."""
+        return self.checkpoints.exists() and any(self.checkpoints.iterdir())
+
     def require_plain_files(self) -> None:
         """Raises if the folder holds anything besides files and folders.
 
@@ -174,8 +179,7 @@ class Workdir:
         self.require_plain_files()
         if not self.config.exists():
             # A process killed as it began leaves an empty folder.
-            has_saved = self.checkpoints.exists() and any(self.checkpoints.iterdir())
-            if has_saved or self.metrics.exists():
+            if self.has_saved or self.metrics.exists():
                 raise WorkdirError(
                     f"{self.path} holds checkpoints or metrics but no config.json, so "
                     "their run cannot be identified. Choose another --workdir."
@@ -230,7 +234,7 @@ class Workdir:
             about = self.read_json(self.dataset)
             rule = about.get("split_rule", FIRST_EDITION)
         except (WorkdirError, AttributeError) as error:
-            if not (self.checkpoints.exists() and any(self.checkpoints.iterdir())):
+            if not self.has_saved:
                 return BY_CLASS  # The run was killed as it began.
             raise WorkdirError(
                 f"{self.dataset} is missing or damaged: it can't be told which images "

@@ -1,1 +1,5 @@
 """One training run."""
+
+from capsjax.training.trainer import train
+
+__all__ = ["train"]

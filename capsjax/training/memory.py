@@ -6,6 +6,7 @@ less, and reorders others.
 """
 
 import collections
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,8 +16,9 @@ from jax.extend.core import Jaxpr, Var, jaxprs_in_params
 
 from capsjax import config as configs
 from capsjax.data import Batch, Dataset, Generated
-from capsjax.losses import Loss
+from capsjax.losses import Loss, fitting_loss
 from capsjax.models import Network
+from capsjax.models.network import activation_kind, bind
 from capsjax.runtime.devices import AXIS
 from capsjax.training.evaluation import make_eval_step
 from capsjax.training.feed import is_held, num_bytes, steps_per_dispatch
@@ -64,9 +66,56 @@ def estimate_memory(
         config: The config of the run.
         datasets: All sets held in memory; the first is trained on.
     """
+    example = datasets[0].batch(np.arange(1))
+    if is_held(config, datasets[0]):
+        batches = _sharing() * num_bytes(datasets[0])
+    else:
+        # Once where they are gathered, once where they are used.
+        steps = steps_per_dispatch(config, len(datasets[0]) // config.batch_size)
+        batches = 2 * steps * config.batch_size * _num_bytes(example)
+    data = sum(map(num_bytes, datasets)) + batches
+    return _estimate(model, loss, config, example)._replace(data=data / 1e9)
+
+
+def memory_estimate(
+    model: Network, batch: int, *, config: configs.Config | None = None
+) -> Memory:
+    """Estimates the memory of training a network, before any is allocated.
+
+    Args:
+        model: The network, with its ``image_shape`` and ``num_classes``.
+        batch: Images in one step, over all devices.
+        config: A config with the loss and the optimizer; by default the loss that fits
+            the network, and Adam.
+
+    Returns:
+        Gigabytes. ``data`` is the memory of the images of one step.
+
+    Raises:
+        ValueError: If ``batch`` can't be shared evenly by the devices, or the network
+            does not fulfil the contract.
+    """
+    if type(batch) is not int or batch < 1 or batch % jax.device_count():
+        raise ValueError(
+            f"batch must be a positive multiple of the {jax.device_count()} devices, "
+            f"got {batch!r}."
+        )
+    bind(model, model.image_shape, model.num_classes)
+    config = dataclasses.replace(config or configs.Config(), batch_size=batch)
+    config.eval_batch_size = batch
+    loss = fitting_loss(config.loss, activation_kind(model))
+    image = np.zeros((1, *model.image_shape), np.uint8)
+    example = Batch(image, np.zeros(1, np.int32))
+    memory = _estimate(model, loss, config, example)
+    return memory._replace(data=2 * batch * _num_bytes(example) / 1e9)
+
+
+def _estimate(
+    model: Network, loss: Loss, config: configs.Config, example: Batch
+) -> Memory:
+    """Estimates the memory of state and step, given a batch of one image."""
     optimizer = config.optimizer.make(1)
     state = jax.eval_shape(lambda: init_state(model, optimizer, config))
-    example = datasets[0].batch(np.arange(1))
     batch = _of_size(example, config.batch_size // jax.device_count())
     step = jax.make_jaxpr(
         make_train_step(model, optimizer, config, loss),
@@ -77,19 +126,13 @@ def estimate_memory(
     eval_step = jax.make_jaxpr(
         make_eval_step(model, loss), axis_env=[(AXIS, jax.device_count())]
     )(state.params, (evaluated, counts))
-    # A CPU's devices share its memory.
-    devices = jax.local_device_count() if jax.default_backend() == "cpu" else 1
-    if is_held(config, datasets[0]):
-        batches = devices * num_bytes(datasets[0])
-    else:
-        # Once where they are gathered, once where they are used.
-        steps = steps_per_dispatch(config, len(datasets[0]) // config.batch_size)
-        batches = 2 * steps * config.batch_size * _num_bytes(example)
-    return Memory(
-        state=devices * _num_bytes(state) / 1e9,
-        step=devices * max(peak_bytes(step.jaxpr), peak_bytes(eval_step.jaxpr)) / 1e9,
-        data=(sum(map(num_bytes, datasets)) + batches) / 1e9,
-    )
+    most = max(peak_bytes(step.jaxpr), peak_bytes(eval_step.jaxpr))
+    return Memory(_sharing() * _num_bytes(state) / 1e9, _sharing() * most / 1e9, 0.0)
+
+
+def _sharing() -> int:
+    """Returns the number of devices that share one memory: a CPU's do."""
+    return jax.local_device_count() if jax.default_backend() == "cpu" else 1
 
 
 def _of_size(example: Batch, size: int) -> Batch:

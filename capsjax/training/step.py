@@ -5,7 +5,7 @@ Several steps run in one call of the device program, to which
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +25,7 @@ from capsjax.data.augment import (
 from capsjax.losses import Loss
 from capsjax.models import Network
 from capsjax.models.network import init_variables
+from capsjax.models.variables import replace_fitting
 from capsjax.runtime.devices import AXIS
 from capsjax.training.objective import Metrics, measure, weighted
 
@@ -78,15 +79,22 @@ class Outcome(NamedTuple):
     is_shared: Bool[Array, "*steps"]
 
 
-def split_weights(variables: Any) -> tuple[Any, Any]:
-    """Splits the weights, which are trained, from the other collections."""
+def split_weights(variables: Any, frozen: Sequence[str] = ()) -> tuple[Any, Any]:
+    """Splits the weights to train from the frozen weights and the other collections."""
     others = {name: one for name, one in variables.items() if name != "params"}
-    return {"params": variables["params"]}, others
+    weights = dict(variables["params"])
+    if frozen:
+        others["params"] = {name: weights.pop(name) for name in frozen}
+    return {"params": weights}, others
 
 
-def parts(variables: Any, metrics: Metrics) -> list[str]:
+def _joined(weights: Any, others: Any) -> Any:
+    """Joins what ``split_weights`` split."""
+    return {**others, "params": {**others.get("params", {}), **weights["params"]}}
+
+
+def parts(weights: Any, metrics: Metrics) -> list[str]:
     """Returns the names of the values checked, in the order of ``is_finite``."""
-    weights, _ = split_weights(variables)
     leaves = jax.tree_util.tree_leaves_with_path(weights)
     names = [jax.tree_util.keystr(k, simple=True, separator="/") for k, _ in leaves]
     return [
@@ -96,13 +104,25 @@ def parts(variables: Any, metrics: Metrics) -> list[str]:
 
 
 def init_state(
-    model: Network, optimizer: optax.GradientTransformation, config: configs.Config
+    model: Network,
+    optimizer: optax.GradientTransformation,
+    config: configs.Config,
+    start: Any = None,
 ) -> TrainState:
-    """Makes the state before the first step: a function of the seed."""
+    """Makes the state before the first step: a function of the seed and the start.
+
+    Args:
+        model: The network.
+        optimizer: The optimizer.
+        config: The config of the run.
+        start: Variables of another run, which replace those of the same name and shape.
+    """
     init_key, augment_key = jax.random.split(jax.random.key(config.seed))
     variables = init_variables(model, init_key)
+    if start is not None:
+        variables = replace_fitting(variables, start)
     average = jax.tree.map(jnp.copy, variables) if config.optimizer.average else None
-    opt_state = optimizer.init(split_weights(variables)[0])
+    opt_state = optimizer.init(split_weights(variables, config.freeze)[0])
     step = jnp.zeros((), jnp.int32)
     return TrainState(step, augment_key, variables, opt_state, average)
 
@@ -128,18 +148,19 @@ def make_train_step(
     """
 
     def loss_fn(weights, others, image, source, label, dropout_key):
-        routed, others = model.apply(
-            {**weights, **others},
+        variables = _joined(weights, others)
+        routed, collections = model.apply(
+            variables,
             image,
             is_training=True,
             method=model.encode,
-            mutable=list(others),
+            mutable=[name for name in variables if name != "params"],
             rngs={"dropout": dropout_key},
         )
         is_shown = label if label.ndim > 1 else jax.nn.one_hot(label, model.num_classes)
         each = measure(
             model,
-            {**weights, **others},
+            {**variables, **collections},
             routed,
             image,
             label,
@@ -148,7 +169,7 @@ def make_train_step(
             mask=is_shown.astype(jnp.float32),
         )
         means = jax.tree.map(jnp.mean, weighted(each, label, class_weight))
-        return means.loss, (means, others)
+        return means.loss, (means, collections)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Outcome]:
         # Draw the batch.
@@ -157,15 +178,15 @@ def make_train_step(
         dropout_key = jax.random.fold_in(key, _DROPOUT)
         dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(AXIS))
         # Differentiate, and average over the devices.
-        weights, others = split_weights(state.params)
-        grads, (metrics, others) = jax.grad(loss_fn, has_aux=True)(
+        weights, others = split_weights(state.params, config.freeze)
+        grads, (metrics, collections) = jax.grad(loss_fn, has_aux=True)(
             weights, others, image, source, batch.label, dropout_key
         )
         grads, metrics = jax.lax.pmean((grads, metrics), AXIS)
         # Update.
         updates, opt_state = optimizer.update(grads, state.opt_state, weights)
         weights: Any = optax.apply_updates(weights, updates)
-        params = {**weights, **others}
+        params = _joined(weights, {**others, **collections})
         average = state.average
         if config.optimizer.average:
             decay = _average_decay(state.step, config.optimizer.average)
@@ -195,7 +216,7 @@ def make_train_step(
             (state.params, state.opt_state, state.average),
         )
         new = TrainState(state.step + 1, state.augment_key, params, opt_state, average)
-        return new, Outcome(metrics, is_finite, _is_shared(others))
+        return new, Outcome(metrics, is_finite, _is_shared(collections))
 
     return train_step
 
@@ -226,13 +247,33 @@ def _averaged(new: Any, old: Any, decay: Array) -> Any:
     return jax.tree.map(moved, new, old)
 
 
-def make_train_chunk(train_step: Callable) -> Callable:
-    """Joins several steps into one call, with batches stacked along a first axis."""
+def make_train_chunk(train_step: Callable, *, has_loop: bool = True) -> Callable:
+    """Joins several steps into one call, with batches stacked along a first axis.
+
+    Args:
+        train_step: The step.
+        has_loop: False for calls of a single step, which the program then has without
+            a loop around it.
+    """
 
     def train_chunk(state: TrainState, batches: Batch) -> tuple[TrainState, Outcome]:
-        return jax.lax.scan(train_step, state, batches)
+        if has_loop:
+            return jax.lax.scan(train_step, state, batches)
+        state, outcome = train_step(state, jax.tree.map(lambda a: a[0], batches))
+        return state, jax.tree.map(lambda a: a[None], outcome)
 
     return train_chunk
+
+
+def loops_over_convolution(program: jax.stages.Lowered) -> bool:
+    """Returns True if a program has a convolution of XLA in a loop on a CPU.
+
+    XLA:CPU computes it with many threads outside of loops only.
+    """
+    if jax.default_backend() != "cpu":
+        return False
+    text = program.as_text()
+    return "stablehlo.convolution" in text and "stablehlo.while" in text
 
 
 def _augmented(

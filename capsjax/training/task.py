@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.util
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +35,7 @@ from capsjax.models.network import (
     init_variables,
 )
 from capsjax.runtime.console import say
+from capsjax.training.finetuning import check_freeze
 from capsjax.training.memory import estimate_memory
 from capsjax.training.objective import balanced_weights
 
@@ -108,19 +110,33 @@ def wherever(config: configs.Config, task: Task) -> tuple[configs.Config, Any]:
     return dataclasses.replace(config, data=data), about
 
 
-def make_task(config: configs.Config, split_rule: str = BY_CLASS) -> Task:
+def named_after(config: configs.Config, datasets: Sequence[Dataset]) -> configs.Config:
+    """Returns the config with the name of data sets in memory, and no other place."""
+    require_datasets(datasets)
+    data = dataclasses.replace(config.data, name=datasets[0].name, path="")
+    return dataclasses.replace(config, data=data)
+
+
+def make_task(
+    config: configs.Config,
+    split_rule: str = BY_CLASS,
+    datasets: Sequence[Dataset] | None = None,
+) -> Task:
     """Loads the data and describes the network; prints its size before allocating it.
 
     Args:
         config: The config of the run.
         split_rule: Name of the rule that divides the training images.
+        datasets: Images in memory, ``(train, test)`` or ``(train, validation, test)``;
+            None to load the images that the config names.
 
     Raises:
         ConfigError: If a field does not fit the data, the devices or the memory.
         DatasetError: If the data can't be found or read.
     """
     _check_machine(config)
-    task = _describe(config, *_load_sets(config, split_rule))
+    sets = _load_sets(config, split_rule) if datasets is None else _alike(datasets)
+    task = _describe(config, *_divide(config, *sets, split_rule))
     task = task._replace(split_rule=split_rule)
     _say_about_splits(task)
     _check_memory(config, task)
@@ -143,8 +159,7 @@ def _check_machine(config: configs.Config) -> None:
 def _load_sets(
     config: configs.Config, rule: str
 ) -> tuple[Dataset | Generated, Dataset | None, Dataset]:
-    """Loads the images to train on, to validate and to test."""
-    # Load the training and the test images.
+    """Loads the images to train on, the set's own validation images, and the test's."""
     data = config.data
     train_set = _load(config, "train", rule)
     # Prepare all splits like the training images.
@@ -157,15 +172,74 @@ def _load_sets(
             f"{data.name}: the test images are {test_set.image_shape}, the training "
             f"images {train_set.image_shape}: they must have one shape."
         )
+    own = None
+    has_own = rule == BY_CLASS and has_validation(data.name, data.path)
+    if has_own and data.num_validation:
+        own = load_split("validation").fixed()
+    return train_set, own, test_set.fixed()
+
+
+def require_datasets(datasets: Any) -> None:
+    """Raises if ``datasets`` is no pair or triple of data sets.
+
+    Raises:
+        DatasetError: With the value.
+    """
+    is_right = isinstance(datasets, Sequence) and len(datasets) in (2, 3)
+    if not is_right or not all(isinstance(one, Dataset) for one in datasets):
+        found = datasets
+        if isinstance(datasets, Sequence) and not isinstance(datasets, str):
+            found = f"({', '.join(type(one).__name__ for one in datasets)})"
+        raise DatasetError(
+            "datasets must be (train, test) or (train, validation, test), each a "
+            f"capsjax.data.Dataset, got {found}."
+        )
+
+
+def _alike(datasets: Sequence[Dataset]) -> tuple[Dataset, Dataset | None, Dataset]:
+    """Checks that data sets in memory have one shape, one kind of labels, one list."""
+    require_datasets(datasets)
+    train_set, *others = datasets
+    names = train_set.class_names
+    same = [train_set]
+    for one in others:
+        for what in ("image_shape", "is_multi_label"):
+            here, there = getattr(train_set, what), getattr(one, what)
+            if here != there:
+                raise DatasetError(
+                    f"data set {one.name!r} has {what} {there}, and the training "
+                    f"images of {train_set.name!r} have {here}: they must be alike."
+                )
+        # The last classes may have no image there.
+        if one.class_names != names[: one.num_classes] or (
+            one.is_multi_label and one.class_names != names
+        ):
+            raise DatasetError(
+                f"data set {one.name!r} has the classes {shortened(one.class_names)}, "
+                f"and {train_set.name!r} has {shortened(names)}: they must have the "
+                "same class_names."
+            )
+        same.append(dataclasses.replace(one, class_names=names))
+    return same[0], same[1] if len(same) == 3 else None, same[-1]
+
+
+def _divide(
+    config: configs.Config,
+    train_set: Dataset | Generated,
+    own: Dataset | None,
+    test_set: Dataset,
+    rule: str,
+) -> tuple[Dataset | Generated, Dataset | None, Dataset]:
+    """Holds out the images to validate, and takes the share to train on."""
+    data = config.data
     if rule == BY_CLASS:
         _require_two_classes(train_set)
         _require_used_classes(train_set)
     # Take the set's own validation images, or hold out training images.
-    has_own = rule == BY_CLASS and has_validation(data.name, data.path)
-    if has_own and data.num_validation:
-        validation_set = load_split("validation").fixed()
+    if own is not None:
+        validation_set = own if data.num_validation else None
     else:
-        held_out = 0 if has_own else data.num_validation
+        held_out = data.num_validation
         if held_out == -1:
             held_out = max(1, len(train_set) // 10)
             if rule == BY_CLASS:
@@ -175,7 +249,7 @@ def _load_sets(
         if held_out >= len(train_set):
             raise configs.ConfigError(
                 f"config.data.num_validation={data.num_validation} leaves none of the "
-                f"{len(train_set)} training images."
+                f"{len(train_set)} training images; -1 keeps a tenth of them."
             )
         train_set, validation_set = split_validation(train_set, held_out, rule)
     # Shorten the training set.
@@ -192,7 +266,7 @@ def _load_sets(
             train_set = take_share(train_set, wanted, rule)
     if rule == BY_CLASS:
         _require_two_classes(train_set)
-    return train_set, validation_set, test_set.fixed()
+    return train_set, validation_set, test_set
 
 
 def _load(
@@ -308,6 +382,7 @@ def _check_memory(config: configs.Config, task: Task) -> None:
             lambda: init_variables(task.model, jax.random.key(0))
         )
         check_output(task.model, variables)
+        check_freeze(config, variables)
     except ValueError as error:
         raise configs.ConfigError(str(error)) from error
     sets = [one for one in task[:3] if one is not None]

@@ -6,19 +6,17 @@ The training step is in ``capsjax.training.step``.
 import collections
 import contextlib
 import functools
-import io
 import math
 import os
 import signal
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
-import numpy as np
 
 from capsjax import config as configs
-from capsjax.data import Dataset, batch_indices
+from capsjax.data import Dataset
 from capsjax.models import num_parameters
 from capsjax.runtime.console import Progress, say, warn
 from capsjax.runtime.devices import parallel, replicated
@@ -32,45 +30,46 @@ from capsjax.runtime.interrupt import Interrupt, Interrupted, noticed
 from capsjax.runtime.platforms import platform
 from capsjax.storage import history
 from capsjax.storage.checkpoints import Checkpoints
-from capsjax.storage.files import WorkdirError, write_bytes, write_json
+from capsjax.storage.files import WorkdirError, write_json
 from capsjax.storage.metrics import MetricWriter
 from capsjax.storage.provenance import provenance
+from capsjax.storage.run import Run, load_run
 from capsjax.storage.workdir import Workdir
 from capsjax.training.evaluation import evaluate, make_eval_step
 from capsjax.training.feed import Feed
+from capsjax.training.finetuning import Start, read_start
 from capsjax.training.objective import Metrics
+from capsjax.training.outcomes import Call, OutcomeReader, epoch_of
 from capsjax.training.step import (
-    Outcome,
     TrainState,
     init_state,
+    loops_over_convolution,
     make_train_chunk,
     make_train_step,
-    parts,
-    split_weights,
 )
-from capsjax.training.task import Task, make_task, wherever
-
-_MOST_SKIPPED = 100  # Steps skipped in a row, after which a run fails.
-_MOST_BAD_BATCHES = 10  # Files.
+from capsjax.training.task import Task, make_task, named_after, wherever
 
 
 def train(
     config: configs.Config,
     workdir: Workdir | str | os.PathLike[str],
+    datasets: Sequence[Dataset] | None = None,
     *,
-    command: str = "",
-    may_exit: bool = False,
-) -> dict[str, Any]:
+    on_metrics: Callable[[dict[str, Any]], None] | None = None,
+) -> Run:
     """Trains, or resumes training; at the end evaluates on the test images.
 
     Args:
         config: The config of the run.
         workdir: Its folder. All checks pass before anything is written there.
-        command: The command that started the run, for ``result.json``.
-        may_exit: True if a second Ctrl-C may end the process: for a command only.
+        datasets: The images to train on and to test, ``(train, test)``, or ``(train,
+            validation, test)``; None to load the images that the config names. The
+            other fields of ``config.data`` apply to them, too.
+        on_metrics: Called with each record that ``metrics.jsonl`` gets. An exception in
+            it ends the run, which resumes from its last checkpoint.
 
     Returns:
-        The content of ``result.json``.
+        The run, as ``capsjax.load_run`` opens it; ``result`` has its metrics.
 
     Raises:
         Interrupted: If a signal stopped the run, after it has saved. It is a
@@ -83,6 +82,33 @@ def train(
         FloatingPointError: If a loss or gradient is not finite.
         HostsError: If the processes do not share one run.
     """
+    workdir = workdir if isinstance(workdir, Workdir) else Workdir(workdir)
+    complete(config, workdir, datasets, on_metrics=on_metrics)
+    return load_run(workdir.path, config=config)
+
+
+def complete(
+    config: configs.Config,
+    workdir: Workdir,
+    datasets: Sequence[Dataset] | None = None,
+    *,
+    on_metrics: Callable[[dict[str, Any]], None] | None = None,
+    command: str = "",
+    may_exit: bool = False,
+) -> dict[str, Any]:
+    """Trains a run to its end, like :func:`train`, without opening it.
+
+    Args:
+        config: As in ``train``, like the next three.
+        workdir: The run's folder.
+        datasets: Images in memory.
+        on_metrics: A function of each record.
+        command: The command that started the run, for ``result.json``.
+        may_exit: True if a second Ctrl-C may end the process: for a command only.
+
+    Returns:
+        The content of ``result.json``.
+    """
     # Check config, data and folder; nothing is written yet.
     configs.validate(config)
     if jax.config.values["jax_disable_jit"]:
@@ -90,12 +116,14 @@ def train(
             "JAX_DISABLE_JIT is set. Unset it: a step that is not compiled takes "
             "minutes."
         )
-    workdir = workdir if isinstance(workdir, Workdir) else Workdir(workdir)
     config = workdir.keep_start(config)
-    task = make_task(config, workdir.split_rule())
+    if datasets is not None:
+        config = named_after(config, datasets)
+    task = make_task(config, workdir.split_rule(), datasets)
     _require_countable(config, len(task.train_set))
     about = task.about()
     workdir.check(config, task.sets)
+    start = None if workdir.has_saved else read_start(config, task.model, workdir)
     result = _finished(config, workdir)
     # Compare the processes before the first of them writes.
     same_config, same_images = wherever(config, task)
@@ -103,6 +131,7 @@ def train(
         {
             "their configuration": same_config,
             "their images": same_images,
+            "the weights that they start from": start and start.about(),
             "whether the run has ended": result is None,
         }
     )
@@ -120,7 +149,9 @@ def train(
             # Another run may have locked the folder first: check again.
             workdir.check(config, task.sets)
         wait_for_all("the folder is this run's")
-        run = Trainer(config, task, about, workdir, stack, interrupt)
+        run = Trainer(
+            *(config, task, about, workdir, stack, interrupt), start, on_metrics
+        )
         agree_to_stop(interrupt, run.num_chunks)
         # Train, epoch by epoch.
         while not run.has_ended and interrupt.signal is None:
@@ -141,14 +172,6 @@ class _InterruptedError(Exception):
     """A signal to stop arrived during the test."""
 
 
-class _Call(NamedTuple):
-    """A call of the device program whose outcome has not been read."""
-
-    steps: range
-    outcome: Outcome
-    started: float
-
-
 class Trainer:
     """One run in this process: its task, its state and its files."""
 
@@ -160,11 +183,12 @@ class Trainer:
         workdir: Workdir,
         stack: contextlib.ExitStack,
         interrupt: Interrupt,
+        start: Start | None = None,
+        on_metrics: Callable[[dict[str, Any]], None] | None = None,
     ):
         self.config, self.workdir, self.interrupt = config, workdir, interrupt
-        self.skipped_in_a_row = self.num_chunks = 0
-        self.unread: collections.deque[_Call] = collections.deque()
-        self.read_at = 0.0  # Time at which the last outcome was read.
+        self.num_chunks = 0
+        self.unread: collections.deque[Call] = collections.deque()
         self.train_set, self.validation_set, self.test_set, *_ = task
         self.model, self.loss = task.model, task.loss
         self.class_weight = task.class_weight
@@ -183,7 +207,7 @@ class Trainer:
         # Restore the last checkpoint, or start anew.
         self.checkpoints: Checkpoints[TrainState] = Checkpoints(workdir.checkpoints)
         stack.callback(self.checkpoints.close)
-        self.state = self._restored()
+        self.state, start = self._restored(start)
         self.step = int(self.state.step)
         if self.step > self.num_steps:
             raise configs.ConfigError(
@@ -194,15 +218,18 @@ class Trainer:
         # Write the files that describe the run.
         self.history: list[history.Stage] = []
         if is_writer():
-            self.history = history.record(workdir, config, self.step)
+            begun = {} if start is None else {"init_from": start.about()}
+            self.history = history.record(workdir, config, self.step, begun)
             write_json(workdir.config, configs.to_dict(config))
             write_json(workdir.dataset, about)
         self.writer = MetricWriter(
             workdir.metrics if is_writer() else None,
             step=self.step,
             tensorboard=workdir.tensorboard if config.tensorboard else None,
+            on_record=on_metrics,
         )
         stack.callback(self.writer.close)
+        self.reader = OutcomeReader(config, workdir, self.train_set, self.writer)
         # Read now: the sources may change during the run.
         self.provenance = provenance()
         self._introduce()
@@ -210,10 +237,7 @@ class Trainer:
     @property
     def epoch(self) -> int:
         """Epoch of the last step done, from 1."""
-        return self._epoch_of(self.step)
-
-    def _epoch_of(self, step: int) -> int:
-        return max(0, step - 1) // self.steps_per_epoch + 1
+        return epoch_of(self.step, self.steps_per_epoch)
 
     @property
     def has_ended(self) -> bool:
@@ -222,7 +246,8 @@ class Trainer:
         is_good = accuracy is not None and 0 < self.config.stop_at <= accuracy
         return is_good or self.step == self.num_steps
 
-    def _restored(self) -> TrainState:
+    def _restored(self, start: Start | None) -> tuple[TrainState, Start | None]:
+        """Returns the last state saved, or a new one and the start that it has."""
         init = functools.partial(init_state, self.model, self.optimizer, self.config)
         like = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(
@@ -231,8 +256,13 @@ class Trainer:
             jax.eval_shape(init),
         )
         if (restored := self.checkpoints.restore_latest(like)) is not None:
-            return restored[1]
-        return jax.jit(init, out_shardings=replicated())()
+            return restored[1], None
+        # Checkpoints that can't be read may be in the folder.
+        start = start or read_start(self.config, self.model, self.workdir)
+        if start is not None:
+            say(str(start))
+        variables = None if start is None else start.variables
+        return jax.jit(init, out_shardings=replicated())(variables), start
 
     def _introduce(self) -> None:
         devices = jax.devices()
@@ -291,15 +321,24 @@ class Trainer:
         """Returns the program of a call: of a whole chunk, or of a single step."""
         if len(steps) not in self.chunks:
             say(f"compiling the training step ({len(steps)} in one call) ...")
-            train_step = make_train_step(
-                *(self.model, self.optimizer, self.config, self.loss),
-                self.class_weight,
-            )
-            program = parallel(make_train_chunk(train_step), donate=True)
-            self.chunks[len(steps)] = program.lower(
-                self.state, self.feed.batches(steps)
-            ).compile()
+            lowered = self._lowered(steps)
+            if loops_over_convolution(lowered):
+                say(
+                    "the network has convolutions of XLA, which a CPU computes many "
+                    "times as slowly in a loop: one step in one call"
+                )
+                self.feed.steps_per_dispatch = 1
+                steps = steps[:1]
+                lowered = self._lowered(steps, has_loop=False)
+            self.chunks[len(steps)] = lowered.compile()
         return self.chunks[len(steps)]
+
+    def _lowered(self, steps: range, *, has_loop: bool = True) -> jax.stages.Lowered:
+        train_step = make_train_step(
+            *(self.model, self.optimizer, self.config, self.loss), self.class_weight
+        )
+        program = parallel(make_train_chunk(train_step, has_loop=has_loop), donate=True)
+        return program.lower(self.state, self.feed.batches(steps))
 
     def _train_chunk(self) -> dict[str, float]:
         """Starts the next steps; returns the mean metrics of the last read, if any.
@@ -311,98 +350,15 @@ class Trainer:
         program, started = self._compiled(steps), time.monotonic()
         self.state, outcome = program(self.state, self.feed.batches(steps))
         self.step = steps.stop
-        self.unread.append(_Call(steps, outcome, started))
+        self.unread.append(Call(steps, outcome, started))
         return self._read_outcomes(platform(jax.default_backend()).calls_ahead)
 
     def _read_outcomes(self, num_left: int = 0) -> dict[str, float]:
         """Reads the outcomes of calls, oldest first, until ``num_left`` are left."""
         means: dict[str, float] = {}
         while len(self.unread) > num_left:
-            means = self._read(self.unread.popleft())
+            means = self.reader.read(self.unread.popleft(), self.state.params)
         return means
-
-    def _read(self, call: "_Call") -> dict[str, float]:
-        """Waits for a call and writes the mean metrics of its good steps."""
-        steps, outcome, started = call
-        is_finite = np.asarray(outcome.is_finite)
-        self._require_shared(np.asarray(outcome.is_shared))
-        seconds = -max(started, self.read_at)
-        self.read_at = time.monotonic()
-        seconds += self.read_at
-        is_good = np.all(is_finite, axis=-1)
-        for n in np.flatnonzero(~is_good).tolist():
-            self._bad_numbers(steps[n], is_finite[n], outcome.metrics)
-        if not is_good.any():
-            return {}
-        self.skipped_in_a_row = int(is_good[::-1].argmax())
-        means = {
-            name: float(np.mean(np.asarray(values)[is_good], dtype=np.float64))
-            for name, values in outcome.metrics.known().items()
-        }
-        means["images_per_second"] = len(steps) * self.config.batch_size / seconds
-        self.writer.write(
-            "train", step=steps.stop, epoch=self._epoch_of(steps.stop), **means
-        )
-        return means
-
-    def _require_shared(self, is_shared: np.ndarray) -> None:
-        if is_shared.all():
-            return
-        _, others = split_weights(self.state.params)
-        raise configs.ConfigError(
-            f"{', '.join(others)} of {type(self.model).__name__} differ between the "
-            "devices, each of which saw its share of the batch only. Give each "
-            "nn.BatchNorm axis_name=capsjax.DEVICE_AXIS, so that its statistics cover "
-            "the whole batch."
-        )
-
-    def _bad_numbers(self, step: int, is_finite: np.ndarray, metrics: Metrics) -> None:
-        """Reports a step whose update was skipped; raises if the config says "stop"."""
-        names = parts(self.state.params, metrics)
-        bad = [name for name, good in zip(names, is_finite, strict=True) if not good]
-        message = (
-            f"step {step + 1} of {self.num_steps}: not finite: {', '.join(bad[:3])}"
-            + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
-            + f". Its update was not applied; {self._keep_batch(step)}."
-        )
-        self.skipped_in_a_row += 1
-        if self.config.bad_numbers == "skip" and self.skipped_in_a_row < _MOST_SKIPPED:
-            warn(message)
-            return
-        remedy = (
-            "Try a lower learning rate, or --config.bad_numbers=skip to skip these "
-            "steps."
-            if self.config.bad_numbers == "stop"
-            else f"These were {_MOST_SKIPPED} in a row: try a lower learning rate."
-        )
-        raise FloatingPointError(
-            f"{message} The checkpoints in {self.workdir.path} are from earlier steps. "
-            f"{remedy}"
-        )
-
-    def _keep_batch(self, step: int) -> str:
-        """Saves the batch of a bad step; returns a phrase with its path or an error."""
-        folder = self.workdir.bad_batches
-        path = folder / f"step-{step + 1}.npz"
-        if not is_writer():
-            return f"for its batch see {folder}"
-        try:
-            folder.mkdir(exist_ok=True)
-            others = set(folder.glob("*.npz")) - {path}
-            if len(others) >= _MOST_BAD_BATCHES:
-                return f"its batch is not kept: there are {len(others)} in {folder}"
-            seed, epoch = self.config.seed, step // self.steps_per_epoch
-            index = batch_indices(
-                len(self.train_set), self.config.batch_size, seed, step
-            )
-            batch = self.train_set.in_epoch(seed, epoch).batch(index)._asdict()
-            arrays = {name: a for name, a in batch.items() if a is not None}
-            file = io.BytesIO()
-            np.savez_compressed(file, index=index, **arrays)
-            write_bytes(path, file.getvalue())
-        except (OSError, WorkdirError) as error:
-            return f"its batch could not be kept ({error})"
-        return f"its batch is in {path}"
 
     def _require_finite(self, kind: str, loss: float) -> None:
         if not math.isfinite(loss):
@@ -524,7 +480,7 @@ class Trainer:
             )
         self._require_finite(kind, float(metrics.loss))
         rate = len(dataset) / (time.monotonic() - started)
-        epoch = self._epoch_of(step)
+        epoch = epoch_of(step, self.steps_per_epoch)
         self.writer.write(
             kind, step=step, epoch=epoch, **metrics.known(), images_per_second=rate
         )

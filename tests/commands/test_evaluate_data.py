@@ -55,14 +55,14 @@ def test_moved_photos_go_on_with_the_training(run_path, capsys):
     pathlib.Path("photos").rename("moved")
     config = Workdir(run_path).read_config()
     config.data.path, config.num_epochs = "./moved/", 3
-    assert train.train(config, Workdir(run_path))["epochs_done"] == 3
+    assert train.train(config, Workdir(run_path)).result["epochs_done"] == 3
     assert Workdir(run_path).read_config().data.path == "./moved/"
     about = json.loads((run_path / "dataset.json").read_text())
     assert about["split_rule"] == "first_edition"
     assert set(about["splits"]["train"]) == {"num_images", "checksum", "files"}
     # From now on by the checksum.
     config.data.path, config.num_epochs = str(pathlib.Path("moved").resolve()), 4
-    assert train.train(config, Workdir(run_path))["epochs_done"] == 4
+    assert train.train(config, Workdir(run_path)).result["epochs_done"] == 4
     capsys.readouterr()
     code, _, err = evaluated(run_path, capsys)
     assert (code, err) == (0, "")

@@ -31,7 +31,7 @@ def trained(path, dataset, config):
     """The folder of a run on a data set of this process, and its result."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(task, "load", lambda *_, **__: dataset)
-        result = train.train(config, Workdir(path))
+        result = train.train(config, Workdir(path)).result
     return path, result
 
 

@@ -29,7 +29,7 @@ from capsjax.training.objective import Metrics
 
 
 def run(config, path):
-    return train.train(config, Workdir(path))
+    return train.train(config, Workdir(path)).result
 
 
 def lines(path, kind):
@@ -127,9 +127,9 @@ def test_a_folder_that_goes_away_stops_the_run_at_the_next_save(
 
 @pytest.mark.slow
 def test_any_path_names_a_folder(tmp_path):
-    result = train.train(tiny(), str(tmp_path))
-    assert train.train(tiny(), tmp_path) == result
-    assert train.train(tiny(), Workdir(tmp_path)) == result
+    result = train.train(tiny(), str(tmp_path)).result
+    assert train.train(tiny(), tmp_path).result == result
+    assert train.train(tiny(), Workdir(tmp_path)).result == result
 
 
 def test_a_save_that_fails_is_reported_with_its_step_before_the_epoch_ends(

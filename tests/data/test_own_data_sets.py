@@ -28,6 +28,6 @@ def test_a_reader_and_a_line_make_a_data_set(page, tmp_path):
     assert dataset.image_shape == (14, 14, 1)
     config = tiny()
     config.data = configs.Data("bars", num_train=40, num_validation=20)
-    result = train(config, tmp_path)
+    result = train(config, tmp_path).result
     assert np.isfinite(result["test"]["loss"])
     assert page["dataset"].num_classes == 2

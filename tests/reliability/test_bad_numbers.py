@@ -18,7 +18,7 @@ from capsjax.losses import fitting_loss
 from capsjax.runtime.devices import parallel
 from capsjax.storage.checkpoints import Checkpoints
 from capsjax.storage.workdir import Workdir
-from capsjax.training import trainer
+from capsjax.training import outcomes, trainer
 from capsjax.training.feed import stack_batches
 from capsjax.training.objective import Metrics, measure
 from capsjax.training.step import (
@@ -131,7 +131,7 @@ def test_the_run_stops_with_step_part_and_batch(tmp_path, monkeypatch):
     checkpoints.close()
     # The same run goes on without that update if the config has "skip".
     config.bad_numbers = "skip"
-    result = train.train(config, Workdir(tmp_path))
+    result = train.train(config, Workdir(tmp_path)).result
     assert result["test_of_last"]["step"] == 10
 
 
@@ -153,8 +153,8 @@ def test_a_skipped_step_is_a_warning_and_no_metrics(tmp_path, monkeypatch, capsy
 
 @pytest.mark.slow
 def test_a_run_that_skips_everything_stops(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(trainer, "_MOST_SKIPPED", 4)
-    monkeypatch.setattr(trainer, "_MOST_BAD_BATCHES", 2)
+    monkeypatch.setattr(outcomes, "_MOST_SKIPPED", 4)
+    monkeypatch.setattr(outcomes, "_MOST_BAD_BATCHES", 2)
     config = recipe(bad_numbers="skip")
     poison(monkeypatch, config, POISONS["margin loss"], bad_steps=(5, 6, 7, 8))
     with pytest.raises(FloatingPointError, match=r"step 9 .* These were 4 in a row"):

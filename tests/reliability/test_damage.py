@@ -231,7 +231,7 @@ def test_the_best_at_the_end_is_the_best_whole_step(workdir, capsys):
     checkpoints = Checkpoints(workdir.checkpoints, read_only=True)
     assert checkpoints.best[0] == NEW  # Only reading finds the damage.
     checkpoints.close()
-    result = train.train(config, workdir)
+    result = train.train(config, workdir).result
     assert "step 20 is damaged" in capsys.readouterr().err
     assert result["test_of_last"]["step"] == NEW  # Made again, and whole.
     assert load_run(workdir.path).step == NEW
@@ -319,7 +319,7 @@ import jax, jax.numpy as jnp
 from capsjax.storage.workdir import Workdir
 from capsjax.training import trainer
 
-def make_train_chunk(train_step):
+def make_train_chunk(train_step, **_):
     def train_chunk(state, batches):
         x = batches.image.astype(jnp.float32).reshape(-1)[:64]
         for n in range(2000):  # Half a minute of XLA's time, in one call.
@@ -339,7 +339,7 @@ jax.stages.Lowered.compile = compile
 workdir = Workdir(sys.argv[1])
 config = workdir.read_config()
 config.num_epochs = 3
-trainer.train(config, workdir, may_exit=True)
+trainer.complete(config, workdir, may_exit=True)
 """
 
 

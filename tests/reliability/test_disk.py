@@ -107,7 +107,7 @@ def test_a_write_protected_run_can_still_be_used(tiny_run, capsys):
             path.chmod(0o555 if path.is_dir() else 0o444)
         with as_nobody():
             assert load_run(workdir.path).step == 20
-            assert train.train(config, workdir)["test"]["step"] == 20
+            assert train.train(config, workdir).result["test"]["step"] == 20
             assert f"{workdir.path} is finished" in capsys.readouterr().out
             config.num_epochs = 3
             message = f"can't write {workdir.path}: Permission denied"

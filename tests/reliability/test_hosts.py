@@ -96,7 +96,7 @@ def test_only_errors_that_another_process_may_cause_are_reported_so(
     def fail(*_, **__):
         raise jax.errors.JaxRuntimeError(f"{message}\nand more")
 
-    monkeypatch.setattr(train, "train", fail)
+    monkeypatch.setattr(train, "complete", fail)
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(os, "_exit", sys.exit)
     config = f"--config={ROOT}/experiments/mnist.py:smoke"

@@ -49,7 +49,7 @@ def test_it_goes_on_as_the_first_edition_went_on(run_path):
     config.model = started = config.model.clone(**former.INITIALIZERS)
     write_json(workdir.config, configs.to_dict(config))
     config.model = started.clone(**dict.fromkeys(former.INITIALIZERS, "scaled"))
-    result = train.train(config, workdir)
+    result = train.train(config, workdir).result
     assert result["epochs_done"] == 3
     assert workdir.read_config().model == started
     # The order of the images, the split and the schedule are what they were: after a

@@ -72,7 +72,9 @@ def test_an_extended_run_has_two_stages_before_its_end_and_in_its_result(
     workdir, monkeypatch
 ):
     config = tiny()
-    assert [one["step"] for one in train.train(config, workdir)["history"]] == [0]
+    assert [one["step"] for one in train.train(config, workdir).result["history"]] == [
+        0
+    ]
     config.num_epochs = 3
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -81,7 +83,7 @@ def test_an_extended_run_has_two_stages_before_its_end_and_in_its_result(
         with pytest.raises(ZeroDivisionError):
             train.train(config, workdir)
     assert stages(workdir) == [(0, 2, "stop"), (10, 3, "stop")]
-    result = train.train(config, workdir)
+    result = train.train(config, workdir).result
     assert stages(workdir) == [(0, 2, "stop"), (10, 3, "stop")]
     assert result["history"] == json.loads(workdir.history.read_text())
 
@@ -97,7 +99,7 @@ def test_the_test_images_can_be_left_alone_and_looked_at_later(workdir, monkeypa
 
     monkeypatch.setattr(trainer, "evaluate", evaluate)
     config = tiny(test=False)
-    result = train.train(config, workdir)
+    result = train.train(config, workdir).result
     assert looked_at == [50, 50]
     assert (result["test"], result["test_of_last"]) == (None, None)
     rows = [json.loads(line) for line in workdir.metrics.read_text().splitlines()]
@@ -106,15 +108,15 @@ def test_the_test_images_can_be_left_alone_and_looked_at_later(workdir, monkeypa
     for name in ("step", "loss", "accuracy"):
         assert result["validation"][name] == best[name]
         assert result["validation_of_last"][name] == validations[-1][name]
-    assert train.train(config, workdir) == result  # It is finished.
+    assert train.train(config, workdir).result == result  # It is finished.
     config.test = True
-    tested = train.train(config, workdir)
+    tested = train.train(config, workdir).result
     assert looked_at[2:] == [200] * (1 + (best["step"] != 10))
     assert tested["test"]["step"] == best["step"]
     assert tested["validation"] == result["validation"]
     assert tested["tested_before"] == []
     config.test = False
-    assert train.train(config, workdir) == tested  # What is known stays known.
+    assert train.train(config, workdir).result == tested  # What is known stays known.
 
 
 def test_the_command_prints_the_validation_of_a_run_that_is_not_tested(
@@ -125,7 +127,7 @@ def test_the_command_prints_the_validation_of_a_run_that_is_not_tested(
         {"test": None, "validation": validated},
         {"test": None, "validation": None},
     ]
-    monkeypatch.setattr(train, "train", lambda *_, **__: outcomes.pop(0))
+    monkeypatch.setattr(train, "complete", lambda *_, **__: outcomes.pop(0))
     monkeypatch.setattr(train, "keep_compiled_programs", lambda: None)
     file = tmp_path / "recipe.py"
     file.write_text("from capsjax.config import Config\nget_config = Config\n")

@@ -3,13 +3,15 @@
 import dataclasses
 import json
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from bars import bars
 from tiny import made, pairs, tiny
 
+from capsjax import Routed, train, training
 from capsjax import config as configs
-from capsjax import train
 from capsjax.data import Dataset, load
 from capsjax.losses import MarginLoss
 from capsjax.runtime import platforms
@@ -120,7 +122,7 @@ def test_a_run_goes_on_with_another_placement_and_other_calls(tmp_path):
     train.train(config, Workdir(tmp_path))
     config.num_epochs, config.steps_per_dispatch = 3, 5
     config.data_placement = "device"
-    result = train.train(config, Workdir(tmp_path))
+    result = train.train(config, Workdir(tmp_path)).result
     assert result["test_of_last"]["step"] == 15
 
 
@@ -209,3 +211,39 @@ def test_where_a_chunk_ends_depends_on_the_absolute_step_alone(steps_per_dispatc
         end = chunk_end(step, **options)
         assert step < end <= min(step + steps_per_dispatch, (step // 13 + 1) * 13)
         assert all(chunk_end(within, **options) == end for within in range(step, end))
+
+
+class Convolved(nn.Module):
+    """Somebody else's network, with Flax's convolutions."""
+
+    image_shape: tuple[int, int, int] = (0, 0, 0)
+    num_classes: int = 0
+
+    activation_kind = "logit"
+
+    @nn.compact
+    def encode(self, image, *, is_training=False):
+        hidden = nn.relu(nn.Conv(2, (3, 3), strides=4)(image))
+        hidden = hidden.reshape(*hidden.shape[:-3], -1)
+        return Routed(None, nn.Dense(self.num_classes)(hidden), None)
+
+
+def test_convolutions_of_xla_are_kept_out_of_loops(tmp_path, monkeypatch, capsys):
+    """XLA:CPU computes them many times as slowly in a loop."""
+    compile, texts = jax.stages.Lowered.compile, []
+
+    def note(lowered, *options):
+        texts.append(lowered.as_text())
+        return compile(lowered, *options)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", note)
+    config = tiny()
+    config.model = Convolved()
+    config.data = configs.Data(num_validation=0)
+    run = training.train(config, tmp_path, (bars(40), bars(16)))
+    convolved = [text for text in texts if "stablehlo.convolution" in text]
+    assert convolved
+    assert not any("stablehlo.while" in text for text in convolved)
+    assert "convolutions of XLA" in capsys.readouterr().out
+    lines = run.workdir.read_metrics()
+    assert [one["step"] for one in lines if one["kind"] == "train"] == [*range(1, 11)]

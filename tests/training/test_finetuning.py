@@ -1,0 +1,139 @@
+"""Another run's weights: where a run takes them, and which it keeps."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from bars import bars
+from tiny import tiny
+
+import capsjax
+from capsjax import config as configs
+from capsjax.models.variables import named
+from capsjax.training import train
+from capsjax.training.trainer import Trainer
+
+FROZEN = ("conv", "conv_bias", "primary_caps")
+
+
+def recipe(source, **fields):
+    """Fine-tunes on four classes what learnt three."""
+    config = dataclasses.replace(tiny(), num_epochs=1, init_from=str(source), **fields)
+    config.data = configs.Data(num_validation=0)
+    return config
+
+
+FOUR = bars(40, 4), bars(16, 4)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A run on three classes, and its folder."""
+    config = recipe("")
+    return train(config, tmp_path_factory.mktemp("source"), (bars(40, 3), bars(16, 3)))
+
+
+@pytest.fixture(scope="module")
+def tuned(source, tmp_path_factory):
+    path = tmp_path_factory.mktemp("tuned") / "run"
+    return train(recipe(source.workdir.path, freeze=FROZEN), path, FOUR)
+
+
+def test_frozen_weights_keep_their_bits_and_all_others_move(source, tuned):
+    before, after = named(source.params), named(tuned.params)
+    for name, array in after.items():
+        is_same = np.array_equal(before[name], array)
+        assert is_same == (name.split("/")[1] in FROZEN), name
+
+
+def test_history_names_what_was_taken_and_what_starts_anew(source, tuned):
+    (stage,) = json.loads(tuned.workdir.history.read_text())
+    about = stage["init_from"]
+    assert about["run"] == str(source.workdir.path)
+    assert about["step"] == source.step
+    assert about["taken"] == [
+        *("conv", "conv_bias", "decoder/Dense_0/bias", "decoder/Dense_1"),
+        "primary_caps",
+    ]
+    assert about["anew"] == ["class_caps", "decoder/Dense_0/kernel"]
+
+
+def test_without_a_step_all_weights_are_the_other_runs(source, tmp_path, monkeypatch):
+    """The moving average and what the optimizer keeps start from them, too."""
+    config = recipe(source.workdir.path)
+    config.optimizer = configs.Adam(average=0.9)
+    states = []
+
+    def begin(trainer):
+        states.append(trainer.state)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "_introduce", begin)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run", (bars(40, 3), bars(16, 3)))
+    (state,) = states
+    for variables in (state.params, state.average):
+        jax.tree.map(np.testing.assert_array_equal, variables, source.params)
+
+
+def test_a_run_resumes_after_its_source_has_gone(source, tmp_path, monkeypatch):
+    there = tmp_path / "source"
+    shutil.copytree(source.workdir.path, there)
+    config = recipe(there, freeze=FROZEN)
+    config.num_epochs = 2
+    whole = train(config, tmp_path / "whole", FOUR)
+
+    def stop(trainer):
+        raise KeyboardInterrupt
+
+    epoch = Trainer.train_epoch
+    with monkeypatch.context() as patch:
+        done = []
+        patch.setattr(
+            *(Trainer, "train_epoch"),
+            lambda trainer: stop(trainer) if done else done.append(epoch(trainer)),
+        )
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "parts", FOUR)
+    shutil.rmtree(there)
+    resumed = train(config, tmp_path / "parts", FOUR)
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
+    assert "init_from" in json.loads(resumed.workdir.history.read_text())[0]
+
+
+WRONG = [
+    ({"init_from": "nowhere"}, r"config.init_from=nowhere: .*nowhere holds no run"),
+    ({"init_from": "run"}, "config.init_from=run is the folder of this run itself"),
+    ({"freeze": ("conv", "x")}, "config.freeze has 'x', which names no weights: the "),
+    ({"freeze": ("conv", "conv")}, "config.freeze=conv,conv names weights twice"),
+    (
+        {"freeze": (*FROZEN, "class_caps", "decoder")},
+        "decoder leaves nothing to train: the network has class_caps, conv, ",
+    ),
+    ({"model": capsjax.models.BaselineCNN()}, "none of its weights has a name and sha"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), WRONG)
+def test_what_does_not_fit_is_one_line_and_nothing_is_written(
+    source, tmp_path, monkeypatch, fields, message
+):
+    monkeypatch.chdir(tmp_path)
+    config = dataclasses.replace(recipe(source.workdir.path), **fields)
+    with pytest.raises(configs.ConfigError, match=message) as caught:
+        train(config, "run", FOUR)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_names_to_freeze_come_from_the_command_line():
+    config = configs.override(configs.Config(), [("freeze", "conv, primary_caps")])
+    assert config.freeze == ("conv", "primary_caps")
+    assert configs.override(config, [("freeze", "")]).freeze == ()
+    assert configs.from_dict(configs.to_dict(config)) == config
+    config.freeze = (1,)
+    with pytest.raises(configs.ConfigError, match=r"freeze must be a tuple of names"):
+        configs.validate(config)
