@@ -43,7 +43,7 @@ from capsjax.training.outcomes import Call, OutcomeReader, epoch_of
 from capsjax.training.step import (
     TrainState,
     init_state,
-    loops_over_convolution,
+    is_slow_in_a_loop,
     make_train_chunk,
     make_train_step,
 )
@@ -322,7 +322,7 @@ class Trainer:
         if len(steps) not in self.chunks:
             say(f"compiling the training step ({len(steps)} in one call) ...")
             lowered = self._lowered(steps)
-            if loops_over_convolution(lowered):
+            if is_slow_in_a_loop(lowered):
                 say(
                     "the network has convolutions of XLA, which a CPU computes many "
                     "times as slowly in a loop: one step in one call"
