@@ -37,9 +37,9 @@ def blocks(page):
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
-    """The experiment file of docs/networks.md."""
+    """The complete example of docs/your-experiment.md."""
     path = tmp_path_factory.mktemp("own") / "my_experiment.py"
-    path.write_text("\n".join(blocks("networks.md")))
+    path.write_text(blocks("your-experiment.md")[0])
     return path
 
 
@@ -56,7 +56,6 @@ def small(config, **model):
     config.num_epochs, config.batch_size, config.steps_per_dispatch = 2, 8, 5
     config.data = configs.Data(digits(), num_train=40, num_validation=50)
     config.model = config.model.clone(features=8, **model)
-    config.optimizer = configs.AdamW(schedule="constant", clip_norm=1.0)
     return config
 
 
