@@ -43,7 +43,7 @@ FOLDER = pathlib.Path(__file__).resolve().parent
 BATCHES = {"train": (50, 128, 256), "layers": (50, 128, 256), "routing": (128,)}
 BATCHES |= {"inference": (128, 1), "pages": (128,)}
 TYPED_PARTS = ("conv", "primary", "decoder")
-OTHER_PARTS = ("augmentation", "squash", "routing", "adam")
+OTHER_PARTS = ("shift", "warp", "elastic", "squash", "routing", "adam")
 DTYPES = ("float32", "bfloat16")
 # Large pages, and freed memory kept: what glibc does without privilege.
 LARGE = "glibc.malloc.hugetlb=1"

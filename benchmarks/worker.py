@@ -29,7 +29,7 @@ from peers import plain_jax
 from capsjax import DynamicRouting, squash
 from capsjax import config as configs
 from capsjax.data import Dataset
-from capsjax.data.augment import NoAugmentation, scale_to_unit, shift
+from capsjax.data.augment import NoAugmentation, Shift, Warp, scale_to_unit
 from capsjax.layers import Convolution, Decoder
 from capsjax.losses import fitting_loss, reconstruction_loss
 from capsjax.models import prepare
@@ -76,7 +76,8 @@ def make_state(config, num_steps=10_000):
 def make_chunk(model, optimizer, config):
     """Joins several steps into one call, like the trainer."""
     loss = fitting_loss(config.loss, activation_kind(model))
-    return make_train_chunk(make_train_step(model, optimizer, config, loss))
+    step = make_train_step(model, optimizer, config, loss, num_steps=10_000)
+    return make_train_chunk(step)
 
 
 def train(arguments):
@@ -141,10 +142,15 @@ def normal(*shape, seed=0):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
-def augmentation(arguments):
+def augmenting(augmentation, arguments):
+    """Draws and applies changes of images, and scales them, as the step does."""
     image = jnp.asarray(random_data().image[: arguments.batch])
-    program = jax.jit(lambda key, i: scale_to_unit(shift(key, i, max_shift=2)))
-    return call_of(program, (jax.random.key(0), image), arguments)
+
+    def program(key, image):
+        drawn = augmentation.draw(key, len(image), IMAGE, jnp.float32(0))
+        return scale_to_unit(augmentation.apply(image, drawn))
+
+    return call_of(jax.jit(program), (jax.random.key(0), image), arguments)
 
 
 def conv(arguments):
@@ -332,7 +338,9 @@ def images_for_torch(batch):
 # ---- the service
 
 PARTS = {
-    "augmentation": augmentation,
+    "shift": functools.partial(augmenting, Shift()),
+    "warp": functools.partial(augmenting, Warp()),
+    "elastic": functools.partial(augmenting, Warp(elastic=1.0)),
     "conv": conv,
     "primary": primary,
     "squash": squashing,

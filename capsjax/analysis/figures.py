@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from capsjax.analysis import plots
 from capsjax.analysis.inspection import couplings, most_routed, tweaked
 from capsjax.data import Dataset
-from capsjax.data.augment import crop_middle
+from capsjax.data.crop import crop_middle
 from capsjax.models.network import can_draw, has_stages, routing_of
 from capsjax.storage.run import Prediction, Run
 

@@ -1,4 +1,4 @@
-"""Scales, crops and shifts images on the device.
+"""Scales, shifts and warps images on the device.
 
 The functions are pure JAX, for use inside a jitted, mapped or sharded step. The classes
 are values for the section ``augmentation`` of a config, where ``AUGMENTATIONS`` maps a
@@ -7,17 +7,23 @@ word to each.
 
 import abc
 import dataclasses
+import inspect
 import operator
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Integer, Key, Num
 
-from capsjax.bounds import Size
+from capsjax.bounds import Share, Size, between
+from capsjax.data import warp
 from capsjax.ops import require_unit_scale
+
+# Folded into a step's key by the warp. Its shifts take the key itself, which folds in 0
+# and 1, and the step folds in 2 and 3.
+_WARP = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,20 +31,44 @@ class Augmentation(abc.ABC):
     """Random changes of training images, in two halves.
 
     ``draw`` draws for the batch of all devices, so the changes are a function of seed
-    and step; each device applies its share.
+    and step; each device applies its share. Where an image comes with the images in it,
+    as in MultiMNIST, all of them change alike.
     """
 
     @abc.abstractmethod
     def draw(
-        self, key: Key[Array, ""], num_images: int, image_shape: tuple[int, int, int]
+        self,
+        key: Key[Array, ""],
+        num_images: int,
+        image_shape: tuple[int, int, int],
+        progress: Float[Array, ""],
     ) -> Any:
-        """Draws changes for all images: arrays whose first axis is the image."""
+        """Draws changes for all images.
+
+        Args:
+            key: A function of the run's seed and the step, the same on every device.
+                Fold in numbers from 4 on: the step itself folds in smaller ones.
+            num_images: The number of images on *all* devices.
+            image_shape: Height, width and channels of the images.
+            progress: The share of the run's steps that is done, from 0 to 1.
+
+        Returns:
+            Arrays whose first axis is the image, in any nested container; or None.
+        """
 
     @abc.abstractmethod
     def apply(
         self, image: Num[Array, "batch h w c"], drawn: Any
     ) -> Num[Array, "batch h w c"]:
-        """Applies the drawn changes to images of unsigned bytes."""
+        """Applies the drawn changes.
+
+        Args:
+            image: Unsigned bytes.
+            drawn: What ``draw`` returned, for these images only.
+
+        Returns:
+            Unsigned bytes of the same shape.
+        """
 
     def check_image(self, image_shape: tuple[int, int, int]) -> None:
         """Raises a ValueError if the changes do not fit images of that shape."""
@@ -56,7 +86,11 @@ class Shift(Augmentation):
     max_shift: Size = 2
 
     def draw(
-        self, key: Key[Array, ""], num_images: int, image_shape: tuple[int, int, int]
+        self,
+        key: Key[Array, ""],
+        num_images: int,
+        image_shape: tuple[int, int, int],
+        progress: Float[Array, ""],
     ) -> Any:
         """Draws the pixels down and to the right, ``[batch, 2]``; None for no shift."""
         return draw_shifts(key, num_images, self.max_shift) if self.max_shift else None
@@ -69,12 +103,100 @@ class Shift(Augmentation):
 
     def check_image(self, image_shape: tuple[int, int, int]) -> None:
         """Raises a ValueError if a shift moves an image out of sight."""
-        height, width, _ = image_shape
-        if self.max_shift >= min(height, width):
-            raise ValueError(
-                f"max_shift={self.max_shift} moves images of {height}x{width} out of "
-                "sight."
-            )
+        _require_in_sight("max_shift", self.max_shift, image_shape)
+
+
+class _Warps(NamedTuple):
+    """What is drawn for each image: see ``capsjax.data.warp``."""
+
+    back: Float[Array, "batch 2 2"]
+    shift: Float[Array, "batch 2"]
+    noise: Float[Array, "batch 2 p q"] | None
+
+
+# No farther than an image may be large.
+_Pixels = Annotated[float, between(0, 2**16)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Warp(Shift):
+    """Turns, slants, scales, moves and bends each image; some it only shifts.
+
+    Each amount is uniform up to the largest, in both directions, and independent of the
+    others. All is about the middle of the image, and in one step between four pixels,
+    which are rounded to whole bytes. What comes from outside the image is 0.
+
+    Attributes:
+        max_shift: The largest shift in whole pixels of an image that is only shifted.
+        share_shifted: Share of the images that are only shifted, as ``Shift`` does it:
+            they stay as sharp as the images of a test. Each image is drawn alone.
+        last_shifted: Share of the run's steps, at its end, in which all images are only
+            shifted. It follows ``num_epochs``: in a run that goes on for more epochs,
+            the last part comes again, at the new end.
+        rotation: The largest turn in degrees, clockwise or not.
+        scale: The largest change of the height, and of the width, as a share of it.
+        shear: The largest slant: pixels to the side for each pixel down.
+        shift: The largest shift in pixels, with fractions, along each axis.
+        elastic: Standard deviation in pixels of a random bend of the image, along each
+            axis; 0 bends nothing.
+        elastic_smoothness: Distance in pixels within which the bend is much the same.
+    """
+
+    share_shifted: Share = 0.25
+    last_shifted: Share = 0.1
+    rotation: Annotated[float, between(0, 180)] = 10.0
+    scale: Annotated[float, between(0, 0.9)] = 0.1
+    shear: Share = 0.1
+    shift: _Pixels = 2.0
+    elastic: _Pixels = 0.0
+    elastic_smoothness: Annotated[float, between(1, 2**16)] = 4.0
+
+    def draw(
+        self,
+        key: Key[Array, ""],
+        num_images: int,
+        image_shape: tuple[int, int, int],
+        progress: Float[Array, ""],
+    ) -> _Warps:
+        """Draws a matrix, a shift and, for a bend, noise for each image."""
+        choice, amounts, bend = jax.random.split(jax.random.fold_in(key, _WARP), 3)
+        is_warped = jax.random.uniform(choice, (num_images,)) >= self.share_shifted
+        is_warped &= progress < 1 - self.last_shifted
+        # A warp by nothing is exact, so that one program warps and shifts.
+        unit = jax.random.uniform(amounts, (num_images, 6), minval=-1.0)
+        unit *= is_warped[:, None]
+        matrix = warp.matrices(
+            unit[:, 0] * np.radians(self.rotation),
+            unit[:, 1] * self.shear,
+            1 + unit[:, 2:4] * self.scale,
+        )
+        back = warp.coarse(warp.inverses(matrix), 1024)
+        shift = warp.coarse(unit[:, 4:] * self.shift, 16)
+        if self.max_shift:
+            shifts = draw_shifts(key, num_images, self.max_shift)
+            shift += shifts * ~is_warped[:, None]
+        noise = None
+        if self.elastic:
+            height, width, _ = image_shape
+            shape = warp.noise_shape(height, width, self.elastic_smoothness)
+            noise = jax.random.normal(bend, (num_images, *shape)) * self.elastic
+            noise *= is_warped[:, None, None, None]
+        return _Warps(back, shift, noise)
+
+    def apply(
+        self, image: Num[Array, "batch h w c"], drawn: _Warps
+    ) -> Num[Array, "batch h w c"]:
+        """Warps the images, or shifts them."""
+        bend = None
+        if drawn.noise is not None:
+            _, height, width, _ = image.shape
+            bend = warp.bends(drawn.noise, height, width, self.elastic_smoothness)
+        return warp.warp(image, drawn.back, drawn.shift, bend)
+
+    def check_image(self, image_shape: tuple[int, int, int]) -> None:
+        """Raises a ValueError if a shift moves an image out of sight."""
+        super().check_image(image_shape)
+        _require_in_sight("shift", self.shift, image_shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +204,11 @@ class NoAugmentation(Augmentation):
     """Leaves the images alone."""
 
     def draw(
-        self, key: Key[Array, ""], num_images: int, image_shape: tuple[int, int, int]
+        self,
+        key: Key[Array, ""],
+        num_images: int,
+        image_shape: tuple[int, int, int],
+        progress: Float[Array, ""],
     ) -> None:
         """Draws nothing."""
 
@@ -95,8 +221,54 @@ class NoAugmentation(Augmentation):
 
 AUGMENTATIONS: Mapping[str, type[Augmentation]] = {
     "shift": Shift,
+    "warp": Warp,
     "none": NoAugmentation,
 }
+
+
+def check_changes(
+    augmentation: Augmentation, num_images: int, image_shape: tuple[int, int, int]
+) -> None:
+    """Checks what an augmentation draws and returns, without computing it.
+
+    Args:
+        augmentation: The augmentation.
+        num_images: The number of images in a batch.
+        image_shape: Height, width and channels of the images.
+
+    Raises:
+        ValueError: If ``draw`` takes other arguments or draws arrays whose first axis
+            is not the image, or ``apply`` returns anything but bytes of that shape.
+    """
+    name = type(augmentation).__name__
+    for method in ("draw", "apply"):
+        wanted = inspect.signature(getattr(Augmentation, method)).parameters
+        try:
+            inspect.signature(getattr(augmentation, method)).bind(*list(wanted)[1:])
+        except TypeError as error:
+            raise ValueError(
+                f"{method} of {name} must take ({', '.join(wanted)}): {error}."
+            ) from error
+    drawn = jax.eval_shape(
+        lambda key, progress: augmentation.draw(key, num_images, image_shape, progress),
+        *(jax.random.key(0), jnp.float32(0)),
+    )
+    for one in jax.tree.leaves(drawn):
+        if one.shape[:1] != (num_images,):
+            raise ValueError(
+                f"draw of {name} must return arrays whose first axis is the image, got "
+                f"one of shape {one.shape} for {num_images} images."
+            )
+    image = jax.ShapeDtypeStruct((num_images, *image_shape), jnp.uint8)
+    changed: Any = jax.eval_shape(augmentation.apply, image, drawn)
+    found = type(changed).__name__
+    if hasattr(changed, "shape"):
+        found = f"{changed.dtype}{changed.shape}"
+    if found != (expected := f"{image.dtype}{image.shape}"):
+        raise ValueError(
+            f"apply of {name} must return {expected} for images of that shape, got "
+            f"{found}."
+        )
 
 
 def scale_to_unit(image: Num[Array | np.ndarray, "..."]) -> Float[Array, "..."]:
@@ -196,64 +368,14 @@ def apply_shifts(
     return jax.vmap(window)(padded, max_shift - shifts)
 
 
-def cropped_shape(image_shape: tuple[int, int, int], crop: int) -> tuple[int, int, int]:
-    """Returns the shape of squares of ``crop`` pixels; of whole images for 0."""
-    return (crop, crop, image_shape[2]) if crop else image_shape
-
-
-def draw_corners(
-    key: Key[Array, ""],
-    num_images: int,
-    image_shape: tuple[int, int, int],
-    shape: tuple[int, int, int],
-) -> Int[Array, "batch 2"]:
-    """Draws the row and column of the upper left corner of each image's crop.
-
-    Args:
-        key: A function of the run's seed and the step, the same on every device.
-        num_images: The number of images on *all* devices.
-        image_shape: Height, width and channels of the images.
-        shape: Height, width and channels of the crops, no larger.
-
-    Returns:
-        Whole numbers, uniform over all places at which the crop lies in the image.
-    """
-    num_places = np.subtract(image_shape[:2], shape[:2]) + 1
-    return jax.random.randint(key, (num_images, 2), 0, num_places[None], jnp.int32)
-
-
-def apply_crops(
-    image: Num[Array | np.ndarray, "batch h w c"],
-    corners: Integer[Array | np.ndarray, "batch 2"],
-    shape: tuple[int, int, int],
-) -> Num[Array, "batch H W c"]:
-    """Cuts a window of the same shape out of each image.
-
-    Args:
-        image: Unsigned bytes or floats.
-        corners: Row and column of the upper left corner; moved if the window leaves the
-            image.
-        shape: Height, width and channels of the windows, no larger than the images.
-    """
-
-    def window(image, corner):
-        return jax.lax.dynamic_slice(image, (*corner, jnp.int32(0)), shape)
-
-    return jax.vmap(window)(jnp.asarray(image), jnp.asarray(corners, jnp.int32))
-
-
-def crop_middle(
-    image: Num[Array | np.ndarray, "*batch h w c"], shape: tuple[int, int, int]
-) -> Num[Array | np.ndarray, "*batch H W c"]:
-    """Cuts out the middle of each image.
-
-    Args:
-        image: Unsigned bytes or floats.
-        shape: Height, width and channels of the middle, no larger than the images.
-    """
-    height, width = image.shape[-3:-1]
-    top, left = (height - shape[0]) // 2, (width - shape[1]) // 2
-    return image[..., top : top + shape[0], left : left + shape[1], :]
+def _require_in_sight(
+    name: str, pixels: float | int, image_shape: tuple[int, int, int]
+) -> None:
+    height, width, _ = image_shape
+    if pixels >= min(height, width):
+        raise ValueError(
+            f"{name}={pixels} moves images of {height}x{width} out of sight."
+        )
 
 
 def _checked(max_shift: int) -> int:

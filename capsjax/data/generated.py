@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from capsjax.data import warp
 from capsjax.data.dataset import Batch, Dataset, DatasetError
 from capsjax.data.preparation import Preparation
 
@@ -212,10 +213,7 @@ def deform(
     angle = np.radians(rng.uniform(-20, 20, len(base)))
     slant = rng.uniform(-0.2, 0.2, len(base))
     scale = rng.uniform(0.8, 1.2, (len(base), 2))
-    cos, sin, one, zero = np.cos(angle), np.sin(angle), slant * 0 + 1, slant * 0
-    turned = np.array([[cos, -sin], [sin, cos]])
-    sheared = np.array([[one, zero], [slant, one]])
-    matrix = np.einsum("abn,bcn,nc->nac", turned, sheared, scale)
+    matrix = warp.matrices(angle, slant, scale)
     place = rng.random((len(base), 2))
 
     def make(indices: Int[np.ndarray, "*batch"]) -> Batch:

@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 from capsjax import config as configs
-from capsjax.data.augment import crop_middle, cropped_shape, scale_to_unit
+from capsjax.data.augment import scale_to_unit
+from capsjax.data.crop import crop_middle, cropped_shape
 from capsjax.data.preparation import LARGEST_SIDE, Preparation, first_edition
 from capsjax.losses import ActivationKind, Loss, fitting_loss
 from capsjax.models import Network, prepare

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from capsjax.data import Batch, Dataset
-from capsjax.data.augment import crop_middle, scale_to_unit
+from capsjax.data.augment import scale_to_unit
+from capsjax.data.crop import crop_middle
 from capsjax.losses import Loss
 from capsjax.models import Network
 from capsjax.runtime.devices import AXIS, my_shares

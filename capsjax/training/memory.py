@@ -118,7 +118,7 @@ def _estimate(
     state = jax.eval_shape(lambda: init_state(model, optimizer, config))
     batch = _of_size(example, config.batch_size // jax.device_count())
     step = jax.make_jaxpr(
-        make_train_step(model, optimizer, config, loss),
+        make_train_step(model, optimizer, config, loss, num_steps=1),
         axis_env=[(AXIS, jax.device_count())],
     )(state, batch)
     evaluated = _of_size(example, -(-config.eval_batch_size // jax.device_count()))

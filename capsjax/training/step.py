@@ -16,12 +16,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from capsjax import config as configs
 from capsjax.data import Batch
-from capsjax.data.augment import (
-    Augmentation,
-    apply_crops,
-    draw_corners,
-    scale_to_unit,
-)
+from capsjax.data.augment import Augmentation, scale_to_unit
+from capsjax.data.crop import apply_crops, draw_corners
 from capsjax.losses import Loss
 from capsjax.models import Network
 from capsjax.models.network import init_variables
@@ -30,7 +26,7 @@ from capsjax.runtime.devices import AXIS
 from capsjax.training.objective import Metrics, measure, weighted
 
 # Folded into a step's key for the crops and the dropout. The augmentation takes the key
-# itself, and folds in 0 and 1.
+# itself, and folds in 0, 1 and numbers from 4 on.
 _CROPS, _DROPOUT = 2, 3
 
 
@@ -133,6 +129,8 @@ def make_train_step(
     config: configs.Config,
     loss: Loss,
     class_weight: Float[np.ndarray, " n"] | None = None,
+    *,
+    num_steps: int,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Outcome]]:
     """Makes one update, a function of the state and one device's share of the batch.
 
@@ -145,6 +143,7 @@ def make_train_step(
         config: The config of the run.
         loss: The loss, which fits the network.
         class_weight: Factors of the loss, by the image's class; None for none.
+        num_steps: Steps of the whole run, in which the augmentation may change.
     """
 
     def loss_fn(weights, others, image, source, label, dropout_key):
@@ -174,7 +173,11 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Outcome]:
         # Draw the batch.
         key = jax.random.fold_in(state.augment_key, state.step)
-        image, source = _augmented(key, batch, config.augmentation, model.image_shape)
+        # In the middle of the step: no rounding moves a part's first step.
+        progress = (state.step + jnp.float32(0.5)) / num_steps
+        image, source = _augmented(
+            *(key, progress, batch, config.augmentation, model.image_shape)
+        )
         dropout_key = jax.random.fold_in(key, _DROPOUT)
         dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(AXIS))
         # Differentiate, and average over the devices.
@@ -276,19 +279,21 @@ def is_slow_in_a_loop(program: jax.stages.Lowered) -> bool:
 
 def _augmented(
     key: Key[Array, ""],
+    progress: Float[Array, ""],
     batch: Batch,
     augmentation: Augmentation,
     shape: tuple[int, int, int],
 ) -> tuple[Float[Array, "batch h w c"], Float[Array, "batch s h w c"] | None]:
     """Augments, crops and scales this device's images, and their sources alike.
 
-    The changes are drawn for the batch of all devices. They are a function of seed and
-    step, not of the number of devices.
+    The changes are drawn for the batch of all devices. They are a function of the seed,
+    the step and the run's progress, not of the number of devices.
     """
     *_, height, width, channels = batch.image.shape
     whole = (height, width, channels)
     number = _num_images(batch)
-    drawn = jax.tree.map(_my_share, augmentation.draw(key, number, whole))
+    drawn = augmentation.draw(key, number, whole, progress)
+    drawn = jax.tree.map(_my_share, drawn)
     corners = None
     if whole != shape:
         key = jax.random.fold_in(key, _CROPS)

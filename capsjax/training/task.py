@@ -22,7 +22,8 @@ from capsjax.data import (
     split_validation,
     take_share,
 )
-from capsjax.data.augment import cropped_shape
+from capsjax.data.augment import check_changes
+from capsjax.data.crop import cropped_shape
 from capsjax.data.loading import may_name_a_place
 from capsjax.data.preparation import Preparation
 from capsjax.data.readers.folder_layout import shortened
@@ -344,6 +345,10 @@ def _describe(
         config.augmentation.check_image(train_set.image_shape)
     except ValueError as error:
         raise configs.ConfigError(f"config.augmentation.{error}") from error
+    try:
+        check_changes(config.augmentation, config.batch_size, train_set.image_shape)
+    except ValueError as error:
+        raise configs.ConfigError(str(error)) from error
     if data.crop > min(height, width):
         raise configs.ConfigError(
             f"config.data.crop={data.crop} is more than images of {height}x{width} "

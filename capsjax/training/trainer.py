@@ -335,7 +335,9 @@ class Trainer:
 
     def _lowered(self, steps: range, *, has_loop: bool = True) -> jax.stages.Lowered:
         train_step = make_train_step(
-            *(self.model, self.optimizer, self.config, self.loss), self.class_weight
+            *(self.model, self.optimizer, self.config, self.loss),
+            self.class_weight,
+            num_steps=self.num_steps,
         )
         program = parallel(make_train_chunk(train_step, has_loop=has_loop), donate=True)
         return program.lower(self.state, self.feed.batches(steps))

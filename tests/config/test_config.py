@@ -151,7 +151,12 @@ WRONG = [
     ("data.crop", "-1", "config.data.crop must be at least 0, got -1."),
     ("data.name", "", "config.data.name must be the name of a data set or a folder"),
     ("augmentation.max_shift", -1, "config.augmentation.max_shift must be from 0 to"),
-    ("augmentation", "shft", "config.augmentation must be one of shift, none, got "),
+    (
+        "augmentation",
+        "shft",
+        "config.augmentation must be one of shift, warp, none, got ",
+    ),
+    ("augmentation.scale", 0.3, "shift has no field scale; config.augmentation=warp"),
     ("model", "resnet", "config.model must be one of capsnet, cnn, got 'resnet'"),
     ("model.depth", 3, "config.model=capsnet has no field depth. It has conv_features"),
     ("model.class_dims", 5, "no field class_dims; did you mean class_dim? It has"),

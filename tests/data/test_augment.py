@@ -155,34 +155,3 @@ def test_every_byte_becomes_its_255th_part_in_float32():
 def test_images_that_are_not_bytes_are_not_scaled(dtype):
     with pytest.raises(TypeError, match="must be uint8"):
         augment.scale_to_unit(np.ones((1, 2, 2, 1), dtype))
-
-
-def test_crops_are_cut_out_at_their_corners():
-    image = random_image((4, 6, 7, 2))
-    corners = np.array([[0, 0], [2, 3], [1, 2], [9, 9]], np.int32)
-    actual = jax.jit(augment.apply_crops, static_argnums=2)(image, corners, (4, 4, 2))
-    for n, (row, column) in enumerate([(0, 0), (2, 3), (1, 2), (2, 3)]):
-        expected = image[n, row : row + 4, column : column + 4]
-        np.testing.assert_array_equal(actual[n], expected)
-
-
-def test_crops_are_uniform_over_all_places_in_the_image(key):
-    shapes = (5, 7, 1), (4, 3, 1)
-    corners = np.asarray(augment.draw_corners(key, 20_000, *shapes))
-    pairs, counts = np.unique(corners, axis=0, return_counts=True)
-    assert pairs.tolist() == [[row, column] for row in range(2) for column in range(5)]
-    # Chi-squared with 9 degrees of freedom is below 27.9 in 999 of 1000 keys.
-    assert np.sum((counts - 2_000) ** 2 / 2_000) < 27.9
-
-
-@pytest.mark.parametrize(("size", "crop", "start"), [(48, 32, 8), (7, 4, 1), (5, 5, 0)])
-def test_the_middle_has_as_much_on_either_side(size, crop, start):
-    image = random_image((2, 3, size, size, 1))
-    actual = augment.crop_middle(image, (crop, crop, 1))
-    end = start + crop
-    np.testing.assert_array_equal(actual, image[:, :, start:end, start:end])
-
-
-def test_a_crop_of_nothing_is_the_whole_image():
-    assert augment.cropped_shape((28, 30, 3), 0) == (28, 30, 3)
-    assert augment.cropped_shape((28, 30, 3), 24) == (24, 24, 3)

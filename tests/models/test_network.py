@@ -155,7 +155,7 @@ def step_on(devices, model, config):
     optimizer = config.optimizer.make(10)
     state = init_state(model, optimizer, config)
     step = jax.pmap(
-        make_train_step(model, optimizer, config, loss),
+        make_train_step(model, optimizer, config, loss, num_steps=10),
         axis_name=AXIS,
         in_axes=(None, 0),
         out_axes=None,

@@ -85,7 +85,7 @@ def test_a_bad_step_changes_nothing_but_the_count(monkeypatch, part):
     train_set = poison(monkeypatch, config, POISONS[part])
     model, optimizer, state = made(config)
     loss = fitting_loss(config.loss, "length")
-    train_step = make_train_step(model, optimizer, config, loss)
+    train_step = make_train_step(model, optimizer, config, loss, num_steps=10)
     program = parallel(make_train_chunk(train_step))
     steps = range(BAD_STEP - 1, BAD_STEP + 2)
     batches = stack_batches(train_set, steps, batch_size=8, seed=0)

@@ -79,7 +79,9 @@ def test_a_step_of_the_papers_networks_needs_what_is_estimated(name):
     model, optimizer, state = made(config)
     loss = fitting_loss(config.loss, activation_kind(model))
     estimated = estimate_memory(model, loss, config, [dataset])
-    step = make_train_chunk(make_train_step(model, optimizer, config, loss))
+    step = make_train_chunk(
+        make_train_step(model, optimizer, config, loss, num_steps=1)
+    )
     program = parallel(step, donate=True)
     batches = stack_batches(dataset, range(1), batch_size=config.batch_size, seed=0)
     compiled = program.lower(state, batches).compile()

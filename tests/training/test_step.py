@@ -17,7 +17,7 @@ from places import ROOT, TESTS
 from tiny import made, pairs, tiny, tiny_cnn
 
 from capsjax import config as configs
-from capsjax.data import augment, load
+from capsjax.data import augment, crop, load
 from capsjax.losses import AutoLoss, fitting_loss
 from capsjax.models.network import activation_kind, bind
 from capsjax.runtime.devices import AXIS, _devices, my_shares, parallel, replicated
@@ -39,7 +39,7 @@ def chunk_of(model, optimizer, config, class_weight=None):
     """The program of several steps with the loss of the config."""
     loss = fitting(config, model)
     return make_train_chunk(
-        make_train_step(model, optimizer, config, loss, class_weight)
+        make_train_step(model, optimizer, config, loss, class_weight, num_steps=10)
     )
 
 
@@ -218,16 +218,19 @@ def test_shares_are_those_of_the_process_s_devices_in_any_order(monkeypatch, pro
     assert _devices() == mesh
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("shape", [(28, 28, 1), (22, 22, 1)])
-def test_shifts_and_crops_depend_on_seed_and_step_only(shape):
-    dataset = pairs(16)
-    batch = dataset.batch(np.arange(16))
+@pytest.mark.parametrize("kind", [augment.Shift(), augment.Warp(elastic=1.0)])
+def test_changes_and_crops_depend_on_seed_and_step_only(kind, shape):
+    batch = pairs(16).batch(np.arange(16))
+    # The image is the second of its sources.
+    batch = batch._replace(image=batch.source[:, 1])
     key = jax.random.fold_in(jax.random.key(0), 5)
 
     def augmented(devices):
         split = jax.tree.map(lambda a: a.reshape(devices, -1, *a.shape[1:]), batch)
         image, source = jax.pmap(
-            lambda batch: _augmented(key, batch, augment.Shift(max_shift=2), shape),
+            lambda batch: _augmented(key, jnp.float32(0), batch, kind, shape),
             axis_name=AXIS,
             devices=jax.devices()[:devices],
         )(split)
@@ -236,9 +239,10 @@ def test_shifts_and_crops_depend_on_seed_and_step_only(shape):
     (one, one_source), (four, four_source) = augmented(1), augmented(4)
     np.testing.assert_array_equal(one, four)
     np.testing.assert_array_equal(one_source, four_source)
-    # What is in an image moves with it.
-    np.testing.assert_array_equal(one_source.max(1), one)
-    middle = augment.crop_middle(batch.image, shape)
+    # What is in an image changes as the image does.
+    np.testing.assert_array_equal(one_source[:, 1], one)
+    assert np.any(one_source[:, 0] != one)
+    middle = crop.crop_middle(batch.image, shape)
     assert np.abs(255 * one - middle).max() > 1
 
 
