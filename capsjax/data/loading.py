@@ -7,12 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from capsjax.data.dataset import (
-    Dataset,
-    DatasetError,
-    checksums,
-    require_memory,
-)
+from capsjax.data.dataset import Dataset, checksums, require_memory
+from capsjax.data.errors import DatasetError
 from capsjax.data.generated import RECIPES, Generated
 from capsjax.data.preparation import LARGEST_SIDE, Preparation
 from capsjax.data.readers.idx import has_idx_files, load_idx_folder, load_mnist

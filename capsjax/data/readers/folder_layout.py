@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from capsjax.data.dataset import DatasetError
+from capsjax.data.errors import DatasetError
 from capsjax.data.sampling import BY_CLASS, FIRST_EDITION
 
 _LAYOUT = "it must have one subfolder for each class, with that class's images"

@@ -9,13 +9,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from capsjax.data.dataset import (
-    Dataset,
-    DatasetError,
-    NotFoundError,
-    checksum_of,
-    require_memory,
-)
+from capsjax.data.dataset import Dataset, checksum_of, require_memory
+from capsjax.data.errors import DatasetError, NotFoundError
 from capsjax.data.images import (
     ImageError,
     common_scale,
