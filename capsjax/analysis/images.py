@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from capsjax.data import Dataset, DatasetError, NotFoundError, load
-from capsjax.data.loading import names_images
+from capsjax.data.loading import names_a_file, names_images
 from capsjax.data.readers.folder_layout import own_splits
 from capsjax.data.readers.folder_layout import shortened as listed
 from capsjax.runtime.console import printable
@@ -45,8 +45,9 @@ def load_test_set(runs: Sequence[Run], name: str | None) -> Dataset:
             named = name or data.name
             dataset = load_split(named, "test", path=folder, split_rule=rule).fixed()
         except NotFoundError as error:
+            place = "FILE" if names_a_file(name or data.name) else "FOLDER"
             raise NotFoundError(
-                f"{error}. If the images are elsewhere: --data FOLDER"
+                f"{error}. If the images are elsewhere: --data {place}"
             ) from error
     dataset = _with_classes_of(first, dataset)
     # Compare every run with the first and with the images.

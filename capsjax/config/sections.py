@@ -39,7 +39,7 @@ class Data:
 
     Attributes:
         name: ``mnist``, ``multi_mnist``, ``expanded_mnist``, ``image_folder``, a folder
-            of IDX archives, or a name that TFDS knows.
+            of IDX archives, a file of arrays ``FILE.npz``, or a name that TFDS knows.
         path: The folder of an ``image_folder``, with one subfolder for each class.
         image_size: Height and width to scale images to; 0 leaves them.
         num_validation: Number of training images kept for validation, a share from each

@@ -4,7 +4,7 @@ Every function takes the place and the name of the array for its one line: ``dat
 'dots'`` and ``image``, or the path of a file and ``x_train``.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -109,14 +109,67 @@ def as_names(names: Any, place: str, label: np.ndarray) -> tuple[str, ...]:
     result: dict[str, None] = {}
     for index, name in enumerate(() if names is None else names):
         if not isinstance(name, str) or not name:
+            found = " ".join(repr(name).split())[:60]
             raise DatasetError(
-                f"{what} has {name!r} at index {index}: every name must be a text that "
+                f"{what} has {found} at index {index}: every name must be a text that "
                 "is not empty"
             )
         if name in result:
             raise DatasetError(f"{what} has {name!r} twice: each class needs its own")
         result[str(name)] = None
     return tuple(result) or _numbers(place, label)
+
+
+def require_names(
+    label: np.ndarray, class_names: Sequence[str], place: str, name: str
+) -> None:
+    """Refuses labels without a class name.
+
+    Args:
+        label: The labels, as ``as_labels`` returns them.
+        class_names: The names of all classes.
+        place: The place of the labels.
+        name: The name of the labels there.
+
+    Raises:
+        DatasetError: If a label is too large, or the columns are not one for each name.
+    """
+    number = len(class_names)
+    if label.ndim == 2:
+        if label.shape[1] != number:
+            raise DatasetError(
+                f"{place}: {name} has columns for {label.shape[1]} classes, and there "
+                f"are {number} class names"
+            )
+        return
+    is_wrong = label >= number
+    if is_wrong.any():
+        index = int(is_wrong.argmax())
+        raise DatasetError(
+            f"{place}: {name} is {label[index]} at index {index}: with {number} class "
+            f"names a label must be from 0 to {number - 1}"
+        )
+
+
+def require_same_number(
+    image: np.ndarray, label: np.ndarray, place: str, names: str
+) -> None:
+    """Refuses images and labels of different numbers.
+
+    Args:
+        image: The images.
+        label: The labels.
+        place: The place of both.
+        names: The names of both there, in words.
+
+    Raises:
+        DatasetError: If the numbers differ.
+    """
+    if len(image) != len(label):
+        raise DatasetError(
+            f"{place} has {len(image)} images and {len(label)} labels ({names}): there "
+            "must be one label for each image"
+        )
 
 
 def _numbers(place: str, label: np.ndarray) -> tuple[str, ...]:

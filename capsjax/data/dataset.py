@@ -9,7 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, Int32, UInt8, UInt64
 
-from capsjax.data.arrays import as_images, as_labels, as_names
+from capsjax.data.arrays import (
+    as_images,
+    as_labels,
+    as_names,
+    require_names,
+    require_same_number,
+)
 from capsjax.data.errors import DatasetError
 from capsjax.data.preparation import Preparation
 
@@ -87,40 +93,19 @@ class Dataset:
         place = f"data set {name!r}"
         image = as_images(image, place, "image")
         label = as_labels(label, place, "label")
-        if len(image) != len(label):
-            raise DatasetError(
-                f"{place} has {len(image)} images and {len(label)} labels: there must "
-                "be one label for each image"
-            )
+        require_same_number(image, label, place, "image and label")
         class_names = as_names(class_names, place, label)
+        require_names(label, class_names, place, "label")
         values = (name, image, label, class_names, source, files, preparation)
         values += (checksum, notes)
         for field, value in zip(dataclasses.fields(self), values, strict=True):
             object.__setattr__(self, field.name, value)  # It is frozen for others.
-        self._check_labels()
         self._check_source()
         made = self.preparation and self.preparation.image_shape
         if made not in (None, self.image_shape):
             raise DatasetError(
                 f"{place}: its images are {self.image_shape}, but its preparation "
                 f"makes {made}"
-            )
-
-    def _check_labels(self):
-        if self.is_multi_label:
-            if self.label.shape[1] != self.num_classes:
-                raise DatasetError(
-                    f"data set {self.name!r} has labels for {self.label.shape[1]} "
-                    f"classes and {self.num_classes} class names"
-                )
-            return
-        is_wrong = self.label >= self.num_classes
-        if is_wrong.any():
-            index = int(is_wrong.argmax())
-            raise DatasetError(
-                f"data set {self.name!r} has the label {self.label[index]} at index "
-                f"{index}: with {self.num_classes} class names a label must be from 0 "
-                f"to {self.num_classes - 1}"
             )
 
     def _check_source(self):

@@ -11,6 +11,7 @@ from capsjax.data.dataset import Dataset, checksums, require_memory
 from capsjax.data.errors import DatasetError
 from capsjax.data.generated import RECIPES, Generated
 from capsjax.data.preparation import LARGEST_SIDE, Preparation
+from capsjax.data.readers import npz
 from capsjax.data.readers.idx import has_idx_files, load_idx_folder, load_mnist
 from capsjax.data.sampling import BY_CLASS
 from capsjax.runtime.paths import expanded
@@ -46,6 +47,7 @@ def load(
               class: see ``load_image_folder``;
             - the path of a folder with four IDX archives laid out like MNIST's
               ("./mnist" for a folder called mnist);
+            - the path of a file of arrays that ends in ".npz": see ``load_npz``;
             - "affnist", which has only a test split, or the name of an image
               classification set in TensorFlow Datasets, "cifar10" or "emnist/letters";
               "validation" is the test split of a set without one.
@@ -134,6 +136,8 @@ def has_validation(
         return folder.is_dir() and "validation" in own_splits(folder)
     if _is_own(name):
         return False
+    if _is_npz(name):
+        return npz.has_validation(expanded(name))
     if _is_folder(name):
         return has_idx_files(expanded(name), "validation")
     return import_tfds_reader(name).has_validation(name, data_dir=data_dir)
@@ -142,6 +146,11 @@ def has_validation(
 def may_name_a_place(name: str) -> bool:
     """Returns whether the name of a data set may be no more than its files' place."""
     return not _is_own(name)
+
+
+def names_a_file(name: str) -> bool:
+    """Returns whether a name is the path of a file, not of a folder."""
+    return not _is_own(name) and _is_npz(name)
 
 
 def names_images(name: str) -> bool:
@@ -155,6 +164,10 @@ def names_images(name: str) -> bool:
 
 def _is_own(name: str) -> bool:
     return name in (*READERS, _IMAGE_FOLDER, *RECIPES)
+
+
+def _is_npz(name: str) -> bool:
+    return name.lower().endswith(".npz") and not os.path.isdir(expanded(name))
 
 
 def _is_folder(name: str) -> bool:
@@ -188,6 +201,8 @@ def _load_whole(
         dataset = READERS[name](split, max_bytes=max_bytes)
         preparation = Preparation.of(name, dataset.image_shape)
         return dataclasses.replace(dataset, preparation=preparation)
+    if _is_npz(name):
+        return npz.load_npz(expanded(name), split, max_bytes=max_bytes)
     if _is_folder(name):
         return load_idx_folder(expanded(name), split, max_bytes=max_bytes)
     return import_tfds_reader(name).load_tfds(

@@ -23,7 +23,7 @@ from capsjax.data import (
     take_share,
 )
 from capsjax.data.augment import cropped_shape
-from capsjax.data.loading import may_name_a_place
+from capsjax.data.loading import may_name_a_place, names_a_file
 from capsjax.data.preparation import Preparation
 from capsjax.data.readers.folder_layout import shortened
 from capsjax.losses import Loss, fitting_loss
@@ -289,8 +289,9 @@ def _load(
         )
     except NotFoundError as error:
         field = "path" if data.path else "name"
+        place = "FILE" if names_a_file(data.name) else "FOLDER"
         raise NotFoundError(
-            f"{error}. If the images are elsewhere: --config.data.{field}=FOLDER"
+            f"{error}. If the images are elsewhere: --config.data.{field}={place}"
         ) from error
 
 

@@ -116,11 +116,12 @@ def with_label(value, dtype):
         ({"label": np.zeros(5, int)}, "has 6 images and 5 labels"),
         (
             {"label": with_label(2, int), "class_names": ["a", "b"]},
-            "has the label 2 at",
+            "label is 2 at index 2",
         ),
         ({"class_names": "ab"}, "class_names is 'ab', and must be a sequence of texts"),
         ({"class_names": 2}, "class_names is 2, and must be a sequence of texts"),
         ({"class_names": ["a", 1]}, "class_names has 1 at index 1: every name must be"),
+        ({"class_names": np.eye(9)}, "class_names has array([1., 0., 0., 0., 0."),
         ({"class_names": ["a", ""]}, "class_names has '' at index 1: every name must"),
         (
             {"class_names": ["a", "a"]},

@@ -119,7 +119,7 @@ def test_a_data_set_does_not_print_its_images():
         (
             "label",
             np.array([0, 1, 2, 0, 3, 9], np.int32),
-            "the label 3 at index 4: with 3 class names .* from 0 to 2",
+            "label is 3 at index 4: with 3 class names .* from 0 to 2",
         ),
         ("label", np.array([0, -1, 2, 0, 1, 2], np.int32), "label is -1 at index 1"),
     ],
@@ -168,7 +168,11 @@ def test_several_classes_may_come_without_sources():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("label", np.ones((4, 2), bool), "labels for 2 classes and 3 class names"),
+        (
+            "label",
+            np.ones((4, 2), bool),
+            "columns for 2 classes, and there are 3 class names",
+        ),
         (
             "label",
             np.ones(4, bool),
