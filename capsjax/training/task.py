@@ -25,7 +25,7 @@ from capsjax.data import (
 from capsjax.data.augment import cropped_shape
 from capsjax.data.loading import may_name_a_place, names_a_file
 from capsjax.data.preparation import Preparation
-from capsjax.data.readers.folder_layout import shortened
+from capsjax.data.readers.layout import shortened
 from capsjax.losses import Loss, fitting_loss
 from capsjax.models import Network, num_parameters
 from capsjax.models.network import (

@@ -1,6 +1,7 @@
 """Which images a run is evaluated on: its own, wherever they lie, or others."""
 
 import json
+import os
 import pathlib
 import shutil
 
@@ -195,3 +196,24 @@ def test_the_scores_of_each_class_are_printed_and_kept(run_path, capsys, monkeyp
     assert f"balanced accuracy {recall.mean():.2%}" in out
     [row] = [line for line in out.splitlines() if line.startswith("green")]
     assert f"{recall[1]:.2%}" in row.split()
+
+
+@pytest.mark.slow
+def test_a_table_of_image_files_is_evaluated(run_path, capsys):
+    lines = ["path,label"]
+    for number, name in enumerate(("green", "red")):
+        shutil.copytree(f"photos/{name}", f"other/{number}")
+        lines += [f"{number}/{file},{name}" for file in os.listdir(f"other/{number}")]
+    table = pathlib.Path("other/labels.csv")
+    table.write_text("\n".join(lines))
+    code, out, err = evaluated(run_path, capsys, "--data", str(table))
+    assert code == 0
+    assert err.startswith(
+        f"warning: {table} has no row for the test: all of its images"
+    )
+    assert f"24 test images of {table}" in out
+    lines = [lines[0] + ",split", *(f"{line},Test" for line in lines[1:11])]
+    table.write_text("\n".join(lines))
+    code, out, err = evaluated(run_path, capsys, "--data", str(table))
+    assert (code, err) == (0, "")
+    assert f"10 test images of {table}" in out

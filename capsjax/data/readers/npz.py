@@ -18,7 +18,7 @@ from capsjax.data.arrays import (
 )
 from capsjax.data.dataset import Dataset
 from capsjax.data.errors import DatasetError, NotFoundError
-from capsjax.data.readers.folder_layout import shortened
+from capsjax.data.readers.layout import shortened
 
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
