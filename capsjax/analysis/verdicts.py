@@ -9,9 +9,8 @@ from jaxtyping import UInt8
 from capsjax.data.picture import UnclearGroundError
 from capsjax.data.preparation import DRAWN, Preparation
 from capsjax.storage.run import Prediction, Run
+from capsjax.training.objective import PRESENT
 
-# Half way between the margin loss's lengths of absent and present capsules.
-PRESENT = 0.5
 # Data sets whose classes are digits.
 _DIGITS = (*DRAWN, "svhn_cropped")
 
@@ -29,7 +28,7 @@ def verdicts(run: Run, prediction: Prediction) -> list[dict[str, Any]]:
         }
         answer: dict[str, Any] = {"verdict": names[0], "label": names[0]}
         # In a softmax, one class is always present.
-        if kind != "logit":
+        if kind != "logit" or run.num_shown != 1:
             answer["num_present"] = int((activation >= PRESENT).sum())
             answer["verdict"] = _verdict(run, names, answer["num_present"])
         answer["lengths" if kind == "length" else "probabilities"] = numbers
@@ -44,7 +43,8 @@ def _verdict(run: Run, names: Sequence[str], num_present: int) -> str:
     if num_present == 0:
         return f"no {noun}"
     if run.num_shown != 1:
-        return " and ".join(names[: min(num_present, run.num_shown or num_present)])
+        *others, last = names[: min(num_present, run.num_shown or num_present)]
+        return f"{', '.join(others)} and {last}" if others else last
     if num_present == 1:
         return names[0]
     return f"{names[0]}, or two {nouns}? ({names[0]} and {names[1]})"

@@ -53,8 +53,11 @@ class Data:
         class_weights: ``none``: every image counts alike. ``balanced``: the loss of an
             image counts ``N / (K N_class)``, for ``N`` training images of ``K``
             classes, ``N_class`` of them in its class. Every class then counts alike in
-            training and in the validation loss that chooses the best checkpoint. The
-            other metrics, and the whole test, count every image alike.
+            training and in the validation loss that chooses the best checkpoint. Where
+            images show several classes, the class's term of the loss of the class
+            capsules counts ``N / (2 N_present)`` in the ``N_present`` images that show
+            the class, and ``N / (2 N_absent)`` in the others; 1 if there are only ones.
+            The other metrics, and the whole test, count every image alike.
         skip_bad_files: True to skip image files that can't be read.
     """
 

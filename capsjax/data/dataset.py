@@ -139,6 +139,13 @@ class Dataset:
         return self.label.dtype == np.bool_
 
     @property
+    def num_shown(self) -> int | None:
+        """Number of classes in each image; None if it differs between images."""
+        if not self.is_multi_label:
+            return 1
+        return None if self.source is None else self.source.shape[1]
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and number of channels of each image."""
         height, width, channels = self.image.shape[1:]

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -27,7 +26,7 @@ from capsjax.models import Network
 from capsjax.models.network import init_variables
 from capsjax.models.variables import replace_fitting
 from capsjax.runtime.devices import AXIS
-from capsjax.training.objective import Metrics, measure, weighted
+from capsjax.training.objective import ClassWeight, Metrics, measure
 
 # Folded into a step's key for the crops and the dropout. The augmentation takes the key
 # itself, and folds in 0 and 1.
@@ -132,7 +131,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     config: configs.Config,
     loss: Loss,
-    class_weight: Float[np.ndarray, " n"] | None = None,
+    class_weight: ClassWeight | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Outcome]]:
     """Makes one update, a function of the state and one device's share of the batch.
 
@@ -144,7 +143,7 @@ def make_train_step(
         optimizer: The optimizer.
         config: The config of the run.
         loss: The loss, which fits the network.
-        class_weight: Factors of the loss, by the image's class; None for none.
+        class_weight: Factors of the loss, as in ``measure``; None for none.
     """
 
     def loss_fn(weights, others, image, source, label, dropout_key):
@@ -167,8 +166,9 @@ def make_train_step(
             loss=loss,
             source=source,
             mask=is_shown.astype(jnp.float32),
+            class_weight=class_weight,
         )
-        means = jax.tree.map(jnp.mean, weighted(each, label, class_weight))
+        means = jax.tree.map(jnp.mean, each)
         return means.loss, (means, collections)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Outcome]:

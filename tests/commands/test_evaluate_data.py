@@ -12,7 +12,8 @@ from places import FIRST_EDITION
 from tiny import idx_bytes
 
 from capsjax import evaluate, train
-from capsjax.analysis import evaluation, figures, images
+from capsjax.analysis import figures, images
+from capsjax.analysis.scores import class_scores
 from capsjax.data import Dataset, load
 from capsjax.storage.workdir import Workdir
 
@@ -161,7 +162,7 @@ def test_pictures_are_evaluated_by_a_run_on_mnist(tiny_run, tmp_path, capsys):
 
 def test_precision_recall_and_f1_are_those_of_their_definitions():
     confusion = np.array([[6, 2, 0, 0], [1, 3, 0, 0], [2, 0, 0, 0], [0, 0, 0, 0]])
-    scores = evaluation.class_scores(confusion)
+    scores = class_scores(confusion)
     assert scores.num_images.tolist() == [8, 4, 2, 0]
     np.testing.assert_allclose(scores.precision, [6 / 9, 3 / 5, np.nan, np.nan])
     np.testing.assert_allclose(scores.recall, [6 / 8, 3 / 4, 0, np.nan])
@@ -175,7 +176,7 @@ def test_precision_recall_and_f1_are_those_of_their_definitions():
     ("counts", "is_uneven"), [((10, 10), False), ((11, 10), False), ((12, 10), True)]
 )
 def test_classes_are_uneven_if_they_differ_by_more_than_a_tenth(counts, is_uneven):
-    assert evaluation.class_scores(np.diag(counts)).is_uneven == is_uneven
+    assert class_scores(np.diag(counts)).is_uneven == is_uneven
 
 
 def test_the_scores_of_each_class_are_printed_and_kept(run_path, capsys, monkeypatch):
