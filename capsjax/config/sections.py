@@ -56,7 +56,7 @@ class Data:
             training and in the validation loss that chooses the best checkpoint. Where
             images show several classes, the class's term of the loss of the class
             capsules counts ``N / (2 N_present)`` in the ``N_present`` images that show
-            the class, and ``N / (2 N_absent)`` in the others; 1 if there are only ones.
+            the class, and ``N / (2 N_absent)`` in the others; 1 if either number is 0.
             The other metrics, and the whole test, count every image alike.
         skip_bad_files: True to skip image files that can't be read.
     """
