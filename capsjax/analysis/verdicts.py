@@ -43,8 +43,7 @@ def _verdict(run: Run, names: Sequence[str], num_present: int) -> str:
     if num_present == 0:
         return f"no {noun}"
     if run.num_shown != 1:
-        *others, last = names[: min(num_present, run.num_shown or num_present)]
-        return f"{', '.join(others)} and {last}" if others else last
+        return " and ".join(names[: min(num_present, run.num_shown or num_present)])
     if num_present == 1:
         return names[0]
     return f"{names[0]}, or two {nouns}? ({names[0]} and {names[1]})"

@@ -32,18 +32,18 @@ class Metrics(NamedTuple):
             ``verdict``.
         label_accuracy: The share of an image's classes in the verdict, if all images
             show the same number of several classes.
-        per_label_accuracy: The share of all classes, in the image or not, on which the
-            verdict is right, if images show different numbers of classes.
         parts: The unweighted parts of the loss, by name: the loss of the class
             capsules, and ``reconstruction_loss`` if its weight is above 0, summed over
             the classes if each is drawn alone.
+        per_label_accuracy: The share of all classes, in the image or not, on which the
+            verdict is right, if images show different numbers of classes.
     """
 
     loss: Float[Array | float, "*batch"]
     accuracy: Float[Array | float, "*batch"]
     label_accuracy: Float[Array | float, "*batch"] | None
-    per_label_accuracy: Float[Array | float, "*batch"] | None
     parts: dict[str, Any]
+    per_label_accuracy: Float[Array | float, "*batch"] | None = None
 
     def known(self) -> dict[str, Any]:
         """Returns the metrics that are not None, by name."""
@@ -172,7 +172,8 @@ def measure(
         parts["reconstruction_loss"] = error
     if class_weight is not None and label.ndim == 1:
         total = total * jnp.asarray(class_weight)[label]
-    return Metrics(total, *found(activation, label, **counted), parts)
+    accuracy, label_accuracy, per_label_accuracy = found(activation, label, **counted)
+    return Metrics(total, accuracy, label_accuracy, parts, per_label_accuracy)
 
 
 def verdict(

@@ -119,7 +119,7 @@ def test_all_classes_of_at_least_a_half_are_named(uncounted, traits):
     run = load_run(uncounted[0])
     prediction = run.predict(traits.image[:1])
     for length, answer in (
-        ([0.5, 0.49, 0.9, 0.6], "odd, zero and over 7"),
+        ([0.5, 0.49, 0.9, 0.6], "odd and zero and over 7"),
         ([0.1, 0.49, 0.9, 0.6], "odd and zero"),
         ([0.1, 0.49, 0.9, 0.3], "odd"),
         ([0.1, 0.49, 0.4, 0.3], "no class"),
