@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from capsjax.data import DatasetError, NotFoundError, has_validation, load
 from capsjax.data.preparation import Preparation
+from capsjax.data.readers.image_csv import find_layout
 
 NUM = 24
 
@@ -71,13 +73,18 @@ def test_the_test_images_are_the_same_wherever_the_folder_lies(folder):
     assert before.files[0] == paths()[numbers(before)[0]]
 
 
-def test_files_of_one_name_are_not_all_test_images(folder):
-    lines = ["path,label"]
-    for number in range(20):
-        (folder / str(number)).mkdir()
-        Image.new("L", (8, 8), number).save(folder / str(number) / "photo.png")
-        lines.append(f"{number}/photo.png,{'xy'[number % 2]}")
-    assert 2 <= len(read(table(folder, *lines), "test")) < 10
+def test_about_a_tenth_is_for_the_test_even_of_files_of_one_name(tmp_path):
+    # This name's own hash would choose all of them.
+    rows = [f"{number}/0.png,x" for number in range(400)]
+    few, many = (
+        find_layout(Path(table(tmp_path, "path,label", *rows[:number]))).splits
+        for number in (100, 400)
+    )
+    # Four standard deviations of 6 around the binomial distribution's mean of 40.
+    assert 16 < len(many["test"]) < 64
+    # Further rows leave the others where they are.
+    assert {*few["test"]} <= {*many["test"]}
+    assert {*few["train"]} <= {*many["train"]}
 
 
 def test_a_column_chooses_the_splits(folder):
