@@ -4,9 +4,9 @@
 
 prints losses, accuracy and confusions, and draws figures. Several runs form an
 ensemble: the lengths of their class capsules (or their probabilities) are averaged.
-``--data`` names another data set with the same classes and image shape, or a folder of
-IDX archives, or of pictures with one subfolder for each class. Its test split is
-evaluated, or all of its images if it has none.
+``--data`` names another data set with the same classes and image shape: also a file of
+arrays, a table of pictures, or a folder of IDX archives or of pictures with one
+subfolder for each class. Its test split is evaluated, or all pictures if it has none.
 """
 
 import argparse

@@ -52,14 +52,10 @@ def margin_loss(
     References:
         Sabour, Frosst and Hinton 2017, Eq. 4, https://arxiv.org/abs/1710.09829.
     """
-    require_unit_scale("length", length)
-    length = jnp.asarray(length)
-    is_present = _multi_hot(jnp.asarray(label), length.shape)
-    length = length.astype(jnp.promote_types(length.dtype, jnp.float32))
-    too_short = jnp.maximum(0, present - length) ** 2
-    too_long = jnp.maximum(0, length - absent) ** 2
-    loss = is_present * too_short + down_weight * (1 - is_present) * too_long
-    return jnp.sum(loss, axis=-1)
+    terms = _margin_terms(
+        length, label, present=present, absent=absent, down_weight=down_weight
+    )
+    return jnp.sum(terms, axis=-1)
 
 
 def spread_loss(
@@ -179,6 +175,24 @@ class Loss(abc.ABC):
     ) -> Float[Array, "*batch"]:
         """Computes the loss of each example, not weighted."""
 
+    def by_class(
+        self, activation: Float[Array, "*batch n"], label: Shaped[Array, "..."]
+    ) -> Float[Array, "*batch n"]:
+        """Computes each class's term of the loss, which is their sum.
+
+        Where an image may show several classes, ``config.data.class_weights`` weights
+        these terms. A loss that is no such sum leaves this method alone.
+
+        Raises:
+            NotImplementedError: If the loss is no sum over the classes.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is no sum over the classes")
+
+    @property
+    def is_by_class(self) -> bool:
+        """True if ``by_class`` has the terms of the loss."""
+        return type(self).by_class is not Loss.by_class
+
 
 @dataclasses.dataclass(frozen=True)
 class MarginLoss(Loss):
@@ -213,13 +227,18 @@ class MarginLoss(Loss):
         self, activation: Float[Array, "*batch n"], label: Shaped[Array, "..."]
     ) -> Float[Array, "*batch"]:
         """Computes the margin loss of each example."""
-        return margin_loss(
-            activation,
-            label,
-            present=self.present,
-            absent=self.absent,
-            down_weight=self.down_weight,
-        )
+        return margin_loss(activation, label, **self._margins)
+
+    def by_class(
+        self, activation: Float[Array, "*batch n"], label: Shaped[Array, "..."]
+    ) -> Float[Array, "*batch n"]:
+        """Computes each class's term of the margin loss."""
+        return _margin_terms(activation, label, **self._margins)
+
+    @property
+    def _margins(self) -> dict[str, float]:
+        names = ("present", "absent", "down_weight")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,6 +325,24 @@ def fitting_loss(loss: Loss, kind: ActivationKind) -> Loss:
             f"choose auto or {words[fitting[kind]]}."
         )
     return loss
+
+
+def _margin_terms(
+    length: Shaped[ArrayLike, "*batch n"],
+    label: Shaped[ArrayLike, "..."],
+    *,
+    present: float,
+    absent: float,
+    down_weight: float,
+) -> Float[Array, "*batch n"]:
+    """Returns each class's term of the margin loss."""
+    require_unit_scale("length", length)
+    length = jnp.asarray(length)
+    is_present = _multi_hot(jnp.asarray(label), length.shape)
+    length = length.astype(jnp.promote_types(length.dtype, jnp.float32))
+    too_short = jnp.maximum(0, present - length) ** 2
+    too_long = jnp.maximum(0, length - absent) ** 2
+    return is_present * too_short + down_weight * (1 - is_present) * too_long
 
 
 def _own(

@@ -2,7 +2,8 @@
 
 Averages the runs of one recipe over their seeds. Prints mean and sample standard
 deviation of the test accuracy, for the last network and for the best by validation
-loss; for the latter also the share of the classes found, if images show several; and
+loss; for the latter also the share of the classes found, or of the labels right, if
+images show several; and
 the validation accuracy, if runs were not tested. Runs of a recipe must agree in
 everything but the seed.
 

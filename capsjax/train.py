@@ -27,6 +27,7 @@ from capsjax.storage.checkpoints import CheckpointError
 from capsjax.storage.files import WorkdirError
 from capsjax.storage.workdir import Workdir, default_path
 from capsjax.training.command_line import UsageError, parse
+from capsjax.training.objective import several_in_words
 from capsjax.training.trainer import complete, train
 
 __all__ = ["main", "train"]
@@ -89,9 +90,8 @@ def main(argv: Sequence[str]) -> int:
     if metrics is None:
         say(f"trained, and neither validated nor tested ({workdir.result})")
         return 0
-    found = ""
-    if "label_accuracy" in metrics:
-        found = f" ({metrics['label_accuracy']:.2%} of the classes found)"
+    found = several_in_words(metrics)
+    found = found and f" ({found})"
     say(
         f"{kind} accuracy {metrics['accuracy']:.2%}{found}, loss {metrics['loss']:.6f} "
         f"(step {metrics['step']}; {workdir.result})"

@@ -16,6 +16,9 @@ from capsjax.storage.workdir import Workdir, differences
 # Fields without influence on the trained network, besides chance.
 _INDIFFERENT = ("seed", "eval_batch_size", *configs.WITHOUT_EFFECT)
 
+# Heads of the columns for images that show several classes.
+_SEVERAL = {"found": "classes found", "labels_right": "labels right"}
+
 
 class RunSummary(NamedTuple):
     """The stored facts of a finished run.
@@ -30,7 +33,10 @@ class RunSummary(NamedTuple):
         best: Test accuracy of the best network by validation loss; None if untested.
         last: Test accuracy of the last network, likewise.
         validated: Validation accuracy of the best network, if it was validated.
-        found: Share of the classes that the best network found, if images show several.
+        found: Share of the classes that the best network found, if all images show the
+            same number of several.
+        labels_right: Share of the classes, in an image or not, on which the best
+            network is right, if images show different numbers.
         epochs: Number of finished epochs.
         seconds: Time spent in steps and evaluations.
         num_parameters: Number of parameters.
@@ -46,6 +52,7 @@ class RunSummary(NamedTuple):
     last: float | None
     validated: float | None
     found: float | None
+    labels_right: float | None
     epochs: int
     seconds: float
     num_parameters: int
@@ -89,7 +96,8 @@ def read_run(path: str | pathlib.Path, own: configs.Config | None = None) -> Run
             best=best,
             last=last,
             validated=validation.get("accuracy"),
-            found=result["test"].get("label_accuracy") if is_tested else None,
+            found=(result["test"] or {}).get("label_accuracy"),
+            labels_right=(result["test"] or {}).get("per_label_accuracy"),
             epochs=result.get("epochs_done", result["num_epochs"]),
             seconds=result["seconds"],
             num_parameters=result["num_parameters"],
@@ -266,8 +274,12 @@ def table(groups: Mapping[Row, Sequence[RunSummary]], by: Sequence[str] = ()) ->
     heads += ["test accuracy, last, %", "minutes", "parameters"]
     runs = itertools.chain.from_iterable(groups.values())
     all_runs = list(runs)
-    if has_several := any(run.found is not None for run in all_runs):
-        heads += ["classes found, best by validation, %"]
+    several = [
+        name
+        for name in ("found", "labels_right")
+        if any(getattr(run, name) is not None for run in all_runs)
+    ]
+    heads += [f"{_SEVERAL[name]}, best by validation, %" for name in several]
     if is_untested := any(run.best is None for run in all_runs):
         heads += ["validation accuracy, best, %"]
     is_text = 4 + len(by)
@@ -287,9 +299,10 @@ def table(groups: Mapping[Row, Sequence[RunSummary]], by: Sequence[str] = ()) ->
             f"{seconds / 60:.1f}",
             f"{group[0].num_parameters:,}",
         ]
-        if has_several:
-            found = [run.found for run in group if run.found is not None]
-            cells.append(_mean_and_deviation(found) if found else "")
+        for name in several:
+            known = [getattr(run, name) for run in group]
+            known = [value for value in known if value is not None]
+            cells.append(_mean_and_deviation(known) if known else "")
         if is_untested:
             cells.append(_mean([run.validated for run in group]))
         lines.append(f"| {' | '.join(map(_cell, cells))} |")

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from capsjax.analysis.inspection import (
     ROUNDS,
@@ -15,6 +15,7 @@ from capsjax.analysis.inspection import (
     batches,
     primary_lengths,
 )
+from capsjax.analysis.scores import Scores, class_scores, label_scores
 from capsjax.data import Batch, Dataset
 from capsjax.models.network import has_stages, routing_of
 from capsjax.ops import mask_longest
@@ -33,57 +34,17 @@ _MOST_COUPLINGS, _FEWEST_COMPARED = 2**27, 200
 MOST_KEPT_CLASSES = 100
 
 
-class Scores(NamedTuple):
-    """Scores of each class; NaN where a share has no images.
-
-    Attributes:
-        num_images: Number of images that show the class.
-        precision: Share of the images predicted as the class that show it.
-        recall: Share of the images that show the class that were predicted as it.
-        f1: The harmonic mean of both.
-    """
-
-    num_images: Int[np.ndarray, " classes"]
-    precision: Float[np.ndarray, " classes"]
-    recall: Float[np.ndarray, " classes"]
-    f1: Float[np.ndarray, " classes"]
-
-    @property
-    def balanced_accuracy(self) -> float:
-        """Mean recall of the classes that have images."""
-        return float(self.recall[self.num_images > 0].mean())
-
-    @property
-    def is_uneven(self) -> bool:
-        """True if the classes differ in size by more than a tenth."""
-        return bool(self.num_images.max() > 1.1 * self.num_images.min())
-
-
-def class_scores(confusion: Int[np.ndarray, "n n"]) -> Scores:
-    """Computes precision, recall and F1 of each class from the confusions.
-
-    Args:
-        confusion: How often each class (a row) was predicted as each other (a column).
-    """
-    right, shown, taken = np.diag(confusion), confusion.sum(1), confusion.sum(0)
-
-    def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-        return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
-
-    return Scores(
-        shown, share(right, taken), share(right, shown), share(2 * right, shown + taken)
-    )
-
-
 class Evaluation(NamedTuple):
     """Results of a network, or an ensemble of networks, on a data set.
 
     Attributes:
         metrics: Means over the images.
         prediction: The prediction for every image.
+        scores: Scores of each class.
         confusion: How often each shown class (a row) was predicted as each other (a
-            column). If an image shows several, its missed classes are paired with the
-            wrong predictions, both in the order of the classes.
+            column). If all images show the same number of several, an image's missed
+            classes are paired with the wrong predictions, both in the order of the
+            classes. None if images show different numbers.
         primary: Lengths of the primary capsules of one network, if it has any.
         classes: Lengths of the class capsules, if there are any.
         by_rounds: Accuracy by the number of rounds of routing, if there is routing.
@@ -92,6 +53,7 @@ class Evaluation(NamedTuple):
 
     metrics: Metrics
     prediction: Prediction
+    scores: Scores
     confusion: Any
     primary: Lengths | None = None
     classes: Lengths | None = None
@@ -120,7 +82,7 @@ def evaluate_run(
     evaluation = Evaluation(
         means(sums, len(dataset)),
         prediction,
-        count_confusions(dataset.label, prediction.activation),
+        *_compared(dataset, prediction.activation),
     )
     if not (has_stages(run.model) and looks_inside):
         return evaluation
@@ -175,7 +137,7 @@ def evaluate_ensemble(
     return Evaluation(
         means(sums, len(dataset)),
         prediction,
-        count_confusions(dataset.label, activation),
+        *_compared(dataset, activation),
     )
 
 
@@ -188,7 +150,13 @@ def _summed_metrics(run: Run) -> Callable[[Any, Batch, Prediction], Metrics]:
         activation: Any = prediction.activation
         if run.activation_kind == "logit":
             # The logarithm of a probability rounded to zero is not finite.
-            activation = jnp.log(jnp.maximum(activation, np.finfo(np.float32).tiny))
+            tiny = np.finfo(np.float32).tiny
+            if run.num_shown == 1:
+                activation = jnp.log(jnp.maximum(activation, tiny))
+            else:
+                activation = jax.scipy.special.logit(
+                    jnp.clip(activation, tiny, 1 - 2**-24)
+                )
         routed = Routed(prediction.pose, activation, None)
         each = measure(
             *(run.model, params, routed, image, batch.label),
@@ -198,6 +166,16 @@ def _summed_metrics(run: Run) -> Callable[[Any, Batch, Prediction], Metrics]:
         return jax.tree.map(jnp.sum, each)
 
     return summed
+
+
+def _compared(
+    dataset: Dataset, activation: Float[np.ndarray, "m n"]
+) -> tuple[Scores, np.ndarray | None]:
+    """Returns scores and confusions of the predictions, as in ``Evaluation``."""
+    if dataset.num_shown is None:
+        return label_scores(dataset.label, activation), None
+    confusion = count_confusions(dataset.label, activation)
+    return class_scores(confusion), confusion
 
 
 def count_confusions(

@@ -25,7 +25,7 @@ def draw(
     run: Run,
     dataset: Dataset,
     prediction: Prediction,
-    confusion: Int[np.ndarray, "n n"],
+    confusion: Int[np.ndarray, "n n"] | None,
     by_rounds: Mapping[int, float] | None,
     folder: pathlib.Path,
 ) -> list[pathlib.Path]:
@@ -35,7 +35,8 @@ def draw(
         run: The run, with its network.
         dataset: The test images.
         prediction: The run's predictions for them; poses are not needed.
-        confusion: How often each class (a row) was predicted as each other (a column).
+        confusion: How often each class (a row) was predicted as each other (a column);
+            None if images show different numbers of classes.
         by_rounds: Accuracy by the number of rounds, if there is routing.
         folder: The folder for the figures; its old figures are deleted.
 
@@ -66,11 +67,12 @@ def draw(
     samples = _some(dataset, _MOST_SAMPLES)
     shown = dataset.label[samples]
     if dataset.is_multi_label:
-        titles = [" ".join(named(np.flatnonzero(row))) for row in shown]
+        titles = [" ".join(named(np.flatnonzero(row))) or "none" for row in shown]
     else:
         titles = named(shown)
     save("samples", plots.samples(seen(samples), titles))
-    save("confusion", plots.confusion(confusion, names))
+    if confusion is not None:
+        save("confusion", plots.confusion(confusion, names))
     save("training", plots.training_curves(*_curves(run.workdir.read_metrics())))
     # Draw the routing.
     num_routed = 0 if by_rounds is None else most_routed(run)

@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 
 from capsjax.data import Dataset, DatasetError, NotFoundError, load
-from capsjax.data.loading import names_images
-from capsjax.data.readers.folder_layout import own_splits
-from capsjax.data.readers.folder_layout import shortened as listed
+from capsjax.data.loading import find_pictures, names_a_file, own_splits
+from capsjax.data.readers.layout import shortened as listed
 from capsjax.runtime.console import printable
-from capsjax.runtime.paths import expanded
 from capsjax.storage.files import WorkdirError
 from capsjax.storage.run import Run
 
@@ -35,9 +33,9 @@ def load_test_set(runs: Sequence[Run], name: str | None) -> Dataset:
         preparation=first.preparation,
         skip_bad_files=data.skip_bad_files,
     )
-    if name is not None and names_images(name):
+    if name is not None and (pictures := find_pictures(name)):
         load_split = functools.partial(load_split, image_size=0)
-        dataset = _load_pictures(first, name, load_split)
+        dataset = _load_pictures(first, *pictures, load_split)
     else:
         folder = data.path if name in (None, data.name) else ""
         try:
@@ -45,8 +43,9 @@ def load_test_set(runs: Sequence[Run], name: str | None) -> Dataset:
             named = name or data.name
             dataset = load_split(named, "test", path=folder, split_rule=rule).fixed()
         except NotFoundError as error:
+            place = "FILE" if names_a_file(name or data.name) else "FOLDER"
             raise NotFoundError(
-                f"{error}. If the images are elsewhere: --data FOLDER"
+                f"{error}. If the images are elsewhere: --data {place}"
             ) from error
     dataset = _with_classes_of(first, dataset)
     # Compare every run with the first and with the images.
@@ -83,21 +82,24 @@ def load_test_set(runs: Sequence[Run], name: str | None) -> Dataset:
     return dataset
 
 
-def _load_pictures(run: Run, folder: str, load_split: Callable[..., Any]) -> Dataset:
-    """Loads the test images of a folder; all images if it has no test split.
+def _load_pictures(
+    run: Run, name: str, path: str, load_split: Callable[..., Any]
+) -> Dataset:
+    """Loads the test images among image files; all images if they name no test split.
 
     The run's own images, which may have moved, are divided as before.
     """
-    load_split = functools.partial(load_split, "image_folder", path=folder)
+    load_split = functools.partial(load_split, name, path=path)
     with contextlib.suppress(DatasetError):
         test_set = load_split("test", split_rule=run.workdir.split_rule())
         if run.workdir.is_of(test_set, "test"):
             return test_set
-    if "test" in own_splits(expanded(folder)):
+    if "test" in own_splits(name, path):
         return load_split("test")
+    what = f"{path} has no folder" if path else f"{name} has no row"
     note = (
-        f"{folder} has no folder for the test: all of its images are evaluated, even "
-        "if the network was trained on some of them"
+        f"{what} for the test: all of its images are evaluated, even if the network "
+        "was trained on some of them"
     )
     dataset = load_split("all")
     return dataclasses.replace(dataset, notes=(note, *dataset.notes))

@@ -73,6 +73,8 @@ def accuracy_by_rounds(
 ) -> dict[int, float]:
     """Returns the accuracy of the same weights at each number of rounds."""
     model = _staged(run)
+    counting: Any = {"kind": run.activation_kind}
+    counting["is_counted"] = dataset.num_shown is not None
 
     @jax.jit
     def primary(params: Any, batch: Batch) -> Array:
@@ -86,7 +88,7 @@ def accuracy_by_rounds(
         @jax.jit
         def num_right(params: Any, primary: Array, label: Array) -> Array:
             routed = one.apply(params, primary, method=one.route)
-            return found(routed.activation, label)[0].sum()
+            return found(routed.activation, label, **counting)[0].sum()
 
         return num_right
 

@@ -7,20 +7,14 @@ import numpy as np
 from jaxtyping import Int
 
 from capsjax.analysis.confusion import commonest_confusions
-from capsjax.analysis.evaluation import (
-    MOST_KEPT_CLASSES,
-    Evaluation,
-    Scores,
-    class_scores,
-)
+from capsjax.analysis.evaluation import MOST_KEPT_CLASSES, Evaluation
 from capsjax.analysis.inspection import DEAD, SATURATED
+from capsjax.analysis.scores import Scores
 from capsjax.data import Dataset
 from capsjax.runtime.console import shortened
 from capsjax.storage.provenance import provenance
 from capsjax.storage.run import Run
-from capsjax.training.objective import (
-    Metrics,
-)
+from capsjax.training.objective import Metrics, several_in_words
 
 _WIDEST_TABLE = 160  # Characters; the confusions of a wider one become words.
 _MOST_LISTED = 30  # Classes, each with its line.
@@ -31,20 +25,23 @@ _MOST_KEPT_CONFUSIONS = 10_000  # Where the table is too large to keep.
 def summary(metrics: Metrics, num_images: int) -> str:
     """Returns loss and accuracy in words."""
     wrong = round(num_images * (1 - metrics.accuracy))
-    several = ""
-    if metrics.label_accuracy is not None:
-        several = f"; {metrics.label_accuracy:.2%} of the classes found"
+    several = several_in_words(metrics.known())
     return (
         f"loss {metrics.loss:.6f}, accuracy {metrics.accuracy:.2%} "
-        f"({wrong} wrong){several}"
+        f"({wrong} wrong){several and f'; {several}'}"
     )
 
 
 def summary_lines(dataset: Dataset, evaluation: Evaluation) -> Iterator[str]:
     """Yields the lines to print: few, even with many classes."""
     yield summary(evaluation.metrics, len(dataset))
-    scores = class_scores(evaluation.confusion)
-    if scores.is_uneven:
+    scores = evaluation.scores
+    if scores.mean_average_precision is not None:
+        yield (
+            f"balanced accuracy {scores.balanced_accuracy:.2%}, average precision "
+            f"{scores.mean_average_precision:.2%}: means over the classes"
+        )
+    elif scores.is_uneven:
         yield (
             f"balanced accuracy {scores.balanced_accuracy:.2%}: the mean of the "
             "classes' recall, which differ in size"
@@ -71,13 +68,20 @@ def summary_lines(dataset: Dataset, evaluation: Evaluation) -> Iterator[str]:
 
 
 def _class_lines(
-    class_names: Sequence[str], confusion: Int[np.ndarray, "n n"], scores: Scores
+    class_names: Sequence[str],
+    confusion: Int[np.ndarray, "n n"] | None,
+    scores: Scores,
 ) -> Iterator[str]:
     """Yields each class's scores and confusions; only the worst of many classes."""
     names = [shortened(name, 20) for name in class_names]
     wide = max(5, *map(len, names))
     head = f"{'label':{wide}} images precision  recall      F1"
-    is_table = len(head) + 1 + (wide + 1) * len(names) <= _WIDEST_TABLE
+    columns = [scores.precision, scores.recall, scores.f1]
+    if scores.balanced is not None and scores.average_precision is not None:
+        head += " balanced average precision"
+        columns += [scores.balanced, scores.average_precision]
+    is_table = confusion is not None
+    is_table &= len(head) + 1 + (wide + 1) * len(names) <= _WIDEST_TABLE
     shown: Any = range(len(names))
     if len(names) > _MOST_LISTED:
         shown = np.argsort(scores.recall, kind="stable")[:_MOST_NAMED]  # NaN is last.
@@ -85,21 +89,25 @@ def _class_lines(
     yield head + "  taken for" * is_table
     if is_table:
         yield " " * (len(head) + 1) + "".join(f" {name:>{wide}}" for name in names)
-    shares = [[_share(value) for value in values.tolist()] for values in scores[1:]]
     for k in shown:
-        precision, recall, f1 = (column[k] for column in shares)
-        row = f"{names[k]:{wide}} {scores.num_images[k]:6} "
-        row += f"{precision:>9} {recall:>7} {f1:>7}"
-        if is_table:
+        row = f"{names[k]:{wide}} {scores.num_images[k]:6}"
+        for column, width in zip(columns, (9, 7, 7, 8, 17), strict=False):
+            row += f" {_share(float(column[k])):>{width}}"
+        if confusion is not None and is_table:
             cells = "".join(f" {count or '.':>{wide}}" for count in confusion[k])
             row = f"{row} {cells}"
         yield row
-    commonest = commonest_confusions(confusion, _MOST_NAMED)
-    if not is_table and commonest:
+    if confusion is None or is_table:
+        return
+    if commonest := commonest_confusions(confusion, _MOST_NAMED):
         yield ""
         yield "taken for others most often:"
         for label, taken, count in commonest:
             yield f"{count:6} x {names[label]} as {names[taken]}"
+
+
+def _plain(value: float | int) -> float | int | None:
+    return None if np.isnan(value) else value
 
 
 def _share(value: float) -> str:
@@ -111,32 +119,34 @@ def record(
 ) -> dict[str, Any]:
     """Returns all numbers of an evaluation, the content of ``evaluation.json``."""
     by_rounds, confusion = evaluation.by_rounds or {}, evaluation.confusion
-    is_small = len(confusion) <= MOST_KEPT_CLASSES
-    names = dataset.class_names
-    scores = class_scores(confusion)
+    names, scores = dataset.class_names, evaluation.scores
+    is_small = len(names) <= MOST_KEPT_CLASSES
     by_class = {
-        name: [None if np.isnan(value) else float(value) for value in values]
+        name: [_plain(value) for value in values.tolist()]
         for name, values in scores._asdict().items()
+        if values is not None
     }
+    means = {"balanced_accuracy": _plain(scores.balanced_accuracy)}
+    if scores.mean_average_precision is not None:
+        means["mean_average_precision"] = _plain(scores.mean_average_precision)
+    commonest = []
+    if confusion is not None:
+        most = _MOST_NAMED if is_small else _MOST_KEPT_CONFUSIONS
+        commonest = commonest_confusions(confusion, most)
     return {
         "data": {"name": dataset.name, **dataset.identity()},
         "runs": [{"path": str(run.workdir.path), "step": run.step} for run in runs],
         **evaluation.metrics.known(),
-        "balanced_accuracy": scores.balanced_accuracy,
+        **means,
         "classes": {
-            class_name: {
-                "num_images": int(scores.num_images[k]),
-                **{name: by_class[name][k] for name in ("precision", "recall", "f1")},
-            }
-            for k, class_name in enumerate(dataset.class_names)
+            class_name: {name: values[k] for name, values in by_class.items()}
+            for k, class_name in enumerate(names)
         },
         "accuracy_by_rounds": {str(n): share for n, share in by_rounds.items()},
-        "confusion": confusion.tolist() if is_small else None,
+        "confusion": None if confusion is None or not is_small else confusion.tolist(),
         "commonest_confusions": [
             {"label": names[label], "taken_for": names[taken], "images": count}
-            for label, taken, count in commonest_confusions(
-                confusion, _MOST_NAMED if is_small else _MOST_KEPT_CONFUSIONS
-            )
+            for label, taken, count in commonest
         ],
         **provenance(),
     }

@@ -9,9 +9,8 @@ from jaxtyping import UInt8
 from capsjax.data.picture import UnclearGroundError
 from capsjax.data.preparation import DRAWN, Preparation
 from capsjax.storage.run import Prediction, Run
+from capsjax.training.objective import PRESENT
 
-# Half way between the margin loss's lengths of absent and present capsules.
-PRESENT = 0.5
 # Data sets whose classes are digits.
 _DIGITS = (*DRAWN, "svhn_cropped")
 
@@ -29,7 +28,7 @@ def verdicts(run: Run, prediction: Prediction) -> list[dict[str, Any]]:
         }
         answer: dict[str, Any] = {"verdict": names[0], "label": names[0]}
         # In a softmax, one class is always present.
-        if kind != "logit":
+        if kind != "logit" or run.num_shown != 1:
             answer["num_present"] = int((activation >= PRESENT).sum())
             answer["verdict"] = _verdict(run, names, answer["num_present"])
         answer["lengths" if kind == "length" else "probabilities"] = numbers

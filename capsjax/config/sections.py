@@ -39,7 +39,8 @@ class Data:
 
     Attributes:
         name: ``mnist``, ``multi_mnist``, ``expanded_mnist``, ``image_folder``, a folder
-            of IDX archives, or a name that TFDS knows.
+            of IDX archives, a file of arrays ``FILE.npz``, a table of image files
+            ``FILE.csv``, or a name that TFDS knows.
         path: The folder of an ``image_folder``, with one subfolder for each class.
         image_size: Height and width to scale images to; 0 leaves them.
         num_validation: Number of training images kept for validation, a share from each
@@ -52,9 +53,12 @@ class Data:
         class_weights: ``none``: every image counts alike. ``balanced``: the loss of an
             image counts ``N / (K N_class)``, for ``N`` training images of ``K``
             classes, ``N_class`` of them in its class. Every class then counts alike in
-            training and in the validation loss that chooses the best checkpoint. The
-            other metrics, and the whole test, count every image alike.
-        skip_bad_files: True to skip files of an ``image_folder`` that can't be read.
+            training and in the validation loss that chooses the best checkpoint. Where
+            images show several classes, the class's term of the loss of the class
+            capsules counts ``N / (2 N_present)`` in the ``N_present`` images that show
+            the class, and ``N / (2 N_absent)`` in the others; 1 if either number is 0.
+            The other metrics, and the whole test, count every image alike.
+        skip_bad_files: True to skip image files that can't be read.
     """
 
     name: Annotated[str, Allowed("the name of a data set or a folder", bool)] = "mnist"

@@ -1,6 +1,7 @@
 """Data sets as arrays in memory: one door, one type, one order of batches."""
 
-from capsjax.data.dataset import Batch, Dataset, DatasetError, NotFoundError
+from capsjax.data.dataset import Batch, Dataset
+from capsjax.data.errors import DatasetError, NotFoundError
 from capsjax.data.generated import Generated
 from capsjax.data.loading import has_validation, load
 from capsjax.data.sampling import (

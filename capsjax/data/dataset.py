@@ -9,18 +9,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, Int32, UInt8, UInt64
 
+from capsjax.data.arrays import (
+    as_images,
+    as_labels,
+    as_names,
+    require_names,
+    require_same_number,
+)
+from capsjax.data.errors import DatasetError
 from capsjax.data.preparation import Preparation
 
 # The most file names in an identity.
 _MOST_FILES = 100
-
-
-class DatasetError(ValueError):
-    """A data set cannot be used; the message names it, the cause and the remedy."""
-
-
-class NotFoundError(DatasetError):
-    """A data set is not found in its place."""
 
 
 class Batch(NamedTuple):
@@ -38,16 +38,19 @@ class Batch(NamedTuple):
     source: UInt8[Any, "*batch s h w c"] | None = None
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, init=False)
 class Dataset:
     """Images and labels in memory.
 
     Attributes:
         name: Name of the data set in messages.
-        image: Pixels from 0 to 255, uint8 ``[n h w c]``.
-        label: Each image's index into ``class_names``, int32 ``[n]``; or bool
-            ``[n classes]`` if images show several.
-        class_names: One name for each class.
+        image: Pixels from 0 to 255, uint8 ``[n h w c]``; grey images ``[n h w]`` get
+            an axis of one channel.
+        label: Each image's index into ``class_names``, ``[n]`` of any integer type,
+            kept as int32; or bool ``[n classes]`` if images show several classes, or
+            none.
+        class_names: One name for each class; by default "0", "1" and so on, up to the
+            largest label or for each column of bool labels.
         source: The overlapping parts of each image, each alone, in class order: uint8
             ``[n s h w c]``. None if images do not all show ``s`` classes.
         files: Class and name of each image's file, ``cats/1.png``, ``[n]``; None if
@@ -60,8 +63,8 @@ class Dataset:
 
     Raises:
         DatasetError: If there is no image, the arrays have another type or rank, their
-            counts differ, a label has no class name, or the preparation makes images of
-            another shape.
+            counts differ, a label has no class name, a class name is no text or there
+            twice, or the preparation makes images of another shape.
     """
 
     name: str
@@ -69,59 +72,50 @@ class Dataset:
     image: np.ndarray = dataclasses.field(repr=False)
     label: np.ndarray = dataclasses.field(repr=False)
     class_names: tuple[str, ...]
-    source: np.ndarray | None = dataclasses.field(default=None, repr=False)
-    files: np.ndarray | None = dataclasses.field(default=None, repr=False)
-    preparation: Preparation | None = None
-    checksum: np.ndarray | None = dataclasses.field(default=None, repr=False)
-    notes: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    source: np.ndarray | None = dataclasses.field(repr=False)
+    files: np.ndarray | None = dataclasses.field(repr=False)
+    preparation: Preparation | None
+    checksum: np.ndarray | None = dataclasses.field(repr=False)
+    notes: tuple[str, ...] = dataclasses.field(repr=False)
 
-    def __post_init__(self):
-        _check_array(self.name, "image", self.image, np.uint8, "n h w c")
-        if self.is_multi_label:
-            _check_array(self.name, "label", self.label, np.bool_, "n classes")
-        else:
-            _check_array(self.name, "label", self.label, np.int32, "n")
-        if self.source is not None:
-            _check_array(self.name, "source", self.source, np.uint8, "n s h w c")
-        if len(self.image) != len(self.label):
-            raise DatasetError(
-                f"data set {self.name!r} has {len(self.image)} images and "
-                f"{len(self.label)} labels: there must be one label for each image"
-            )
-        if not self.image.size:
-            raise DatasetError(
-                f"data set {self.name!r} is empty: its images have the shape "
-                f"{self.image.shape}, and every axis must be at least 1"
-            )
-        self._check_labels()
+    def __init__(
+        self,
+        name: str,
+        image: Any,
+        label: Any,
+        class_names: Any = (),
+        source: np.ndarray | None = None,
+        files: np.ndarray | None = None,
+        preparation: Preparation | None = None,
+        checksum: np.ndarray | None = None,
+        notes: tuple[str, ...] = (),
+    ):
+        place = f"data set {name!r}"
+        image = as_images(image, place, "image")
+        label = as_labels(label, place, "label")
+        require_same_number(image, label, place, "image and label")
+        class_names = as_names(class_names, place, label)
+        require_names(label, class_names, place, "label")
+        values = (name, image, label, class_names, source, files, preparation)
+        values += (checksum, notes)
+        for field, value in zip(dataclasses.fields(self), values, strict=True):
+            object.__setattr__(self, field.name, value)  # It is frozen for others.
         self._check_source()
         made = self.preparation and self.preparation.image_shape
         if made not in (None, self.image_shape):
             raise DatasetError(
-                f"data set {self.name!r}: its images are {self.image_shape}, but its "
-                f"preparation makes {made}"
-            )
-
-    def _check_labels(self):
-        if self.is_multi_label:
-            if self.label.shape[1] != self.num_classes:
-                raise DatasetError(
-                    f"data set {self.name!r} has labels for {self.label.shape[1]} "
-                    f"classes and {self.num_classes} class names"
-                )
-            return
-        is_wrong = (self.label < 0) | (self.label >= self.num_classes)
-        if is_wrong.any():
-            index = int(is_wrong.argmax())
-            raise DatasetError(
-                f"data set {self.name!r} has the label {self.label[index]} at index "
-                f"{index}: with {self.num_classes} class names a label must be from 0 "
-                f"to {self.num_classes - 1}"
+                f"{place}: its images are {self.image_shape}, but its preparation "
+                f"makes {made}"
             )
 
     def _check_source(self):
         if self.source is None:
             return
+        if self.source.dtype != np.uint8 or self.source.ndim != 5:
+            raise DatasetError(
+                f"data set {self.name!r}: source is {self.source.dtype} with the shape "
+                f"{self.source.shape}, and must be uint8 with the axes [n s h w c]"
+            )
         n, s, *shape = self.source.shape
         expected = (len(self), self.image_shape)
         if (n, tuple(shape)) != expected or not self.is_multi_label:
@@ -143,6 +137,13 @@ class Dataset:
     def is_multi_label(self) -> bool:
         """True if an image may show several classes."""
         return self.label.dtype == np.bool_
+
+    @property
+    def num_shown(self) -> int | None:
+        """Number of classes in each image; None if it differs between images."""
+        if not self.is_multi_label:
+            return 1
+        return None if self.source is None else self.source.shape[1]
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -285,13 +286,3 @@ def checksums(image: UInt8[np.ndarray, "n ..."]) -> UInt64[np.ndarray, " n"]:
 def checksum_of(content: bytes) -> int:
     """Returns a checksum of 64 bits."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
-
-
-def _check_array(
-    name: str, field: str, array: np.ndarray, dtype: type, axes: str
-) -> None:
-    if array.dtype != dtype or array.ndim != len(axes.split()):
-        raise DatasetError(
-            f"data set {name!r}: {field} is {array.dtype} with the shape "
-            f"{array.shape}, and must be {dtype.__name__} with the axes [{axes}]"
-        )

@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from capsjax.data import warp
-from capsjax.data.dataset import Batch, Dataset, DatasetError
+from capsjax.data.dataset import Batch, Dataset
+from capsjax.data.errors import DatasetError
 from capsjax.data.preparation import Preparation
 
 # Draws the random numbers for each image of a data set, and returns a function that

@@ -4,17 +4,15 @@ import dataclasses
 import os
 import types
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from capsjax.data.dataset import (
-    Dataset,
-    DatasetError,
-    checksums,
-    require_memory,
-)
+from capsjax.data.dataset import Dataset, checksums, require_memory
+from capsjax.data.errors import DatasetError
 from capsjax.data.generated import RECIPES, Generated
 from capsjax.data.preparation import LARGEST_SIDE, Preparation
+from capsjax.data.readers import npz
 from capsjax.data.readers.idx import has_idx_files, load_idx_folder, load_mnist
 from capsjax.data.sampling import BY_CLASS
 from capsjax.runtime.paths import expanded
@@ -50,12 +48,15 @@ def load(
               class: see ``load_image_folder``;
             - the path of a folder with four IDX archives laid out like MNIST's
               ("./mnist" for a folder called mnist);
+            - the path of a file of arrays that ends in ".npz": see ``load_npz``;
+            - the path of a table of image files that ends in ".csv": see
+              ``load_image_csv``;
             - "affnist", which has only a test split, or the name of an image
               classification set in TensorFlow Datasets, "cifar10" or "emnist/letters";
               "validation" is the test split of a set without one.
         split: "train", "test", or "validation" if ``has_validation``. Train on the
             first, choose the model by the last or by a ``split_validation`` of the
-            first, and look at "test" last. "all" of an image folder has every image.
+            first, and look at "test" last. "all" of image files has every image.
         data_dir: Folder of the sets from TensorFlow Datasets; by default
             ``$CAPSJAX_DATA_DIR``, else ``~/.cache/capsjax/tfds``.
         path: The folder of "image_folder".
@@ -64,9 +65,9 @@ def load(
         max_bytes: The most memory that the images may take.
         split_rule: "by_class"; or "first_edition", which knows only the splits
             ``train`` and ``test`` of an image folder.
-        preparation: How the files of an image folder become images, instead of
-            ``image_size`` and the files' own kind: as in another split or set.
-        skip_bad_files: Whether unreadable files of an image folder are left out.
+        preparation: How image files become images, instead of ``image_size`` and the
+            files' own kind: as in another split or set.
+        skip_bad_files: Whether unreadable image files are left out.
 
     Returns:
         The images and labels, always in the same order. Sets made from MNIST are
@@ -79,7 +80,8 @@ def load(
             not fit it, or the images would take more than ``max_bytes``. The message
             names the remedy.
     """
-    if split not in _SPLITS and (name, split) != (_IMAGE_FOLDER, "all"):
+    are_files = name == _IMAGE_FOLDER or _is_file(name, ".csv")
+    if split not in _SPLITS and not (are_files and split == "all"):
         raise DatasetError(f"there is no split {split!r}: it must be 'train' or 'test'")
     if split == "validation" and not has_validation(name, path, data_dir=data_dir):
         raise DatasetError(
@@ -96,16 +98,14 @@ def load(
             f"data set {name!r} and path {str(path)!r} do not go together: only an "
             f"{_IMAGE_FOLDER!r} has a path, and it needs one"
         )
-    # Image files and TFDS take time to import, which other sets do not need.
-    if name == _IMAGE_FOLDER:
-        from capsjax.data.readers.image_folder import load_image_folder
-
-        return load_image_folder(
+    if are_files:
+        return _load_files(
+            name,
             path,
             split,
+            split_rule,
             image_size=image_size,
             max_bytes=max_bytes,
-            split_rule=split_rule,
             preparation=preparation,
             skip_bad_files=skip_bad_files,
         )
@@ -131,13 +131,12 @@ def has_validation(
     Raises:
         DatasetError: If the name is unknown.
     """
-    if name == _IMAGE_FOLDER:
-        from capsjax.data.readers.folder_layout import own_splits
-
-        folder = expanded(path)
-        return folder.is_dir() and "validation" in own_splits(folder)
+    if name == _IMAGE_FOLDER or _is_file(name, ".csv"):
+        return "validation" in own_splits(name, path)
     if _is_own(name):
         return False
+    if _is_file(name, ".npz"):
+        return npz.has_validation(expanded(name))
     if _is_folder(name):
         return has_idx_files(expanded(name), "validation")
     return import_tfds_reader(name).has_validation(name, data_dir=data_dir)
@@ -148,17 +147,54 @@ def may_name_a_place(name: str) -> bool:
     return not _is_own(name)
 
 
-def names_images(name: str) -> bool:
-    """Returns whether a name is a folder with images instead of IDX archives."""
-    return (
-        not _is_own(name)
-        and os.path.isdir(folder := expanded(name))
-        and not any(has_idx_files(folder, split) for split in _SPLITS)
-    )
+def names_a_file(name: str) -> bool:
+    """Returns whether a name is the path of a file, not of a folder."""
+    return _is_file(name, ".npz") or _is_file(name, ".csv")
+
+
+def find_pictures(name: str) -> tuple[str, str] | None:
+    """Returns name and path, as in ``load``, of a folder or a table of image files.
+
+    Args:
+        name: A name as in ``load``, or the path of a folder of images.
+
+    Returns:
+        None if it names another data set.
+    """
+    if _is_file(name, ".csv"):
+        return name, ""
+    if _is_own(name) or not os.path.isdir(folder := expanded(name)):
+        return None
+    has_archives = any(has_idx_files(folder, split) for split in _SPLITS)
+    return None if has_archives else (_IMAGE_FOLDER, name)
+
+
+def own_splits(name: str, path: str | os.PathLike) -> set[str]:
+    """Returns the splits that a folder or a table of image files names itself.
+
+    Args:
+        name: As in ``load``.
+        path: As in ``load``.
+
+    Raises:
+        DatasetError: If the table is none, or two folders are one split.
+    """
+    # Image files and TFDS take time to import, which other sets do not need.
+    from capsjax.data.readers import folder_layout, image_csv
+
+    if name != _IMAGE_FOLDER:
+        return image_csv.own_splits(expanded(name))
+    folder = expanded(path)
+    return set(folder_layout.own_splits(folder) if folder.is_dir() else ())
 
 
 def _is_own(name: str) -> bool:
     return name in (*READERS, _IMAGE_FOLDER, *RECIPES)
+
+
+def _is_file(name: str, suffix: str) -> bool:
+    is_named_so = name.lower().endswith(suffix)
+    return is_named_so and not os.path.isdir(expanded(name))
 
 
 def _is_folder(name: str) -> bool:
@@ -181,6 +217,17 @@ def import_tfds_reader(name: str) -> types.ModuleType:
     return tfds
 
 
+def _load_files(
+    name: str, path: str | os.PathLike, split: str, split_rule: str, **options: Any
+) -> Dataset:
+    from capsjax.data.readers.image_csv import load_image_csv
+    from capsjax.data.readers.image_folder import load_image_folder
+
+    if name == _IMAGE_FOLDER:
+        return load_image_folder(path, split, split_rule=split_rule, **options)
+    return load_image_csv(expanded(name), split, **options)
+
+
 def _load_whole(
     name: str,
     split: str,
@@ -192,6 +239,8 @@ def _load_whole(
         dataset = READERS[name](split, max_bytes=max_bytes)
         preparation = Preparation.of(name, dataset.image_shape)
         return dataclasses.replace(dataset, preparation=preparation)
+    if _is_file(name, ".npz"):
+        return npz.load_npz(expanded(name), split, max_bytes=max_bytes)
     if _is_folder(name):
         return load_idx_folder(expanded(name), split, max_bytes=max_bytes)
     return import_tfds_reader(name).load_tfds(

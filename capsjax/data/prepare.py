@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from capsjax.data.dataset import DatasetError
+from capsjax.data.errors import DatasetError
 from capsjax.data.loading import import_tfds_reader
 from capsjax.runtime.console import answer, command
 

@@ -5,7 +5,8 @@ import functools
 import numpy as np
 from jaxtyping import Bool, Int
 
-from capsjax.data.dataset import Dataset, DatasetError
+from capsjax.data.dataset import Dataset
+from capsjax.data.errors import DatasetError
 from capsjax.data.generated import Generated
 
 # The split has its own seed, so that runs with different seeds choose their model by

@@ -83,7 +83,7 @@ class Run:
         preparation: The preparation that turns a picture into an image of that shape.
         model: The network.
         activation_kind: ``length``, ``probability``, or ``logit``, for which
-            predictions hold the softmax.
+            predictions hold the softmax, or the sigmoid if images show several classes.
         params: The network's variables, or their moving average if the recipe evaluates
             it.
         step: Optimizer steps done with these weights.
@@ -196,7 +196,8 @@ class Run:
         )
         activation = routed.activation
         if self.activation_kind == "logit":
-            activation = np.asarray(jax.nn.softmax(activation))
+            squash = jax.nn.softmax if self.num_shown == 1 else jax.nn.sigmoid
+            activation = np.asarray(squash(activation))
         return Prediction(activation.argmax(-1), activation, routed.pose)
 
     def features(self, image: Shaped[Any, "..."]) -> Features:

@@ -14,22 +14,19 @@ from capsjax.data.crop import crop_middle
 from capsjax.losses import Loss
 from capsjax.models import Network
 from capsjax.runtime.devices import AXIS, my_shares
-from capsjax.training.objective import (
-    Metrics,
-    image_metrics,
-)
+from capsjax.training.objective import ClassWeight, Metrics, image_metrics
 
 
 def make_eval_step(
     model: Network,
     loss: Loss,
-    class_weight: Float[np.ndarray, " n"] | None = None,
+    class_weight: ClassWeight | None = None,
 ) -> Callable[..., Metrics]:
     """Makes the per-device function that sums a batch's metrics over all devices.
 
     The function takes the network's variables, one device's share of the batch and a
     factor for each image: 1 if it counts, 0 if it only fills the batch up. The loss is
-    weighted by class as in ``image_metrics``.
+    weighted by class as in ``measure``.
     """
 
     def eval_step(

@@ -1,39 +1,49 @@
 """Losses and accuracy of images."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from capsjax.losses import Loss, reconstruction_loss
+from capsjax.losses import ActivationKind, Loss, reconstruction_loss
 from capsjax.models import Network
 from capsjax.models.network import can_draw
 from capsjax.ops import mask_longest, split_mask
 from capsjax.routings import Routed
 
 Label = Int[Array, " batch"] | Bool[Array, "batch n"]
+# Factors of the loss by the image's class; or, where images show several, by class, for
+# absent and for present ones.
+ClassWeight = Float[np.ndarray, " n"] | Float[np.ndarray, "2 n"]
+# Half way between the margin loss's lengths of absent and present capsules.
+PRESENT = 0.5
 
 
 class Metrics(NamedTuple):
     """Losses and accuracies, per image or reduced; None where one does not apply.
 
     Attributes:
-        loss: The loss that is minimised: the weighted sum of ``parts``, times the
-            weight of the image's class, if classes have weights.
-        accuracy: 1 if the longest capsule is the label's. If an image shows several
-            classes: 1 if its longest capsules are exactly the capsules of its classes.
-        label_accuracy: The share of an image's classes whose capsules are among the
-            longest, if images show several classes.
+        loss: The loss that is minimised: the weighted sum of ``parts``, in which
+            classes may have weights.
+        accuracy: 1 if the verdict is exactly the image's class or classes: see
+            ``verdict``.
+        label_accuracy: The share of an image's classes in the verdict, if all images
+            show the same number of several classes.
         parts: The unweighted parts of the loss, by name: the loss of the class
             capsules, and ``reconstruction_loss`` if its weight is above 0, summed over
             the classes if each is drawn alone.
+        per_label_accuracy: The share of all classes, in the image or not, on which the
+            verdict is right, if images show different numbers of classes.
     """
 
     loss: Float[Array | float, "*batch"]
     accuracy: Float[Array | float, "*batch"]
     label_accuracy: Float[Array | float, "*batch"] | None
     parts: dict[str, Any]
+    per_label_accuracy: Float[Array | float, "*batch"] | None = None
 
     def known(self) -> dict[str, Any]:
         """Returns the metrics that are not None, by name."""
@@ -50,7 +60,7 @@ def image_metrics(
     *,
     loss: Loss,
     source: Float[Array, "batch s h w c"] | None = None,
-    class_weight: Float[np.ndarray, " n"] | None = None,
+    class_weight: ClassWeight | None = None,
 ) -> Metrics:
     """Computes losses and correctness of each image, as in inference.
 
@@ -61,20 +71,15 @@ def image_metrics(
         label: The class of each image, or true for each of its classes.
         loss: The loss, which fits the network.
         source: Images of single classes, as for ``measure``.
-        class_weight: Factors of the loss, by the image's class; None for none.
+        class_weight: As for ``measure``.
     """
     routed: Any = model.apply(variables, image, method=model.encode)
-    each = measure(model, variables, routed, image, label, loss=loss, source=source)
-    return weighted(each, label, class_weight)
-
-
-def weighted(
-    each: Metrics, label: Label, class_weight: Float[np.ndarray, " n"] | None
-) -> Metrics:
-    """Multiplies each image's loss by the weight of its class, if classes have any."""
-    if class_weight is None:
-        return each
-    return each._replace(loss=each.loss * jnp.asarray(class_weight)[label])
+    return measure(
+        *(model, variables, routed, image, label),
+        loss=loss,
+        source=source,
+        class_weight=class_weight,
+    )
 
 
 def balanced_weights(num_images: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
@@ -92,6 +97,25 @@ def balanced_weights(num_images: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n
     return np.where(is_shown, weight, 1).astype(np.float32)
 
 
+def balanced_label_weights(
+    num_shown: Int[np.ndarray, " n"], num_images: int
+) -> Float[np.ndarray, "2 n"]:
+    """Returns weights that make the images with and without a class count alike.
+
+    Args:
+        num_shown: Number of images that show each class.
+        num_images: Number of all images, ``N``.
+
+    Returns:
+        In float32 ``N / (2 N_absent)`` in the first row and ``N / (2 N_present)`` in
+        the second, for each class: the mean over the images is 1. The weights of a
+        class that all images show, or none, are 1.
+    """
+    number = np.stack([num_images - num_shown, num_shown])
+    weight = num_images / (2 * np.maximum(number, 1))
+    return np.where(number.all(axis=0), weight, 1).astype(np.float32)
+
+
 def measure(
     model: Network,
     variables: Any,
@@ -102,6 +126,7 @@ def measure(
     loss: Loss,
     source: Float[Array, "batch s h w c"] | None = None,
     mask: Float[Array, "batch j"] | None = None,
+    class_weight: ClassWeight | None = None,
 ) -> Metrics:
     """Computes losses and correctness of each image, given its class capsules.
 
@@ -115,16 +140,24 @@ def measure(
         source: An image of each shown class alone, in the order of the classes. The
             capsules under the mask, in the same order, are drawn one by one and
             compared with these, instead of all together with the image.
-        mask: The capsules to draw from: the label's in training; None for the longest
-            ones, as many as there are classes in the image, as in inference.
+            With them, all images show the same number of classes.
+        mask: The capsules to draw from: the label's in training; None for those of the
+            verdict, as in inference.
+        class_weight: Factors of the loss: of the whole loss by the image's class; or,
+            if images show several classes, of each class's term of the loss of the
+            class capsules. None for none.
     """
     pose, activation, _ = routed
+    counted: Any = {"kind": loss.activation_kind, "is_counted": source is not None}
     own = loss(activation, label)
-    total, parts = loss.weight * own, {loss.name: own}
+    charged = own
+    if class_weight is not None and label.ndim > 1:
+        factor = jnp.where(label, class_weight[1], class_weight[0])
+        charged = jnp.sum(factor * loss.by_class(activation, label), axis=-1)
+    total, parts = loss.weight * charged, {loss.name: own}
     if pose is not None and loss.reconstruction_weight and can_draw(model):
         if mask is None:
-            count = 1 if label.ndim == 1 else jnp.sum(label, axis=-1)
-            mask = mask_longest(activation, count)
+            mask = verdict(activation, label, **counted)
         if source is not None:
             mask = split_mask(mask, source.shape[1])
             pose = jnp.broadcast_to(pose[:, None], (*mask.shape, pose.shape[-1]))
@@ -137,16 +170,72 @@ def measure(
         error = jnp.sum(error.reshape(len(own), -1), axis=-1)
         total = total + loss.reconstruction_weight * error
         parts["reconstruction_loss"] = error
-    return Metrics(total, *found(activation, label), parts)
+    if class_weight is not None and label.ndim == 1:
+        total = total * jnp.asarray(class_weight)[label]
+    accuracy, label_accuracy, per_label_accuracy = found(activation, label, **counted)
+    return Metrics(total, accuracy, label_accuracy, parts, per_label_accuracy)
+
+
+def verdict(
+    activation: Float[Array, "batch n"],
+    label: Label,
+    *,
+    kind: ActivationKind,
+    is_counted: bool,
+) -> Float[Array, "batch n"]:
+    """Returns one at each class that is named, zero elsewhere.
+
+    Args:
+        activation: The activations of the class capsules.
+        label: The class of each image, or true for each of its classes.
+        kind: The kind of the activations.
+        is_counted: True if all images show the same number of classes.
+
+    Returns:
+        The most active class of an image with one class, and as many as it shows if
+        they are counted; otherwise all whose length or probability is at least 0.5, or
+        whose logit is at least 0.
+    """
+    if label.ndim == 1 or is_counted:
+        count = 1 if label.ndim == 1 else jnp.sum(label, axis=-1)
+        return mask_longest(activation, count)
+    least = 0 if kind == "logit" else PRESENT
+    return jax.lax.stop_gradient(activation >= least).astype(jnp.float32)
 
 
 def found(
-    activation: Float[Array, "batch n"], label: Label
-) -> tuple[Float[Array, " batch"], Float[Array, " batch"] | None]:
-    """Computes accuracy and label accuracy of each image, as in ``Metrics``."""
+    activation: Float[Array, "batch n"],
+    label: Label,
+    *,
+    kind: ActivationKind,
+    is_counted: bool,
+) -> tuple[
+    Float[Array, " batch"], Float[Array, " batch"] | None, Float[Array, " batch"] | None
+]:
+    """Computes the accuracies of each image, as in ``Metrics``: see ``verdict``."""
     if label.ndim == 1:
         is_right = jnp.argmax(activation, axis=-1) == label
-        return is_right.astype(jnp.float32), None
-    count = jnp.sum(label, axis=-1)
-    taken = jnp.sum(mask_longest(activation, count) * label, axis=-1)
-    return (taken == count).astype(jnp.float32), taken / jnp.maximum(count, 1)
+        return is_right.astype(jnp.float32), None, None
+    named = verdict(activation, label, kind=kind, is_counted=is_counted)
+    if is_counted:
+        count = jnp.sum(label, axis=-1)
+        taken = jnp.sum(named * label, axis=-1)
+        is_right = (taken == count).astype(jnp.float32)
+        return is_right, taken / jnp.maximum(count, 1), None
+    is_right = (named == label).astype(jnp.float32)
+    return jnp.min(is_right, axis=-1), None, jnp.mean(is_right, axis=-1)
+
+
+def several_in_words(metrics: Mapping[str, Any]) -> str:
+    """Returns the accuracy by label in words; empty if images show one class.
+
+    Args:
+        metrics: The metrics by name.
+    """
+    for name, what in (
+        ("label_accuracy", "of the classes found"),
+        ("per_label_accuracy", "of the labels right"),
+    ):
+        if metrics.get(name) is not None:
+            return f"{metrics[name]:.2%} {what}"
+    return ""

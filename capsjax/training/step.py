@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -23,7 +22,7 @@ from capsjax.models import Network
 from capsjax.models.network import init_variables
 from capsjax.models.variables import replace_fitting
 from capsjax.runtime.devices import AXIS
-from capsjax.training.objective import Metrics, measure, weighted
+from capsjax.training.objective import ClassWeight, Metrics, measure
 
 # Folded into a step's key for the crops and the dropout. The augmentation takes the key
 # itself, and folds in 0, 1 and numbers from 4 on.
@@ -128,7 +127,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     config: configs.Config,
     loss: Loss,
-    class_weight: Float[np.ndarray, " n"] | None = None,
+    class_weight: ClassWeight | None = None,
     *,
     num_steps: int,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Outcome]]:
@@ -142,7 +141,7 @@ def make_train_step(
         optimizer: The optimizer.
         config: The config of the run.
         loss: The loss, which fits the network.
-        class_weight: Factors of the loss, by the image's class; None for none.
+        class_weight: Factors of the loss, as in ``measure``; None for none.
         num_steps: Steps of the whole run, in which the augmentation may change.
     """
 
@@ -166,8 +165,9 @@ def make_train_step(
             loss=loss,
             source=source,
             mask=is_shown.astype(jnp.float32),
+            class_weight=class_weight,
         )
-        means = jax.tree.map(jnp.mean, weighted(each, label, class_weight))
+        means = jax.tree.map(jnp.mean, each)
         return means.loss, (means, collections)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Outcome]:

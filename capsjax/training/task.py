@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float
 
 from capsjax import config as configs
 from capsjax.data import (
@@ -24,9 +23,9 @@ from capsjax.data import (
 )
 from capsjax.data.augment import check_changes
 from capsjax.data.crop import cropped_shape
-from capsjax.data.loading import may_name_a_place
+from capsjax.data.loading import may_name_a_place, names_a_file
 from capsjax.data.preparation import Preparation
-from capsjax.data.readers.folder_layout import shortened
+from capsjax.data.readers.layout import shortened
 from capsjax.losses import Loss, fitting_loss
 from capsjax.models import Network, num_parameters
 from capsjax.models.network import (
@@ -38,7 +37,11 @@ from capsjax.models.network import (
 from capsjax.runtime.console import say
 from capsjax.training.finetuning import check_freeze
 from capsjax.training.memory import estimate_memory
-from capsjax.training.objective import balanced_weights
+from capsjax.training.objective import (
+    ClassWeight,
+    balanced_label_weights,
+    balanced_weights,
+)
 
 
 class Task(NamedTuple):
@@ -51,8 +54,8 @@ class Task(NamedTuple):
         model: The network, which has no weights yet.
         loss: The loss, which fits the network.
         split_rule: Name of the rule that divided the training images.
-        class_weight: Factor of the loss for each class in training and validation;
-            None if all classes count alike.
+        class_weight: Factors of the loss for each class in training and validation, as
+            in ``measure``; None if all classes count alike.
     """
 
     train_set: Dataset | Generated
@@ -61,7 +64,7 @@ class Task(NamedTuple):
     model: Network
     loss: Loss
     split_rule: str = BY_CLASS
-    class_weight: Float[np.ndarray, " n"] | None = None
+    class_weight: ClassWeight | None = None
 
     @property
     def sets(self) -> dict[str, Dataset | Generated]:
@@ -290,8 +293,9 @@ def _load(
         )
     except NotFoundError as error:
         field = "path" if data.path else "name"
+        place = "FILE" if names_a_file(data.name) else "FOLDER"
         raise NotFoundError(
-            f"{error}. If the images are elsewhere: --config.data.{field}=FOLDER"
+            f"{error}. If the images are elsewhere: --config.data.{field}={place}"
         ) from error
 
 
@@ -309,8 +313,16 @@ def _require_used_classes(train_set: Dataset | Generated) -> None:
 
 
 def _require_two_classes(train_set: Dataset | Generated) -> None:
-    shown = np.flatnonzero(train_set.images_by_class())
-    if len(shown) < 2:
+    num_shown = train_set.images_by_class()
+    shown = np.flatnonzero(num_shown)
+    if train_set.is_multi_label:
+        # A class that some images show, and some do not, can be learnt.
+        if not (num_shown % len(train_set)).any():
+            raise DatasetError(
+                f"data set {train_set.name!r}: all {len(train_set)} images to train on "
+                "show the same classes: there is nothing to learn."
+            )
+    elif len(shown) < 2:
         names = "".join(f" {train_set.class_names[k]!r}" for k in shown)
         raise DatasetError(
             f"data set {train_set.name!r}: all {len(train_set)} images to train on are "
@@ -370,15 +382,27 @@ def _describe(
     # Weight the classes.
     class_weight = None
     if data.class_weights == "balanced":
-        if train_set.is_multi_label:
-            raise configs.ConfigError(
-                f"config.data.class_weights=balanced needs one class an image, and "
-                f"{data.name} shows several; choose none."
-            )
-        class_weight = balanced_weights(train_set.images_by_class())
+        class_weight = _balanced(data.name, train_set, loss)
     return Task(
         *(train_set, validation_set, test_set, model, loss), class_weight=class_weight
     )
+
+
+def _balanced(name: str, train_set: Dataset | Generated, loss: Loss) -> ClassWeight:
+    if not train_set.is_multi_label:
+        return balanced_weights(train_set.images_by_class())
+    what = "config.data.class_weights=balanced"
+    if isinstance(train_set, Generated):
+        raise configs.ConfigError(
+            f"{what} needs images that stay the same, and {name} makes new ones in "
+            "each epoch; choose none."
+        )
+    if not loss.is_by_class:
+        raise configs.ConfigError(
+            f"{what} weights the classes of images that show several, and the loss "
+            f"{type(loss).__name__} has no method by_class; choose none."
+        )
+    return balanced_label_weights(train_set.images_by_class(), len(train_set))
 
 
 def _check_memory(config: configs.Config, task: Task) -> None:

@@ -1,6 +1,7 @@
 """Which images a run is evaluated on: its own, wherever they lie, or others."""
 
 import json
+import os
 import pathlib
 import shutil
 
@@ -11,7 +12,8 @@ from places import FIRST_EDITION
 from tiny import idx_bytes
 
 from capsjax import evaluate, train
-from capsjax.analysis import evaluation, figures, images
+from capsjax.analysis import figures, images
+from capsjax.analysis.scores import class_scores
 from capsjax.data import Dataset, load
 from capsjax.storage.workdir import Workdir
 
@@ -160,7 +162,7 @@ def test_pictures_are_evaluated_by_a_run_on_mnist(tiny_run, tmp_path, capsys):
 
 def test_precision_recall_and_f1_are_those_of_their_definitions():
     confusion = np.array([[6, 2, 0, 0], [1, 3, 0, 0], [2, 0, 0, 0], [0, 0, 0, 0]])
-    scores = evaluation.class_scores(confusion)
+    scores = class_scores(confusion)
     assert scores.num_images.tolist() == [8, 4, 2, 0]
     np.testing.assert_allclose(scores.precision, [6 / 9, 3 / 5, np.nan, np.nan])
     np.testing.assert_allclose(scores.recall, [6 / 8, 3 / 4, 0, np.nan])
@@ -174,7 +176,7 @@ def test_precision_recall_and_f1_are_those_of_their_definitions():
     ("counts", "is_uneven"), [((10, 10), False), ((11, 10), False), ((12, 10), True)]
 )
 def test_classes_are_uneven_if_they_differ_by_more_than_a_tenth(counts, is_uneven):
-    assert evaluation.class_scores(np.diag(counts)).is_uneven == is_uneven
+    assert class_scores(np.diag(counts)).is_uneven == is_uneven
 
 
 def test_the_scores_of_each_class_are_printed_and_kept(run_path, capsys, monkeypatch):
@@ -195,3 +197,24 @@ def test_the_scores_of_each_class_are_printed_and_kept(run_path, capsys, monkeyp
     assert f"balanced accuracy {recall.mean():.2%}" in out
     [row] = [line for line in out.splitlines() if line.startswith("green")]
     assert f"{recall[1]:.2%}" in row.split()
+
+
+@pytest.mark.slow
+def test_a_table_of_image_files_is_evaluated(run_path, capsys):
+    lines = ["path,label"]
+    for number, name in enumerate(("green", "red")):
+        shutil.copytree(f"photos/{name}", f"other/{number}")
+        lines += [f"{number}/{file},{name}" for file in os.listdir(f"other/{number}")]
+    table = pathlib.Path("other/labels.csv")
+    table.write_text("\n".join(lines))
+    code, out, err = evaluated(run_path, capsys, "--data", str(table))
+    assert code == 0
+    assert err.startswith(
+        f"warning: {table} has no row for the test: all of its images"
+    )
+    assert f"24 test images of {table}" in out
+    lines = [lines[0] + ",split", *(f"{line},Test" for line in lines[1:11])]
+    table.write_text("\n".join(lines))
+    code, out, err = evaluated(run_path, capsys, "--data", str(table))
+    assert (code, err) == (0, "")
+    assert f"10 test images of {table}" in out

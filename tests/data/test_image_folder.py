@@ -14,7 +14,7 @@ from capsjax.data import (
     load,
 )
 from capsjax.data.preparation import Preparation
-from capsjax.data.readers import folder_layout
+from capsjax.data.readers import layout
 
 COLOURS = {"cats": (200, 30, 30), "dogs": (30, 200, 30), "eels": (30, 30, 200)}
 
@@ -89,10 +89,10 @@ def test_about_a_tenth_is_for_testing(folder, monkeypatch):
 
 def test_further_images_leave_the_others_in_their_split():
     files = [Path(f"{number}.png") for number in range(400)]
-    train, test = folder_layout.divide(files[:40])
+    train, test = layout.divide(files[:40])
     for num_files in range(41, 400):
         before_train, before_test = train, test
-        train, test = folder_layout.divide(files[:num_files])
+        train, test = layout.divide(files[:num_files])
         assert set(before_train) <= set(train)
         assert set(before_test) <= set(test)
 
@@ -100,7 +100,7 @@ def test_further_images_leave_the_others_in_their_split():
 def test_both_splits_have_an_image_however_few_there_are():
     for number in range(200):
         pair = [Path(f"{number}.png"), Path(f"{number}.jpg")]
-        assert [len(part) for part in folder_layout.divide(pair)] == [1, 1]
+        assert [len(part) for part in layout.divide(pair)] == [1, 1]
 
 
 def test_folders_called_train_and_test_are_the_splits(tmp_path, monkeypatch):

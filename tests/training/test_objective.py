@@ -11,7 +11,13 @@ from capsjax.data import load
 from capsjax.losses import CrossEntropy, MarginLoss
 from capsjax.models import CapsNet
 from capsjax.routings import Routed
-from capsjax.training.objective import balanced_weights, image_metrics, measure
+from capsjax.training.objective import (
+    balanced_label_weights,
+    balanced_weights,
+    found,
+    image_metrics,
+    measure,
+)
 
 SMALL = CapsNet(
     (17, 17, 1), 5, conv_features=4, primary_types=2, class_dim=3, decoder_features=(8,)
@@ -61,8 +67,11 @@ def routed(length, pose=None):
 
 
 def test_exact_matches_and_found_classes_are_counted_by_image(key, params):
-    image, _, _, label = random_case(key, SHOWN)
-    metrics = measure(*(SMALL, params, routed(LENGTH), image, label), loss=MarginLoss())
+    image, source, _, label = random_case(key, SHOWN)
+    metrics = measure(
+        *(SMALL, params, routed(LENGTH), image, label), loss=MarginLoss(), source=source
+    )
+    assert metrics.per_label_accuracy is None
     assert metrics.accuracy.tolist() == [1, 0, 0, 1]
     assert metrics.label_accuracy.tolist() == [1, 0.5, 0, 1]
     expected = [
@@ -73,12 +82,25 @@ def test_exact_matches_and_found_classes_are_counted_by_image(key, params):
     assert metrics.loss.tolist() == metrics.parts["margin_loss"].tolist()
 
 
-def test_images_may_show_different_numbers_of_classes(key, params):
-    label = jnp.array([[1, 0, 0, 0, 0], [1, 1, 1, 0, 0], [0, 0, 0, 0, 0]], bool)
-    length = [[0.9, 0.8, 0.7, 0.1, 0.1]] * 3
+def test_classes_that_are_not_counted_are_those_of_at_least_a_half(key, params):
+    label = jnp.array([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]], bool)
     image = random_case(key, SHOWN)[0][:3]
+    length = [[0.9, 0.5, 0.7, 0.1, 0.49]] * 3
     metrics = measure(*(SMALL, params, routed(length), image, label), loss=MarginLoss())
-    assert metrics.accuracy.tolist() == [1, 1, 1]
+    assert metrics.accuracy.tolist() == [1, 0, 0]
+    assert metrics.label_accuracy is None
+    np.testing.assert_allclose(metrics.per_label_accuracy, [1, 0.6, 0.4])
+    none = routed([[0.4, 0, 0, 0, 0]] * 3)
+    metrics = measure(*(SMALL, params, none, image, label), loss=MarginLoss())
+    assert metrics.accuracy.tolist() == [0, 0, 1]
+
+
+def test_a_logit_of_zero_is_a_half():
+    label, activation = jnp.array([[True, False]]), jnp.array([[0.0, -1e-3]])
+    right = found(activation, label, kind="logit", is_counted=False)
+    assert right[0].tolist() == [1]
+    right = found(activation, label, kind="probability", is_counted=False)
+    assert (right[0].tolist(), right[2].tolist()) == ([0], [0.5])
 
 
 @pytest.mark.parametrize("is_training", [True, False])
@@ -114,8 +136,9 @@ def test_without_sources_all_classes_are_drawn_together(key, params):
     metrics = measure(
         *(SMALL, params, routed(LENGTH, pose), image, label), loss=MarginLoss()
     )
+    present = [(0, 3), (0, 2), (0, 1, 3), (0, 4)]
     expected = [
-        squared_error(drawn(params, pose[n], LONGEST[n]), image[n]) for n in range(4)
+        squared_error(drawn(params, pose[n], present[n]), image[n]) for n in range(4)
     ]
     np.testing.assert_allclose(
         metrics.parts["reconstruction_loss"], expected, rtol=1e-5
@@ -184,3 +207,35 @@ def test_the_weight_of_a_class_multiplies_the_loss_of_its_images_alone(
         weighted.pop("loss"), plain.pop("loss") * np.array([3, 0, 3, 1]), rtol=1e-6
     )
     jax.tree.map(np.testing.assert_array_equal, weighted, plain)
+
+
+def test_balanced_weights_make_the_images_with_and_without_a_class_count_alike():
+    weight = balanced_label_weights(np.array([1, 3, 0, 4]), 4)
+    np.testing.assert_allclose(weight, [[4 / 6, 2, 1, 1], [2, 4 / 6, 1, 1]], rtol=1e-6)
+
+
+def test_the_weights_of_several_classes_multiply_their_terms_of_the_loss(key, params):
+    image, _, pose, label = random_case(key, SHOWN)
+    loss = MarginLoss(weight=0.7, reconstruction_weight=0.3)
+    weight = np.arange(1, 11, dtype=np.float32).reshape(2, 5)
+    metrics = measure(
+        *(SMALL, params, routed(LENGTH, pose), image, label),
+        loss=loss,
+        class_weight=weight,
+    )
+    expected = [
+        sum(
+            weight[int(t), k] * reference.margin_loss([n], [t])
+            for k, (n, t) in enumerate(zip(length, own, strict=True))
+        )
+        for length, own in zip(LENGTH, np.asarray(label), strict=True)
+    ]
+    drawn_apart = 0.3 * metrics.parts["reconstruction_loss"]
+    np.testing.assert_allclose(
+        metrics.loss, 0.7 * np.array(expected) + drawn_apart, rtol=1e-5
+    )
+    plain = [
+        reference.margin_loss(length, own)
+        for length, own in zip(LENGTH, np.asarray(label), strict=True)
+    ]
+    np.testing.assert_allclose(metrics.parts["margin_loss"], plain, rtol=1e-5)

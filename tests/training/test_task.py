@@ -10,9 +10,10 @@ from tiny import pairs, tiny, tiny_cnn
 
 from capsjax import config as configs
 from capsjax.config import replaced
-from capsjax.data import Dataset, DatasetError, load
+from capsjax.data import Dataset, DatasetError, Generated, load
 from capsjax.data.augment import NoAugmentation
-from capsjax.losses import AutoLoss, CrossEntropy, MarginLoss
+from capsjax.data.generated import RECIPES
+from capsjax.losses import AutoLoss, CrossEntropy, Loss, MarginLoss
 from capsjax.models import CapsNet
 from capsjax.routings import DynamicRouting
 from capsjax.training import task
@@ -82,6 +83,12 @@ class NotANetwork(nn.Module):
     image_shape: tuple[int, int, int] = (28, 28, 1)
 
 
+class Whole(MarginLoss):
+    """A loss that is no sum over the classes."""
+
+    by_class = Loss.by_class
+
+
 WRONG = [
     (digits, {"data__crop": 29}, "data.crop=29 is more than images of 28x28"),
     (
@@ -100,7 +107,16 @@ WRONG = [
         {"model": NotANetwork()},
         "must have the annotated field num_classes and ",
     ),
-    (pairs, {"data__class_weights": "balanced"}, "balanced needs one class an image"),
+    (
+        lambda number: Generated("pairs", digits(number), RECIPES["multi_mnist"]),
+        {"data__class_weights": "balanced"},
+        "balanced needs images that stay the same, and mnist makes new ones",
+    ),
+    (
+        pairs,
+        {"data__class_weights": "balanced", "loss": Whole()},
+        "the loss Whole has no method by_class; choose none",
+    ),
     (digits, {"stop_at": 0.9}, "stop_at=0.9 is a validation accuracy, and must be 0"),
     (digits, {"data__num_validation": 20}, "num_validation=20 leaves none of the 20"),
     (digits, {"data__num_train": 21}, "data.num_train=21 is more than the 20"),
@@ -111,6 +127,16 @@ WRONG = [
 def test_what_does_not_go_together_is_refused(monkeypatch, make, changes, message):
     with pytest.raises(configs.ConfigError, match=message):
         made_task(monkeypatch, make(20), **changes)
+
+
+def test_weights_of_several_classes_are_those_of_present_and_absent_ones(monkeypatch):
+    made = made_task(monkeypatch, pairs(20), data__class_weights="balanced")
+    shown = made.train_set.label.sum(0)
+    is_mixed = shown > 0
+    expected = [20 / (2 * (20 - shown)), 20 / (2 * np.maximum(shown, 1))]
+    np.testing.assert_allclose(
+        made.class_weight, np.where(is_mixed, expected, 1), rtol=1e-6
+    )
 
 
 def labelled(*counts):
@@ -130,7 +156,7 @@ def test_images_of_one_class_are_refused(monkeypatch):
     label = np.zeros((20, 3), bool)
     label[:, 1] = True
     several = Dataset("black", labelled(20).image, label, ("a", "b", "c"))
-    with pytest.raises(DatasetError, match="all 20 images to train on are of one cl"):
+    with pytest.raises(DatasetError, match="all 20 images to train on show the same"):
         made_task(monkeypatch, several)
 
 

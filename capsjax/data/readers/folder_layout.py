@@ -1,59 +1,26 @@
 """Assigns the files of a folder of images to classes and splits."""
 
-import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
-from capsjax.data.dataset import DatasetError
+from capsjax.data.errors import DatasetError
+from capsjax.data.readers.layout import (
+    SPLIT_NAMES,
+    LabelledFile,
+    Layout,
+    divide,
+    shortened,
+)
 from capsjax.data.sampling import BY_CLASS, FIRST_EDITION
 
 _LAYOUT = "it must have one subfolder for each class, with that class's images"
 # Files that desktops leave in folders of images; names with a leading dot are skipped
 # too.
 _NO_IMAGES = ("Thumbs.db", "desktop.ini")
-_TEST_SHARE = 0.1
-# Names of the splits' folders, in upper or lower case.
-_SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
 
 # The files of each class.
 Files = dict[str, list[Path]]
-
-
-class Layout(NamedTuple):
-    """The classes and splits of a folder of images.
-
-    Attributes:
-        splits: The files of "train", "test", and "validation" if the folder has a
-            subfolder for it.
-        notes: Sentences on surprises in the layout.
-    """
-
-    splits: dict[str, Files]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The classes of the training images, in the order of their names."""
-        return tuple(self.splits["train"])
-
-    def files_of(self, split: str) -> list[Path]:
-        """Returns the files of a split, or of "all", by class and then by name."""
-        return [file for _, file in self.labelled_files(split)]
-
-    def labelled_files(self, split: str) -> list[tuple[int, Path]]:
-        """Returns the same files, each with the index of its class."""
-        parts = self.splits.values() if split == "all" else [self.splits[split]]
-        return [
-            (label, file)
-            for label, name in enumerate(self.class_names)
-            for file in sorted(file for part in parts for file in part.get(name, ()))
-        ]
 
 
 def find_layout(
@@ -82,7 +49,7 @@ def find_layout(
         splits = {"train": _find_classes(folder)}
         if needs_test:
             splits["train"], splits["test"] = _divided(folder, splits["train"])
-        return Layout(splits)
+        return _layout(folder, splits)
     splits = {split: _find_classes(path) for split, path in own.items()}
     for split, path in own.items():
         if unknown := sorted(splits[split].keys() - splits["train"].keys()):
@@ -102,13 +69,23 @@ def find_layout(
         notes.append(
             f"{folder}: {shortened(left)} left out: only {', '.join(sorted(used))} read"
         )
-    return Layout(splits, tuple(notes))
+    return _layout(folder, splits, notes)
 
 
-def shortened(names: Iterable[str], most: int = 10) -> str:
-    """Lists names, and counts those beyond ``most``."""
-    first, rest = list(names)[:most], list(names)[most:]
-    return ", ".join(first) + (f" and {len(rest)} more" if rest else "")
+def _layout(
+    folder: Path, splits: Mapping[str, Files], notes: Iterable[str] = ()
+) -> Layout:
+    """Labels the files by the training classes; orders them by class, then by name."""
+    class_names = tuple(splits["train"])
+    labelled = {
+        split: [
+            LabelledFile(label, file, f"{file.parent.name}/{file.name}")
+            for label, name in enumerate(class_names)
+            for file in classes.get(name, ())
+        ]
+        for split, classes in splits.items()
+    }
+    return Layout(folder, class_names, labelled, tuple(notes))
 
 
 def own_splits(folder: Path, split_rule: str = BY_CLASS) -> dict[str, Path]:
@@ -123,7 +100,7 @@ def own_splits(folder: Path, split_rule: str = BY_CLASS) -> dict[str, Path]:
         own = {name: folder / name for name in ("train", "test") if name in names}
         return own if len(own) == 2 else {}
     own = {}
-    for split, spellings in _SPLIT_NAMES.items():
+    for split, spellings in SPLIT_NAMES.items():
         found = [name for name in names if name.lower() in spellings]
         if len(found) > 1:
             raise DatasetError(
@@ -177,17 +154,3 @@ def _visible(folder: Path) -> list[os.DirEntry]:
             if not entry.name.startswith(".") and entry.name not in _NO_IMAGES
         ]
     return sorted(visible, key=lambda entry: entry.name)
-
-
-def divide(files: list[Path]) -> tuple[list[Path], list[Path]]:
-    """Divides a class's files into training and test files."""
-    by_hash = sorted(files, key=_hash_of_name)
-    num_test = sum(_hash_of_name(file) < _TEST_SHARE for file in files)
-    num_test = min(max(num_test, 1), len(files) - 1)
-    return sorted(by_hash[num_test:]), sorted(by_hash[:num_test])
-
-
-def _hash_of_name(file: Path) -> float:
-    """Returns a number from 0 to 1 that looks random, equal on every machine."""
-    digest = hashlib.sha256(os.fsencode(file.name)).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64

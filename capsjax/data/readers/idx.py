@@ -13,12 +13,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from capsjax.data.dataset import (
-    Dataset,
-    DatasetError,
-    NotFoundError,
-    require_memory,
-)
+from capsjax.data.dataset import Dataset, require_memory
+from capsjax.data.errors import DatasetError, NotFoundError
 
 MNIST_FOLDER = Path(__file__).parents[1] / "archives" / "mnist"
 

@@ -18,13 +18,8 @@ from absl import logging
 from jaxtyping import UInt8
 from PIL import Image
 
-from capsjax.data.dataset import (
-    Dataset,
-    DatasetError,
-    NotFoundError,
-    checksum_of,
-    require_memory,
-)
+from capsjax.data.dataset import Dataset, checksum_of, require_memory
+from capsjax.data.errors import DatasetError, NotFoundError
 from capsjax.data.generated import RECIPES
 from capsjax.data.images import fit
 from capsjax.data.preparation import Preparation

@@ -1,0 +1,223 @@
+"""Reads image files whose labels and splits are known, wherever they are written."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import Bool, Int32
+
+from capsjax.data.dataset import Dataset, checksum_of, require_memory
+from capsjax.data.errors import DatasetError
+from capsjax.data.images import (
+    ImageError,
+    common_scale,
+    read_extremes,
+    read_header,
+)
+from capsjax.data.preparation import Preparation, Scale
+from capsjax.data.readers.layout import LabelledFile, Layout, shortened
+from capsjax.data.sampling import BY_CLASS, FIRST_EDITION
+
+_MOST_NAMED = 10  # bad files
+_MOST_NOTES = 3
+
+T = TypeVar("T")
+
+
+def read_files(
+    layout: Layout,
+    split: str,
+    *,
+    image_size: int,
+    max_bytes: int,
+    split_rule: str = BY_CLASS,
+    preparation: Preparation | None = None,
+    skip_bad_files: bool = False,
+) -> Dataset:
+    """Reads one split of image files into memory.
+
+    Args:
+        layout: The files.
+        split: The split, or "all" for the images of all splits.
+        image_size: Height and width to which images are scaled, after they are cut to
+            squares.
+        max_bytes: The most memory that the images may take.
+        split_rule: "first_edition" scales each image's grey of more than 8 bits alone.
+        preparation: How a file becomes an image; ``image_size`` is then not needed. If
+            None, images have one channel if all files of all splits are grey, else
+            three, and the training files determine one scale for all files with more
+            than 8 bits.
+        skip_bad_files: Whether files that can't be read are left out.
+
+    Returns:
+        The images, in the layout's order.
+
+    Raises:
+        DatasetError: If files are no images or damaged, the images would take more than
+            ``max_bytes``, or ``image_size`` is below 1.
+    """
+    if image_size < 1 and preparation is None:
+        raise DatasetError(
+            f"image_size is {image_size}: image files need the height and width to "
+            "which they are scaled, for example 32"
+        )
+    place = str(layout.place)
+    reader = _Reader(layout, split, skip_bad_files=skip_bad_files)
+    if preparation is None:
+        shape = reader.find_shape(image_size)
+        require_memory(place, reader.num_files, shape, max_bytes)
+        preparation = Preparation.of("image_folder", shape)
+        scale = "own" if split_rule == FIRST_EDITION else reader.find_scale()
+        preparation = dataclasses.replace(preparation, scale=scale)
+    require_memory(place, reader.num_files, preparation.image_shape, max_bytes)
+    return reader.read(preparation)
+
+
+class _Reader:
+    """Reads the files of a split, and collects the unreadable ones."""
+
+    def __init__(self, layout: Layout, split: str, *, skip_bad_files: bool):
+        self.layout, self.split = layout, split
+        self.place = layout.place
+        self.files = layout.files_of(split)
+        self.skip_bad_files = skip_bad_files
+        self.deep: list[Path] = []  # Training files only.
+        self.bad: dict[Path, str] = {}
+
+    @property
+    def num_files(self) -> int:
+        """Number of files in the split."""
+        return len(self.files)
+
+    def find_shape(self, image_size: int) -> tuple[int, int, int]:
+        """Returns one channel if all files of all splits are grey, else three."""
+        training = {file.path for file in self.layout.files_of("train")}
+        are_grey = True
+        for _, file, _ in self.layout.files_of("all"):
+            header = self._tried(read_header, file)
+            if header is None:
+                continue
+            are_grey = are_grey and header.is_grey
+            if header.is_deep and file in training:
+                self.deep.append(file)
+        return image_size, image_size, 1 if are_grey else 3
+
+    def find_scale(self) -> Scale:
+        """Returns one scale for all files with more than 8 bits, by training files."""
+        found = [self._tried(read_extremes, file) for file in self.deep]
+        known = [extremes for extremes in found if extremes is not None]
+        if not known:
+            return "type"
+        least, most, are_integers = zip(*known, strict=True)
+        return common_scale(min(least), max(most), are_integers=all(are_integers))
+
+    def read(self, preparation: Preparation) -> Dataset:
+        """Reads the images.
+
+        Raises:
+            DatasetError: If files can't be read and may not be skipped, or no image of
+                a class can be read.
+        """
+        image = np.empty((self.num_files, *preparation.image_shape), np.uint8)
+        notes: list[str] = []
+        apply = functools.partial(preparation.apply, notes=notes)
+        good: list[int] = []
+        for number, (_, file, _) in enumerate(self.files):
+            pixels = self._tried(apply, file)
+            if pixels is not None:
+                image[len(good)] = pixels
+                good.append(number)
+        if self.bad and not self.skip_bad_files:
+            self._refuse(preparation)
+        files = [self.files[number] for number in good]
+        self._require_every_class(files)
+        return Dataset(
+            str(self.place),
+            image[: len(good)],
+            self._labels(files),
+            self.layout.class_names,
+            # Objects take only as much memory as each name is long.
+            files=np.array([file.name for file in files], object),
+            checksum=np.array([checksum_of(f.path.read_bytes()) for f in files], "u8"),
+            preparation=preparation,
+            notes=tuple(self._notes(preparation.scale, notes)),
+        )
+
+    def _labels(
+        self, files: list[LabelledFile]
+    ) -> Int32[np.ndarray, " n"] | Bool[np.ndarray, "n classes"]:
+        if not self.layout.is_multi_label:
+            return np.array([file.label for file in files], np.int32)
+        label = np.zeros((len(files), len(self.layout.class_names)), np.bool_)
+        for row, file in zip(label, files, strict=True):
+            row[list(file.classes)] = True
+        return label
+
+    def _tried(self, read: Callable[[Path], T], file: Path) -> T | None:
+        """Reads a file; notes the reason and returns None if it can't."""
+        if file in self.bad:
+            return None
+        try:
+            return read(file)
+        except ImageError as error:
+            reason = str(error).removesuffix(".")
+            self.bad[file] = reason if str(file) in reason else f"{file}: {reason}"
+            return None
+
+    def _refuse(self, preparation: Preparation) -> None:
+        """Raises an error that names all bad files, in the other splits too."""
+        here = {file.path for file in self.files}
+        for _, file, _ in self.layout.files_of("all"):
+            if file not in here:
+                self._tried(preparation.apply, file)
+        reasons = [*self.bad.values()]
+        more = _and_more(len(reasons) - _MOST_NAMED, "files can't be read")
+        what, them = (
+            ("the file", "it")
+            if len(reasons) == 1
+            else (f"these {len(reasons)} files", "them")
+        )
+        raise DatasetError(
+            f"{'; '.join([*reasons[:_MOST_NAMED], *more])}; replace {what} or take "
+            f"{them} away, or set skip_bad_files (--config.data.skip_bad_files=true)"
+        )
+
+    def _require_every_class(self, good: list[LabelledFile]) -> None:
+        before, after = (
+            {label for file in files for label in file.classes}
+            for files in (self.files, good)
+        )
+        if self.split == "train" and before - after:
+            name = self.layout.class_names[min(before - after)]
+            raise DatasetError(
+                f"no image of class {name} in {self.place} can be read: a class needs "
+                "one to train on"
+            )
+        if not good:
+            raise DatasetError(
+                f"no {self.split} image of {self.place} can be read: there must be one"
+            )
+
+    def _notes(self, scale: Scale, of_files: list[str]) -> Iterator[str]:
+        """Yields sentences on surprises in reading."""
+        yield from self.layout.notes
+        if self.deep and not isinstance(scale, str):
+            black, white = scale
+            yield (
+                f"{self.place}: in grey of more than 8 bits {black:g} is black and "
+                f"{white:g} white, in every image, by the training images"
+            )
+        yield from of_files[:_MOST_NOTES]
+        yield from _and_more(len(of_files) - _MOST_NOTES, "files are read in part")
+        if skipped := [file.name for file in self.files if file.path in self.bad]:
+            yield (
+                f"{self.place}: {len(skipped)} {self.split} files can't be read and "
+                f"are skipped: {shortened(skipped)}"
+            )
+
+
+def _and_more(number: int, what: str) -> list[str]:
+    return [f"{number} more {what}"] if number > 0 else []
