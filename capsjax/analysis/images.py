@@ -25,11 +25,11 @@ def load_test_set(runs: Sequence[Run], name: str | None) -> Dataset:
     """
     # Load the images, with labels by the first run's classes.
     first = runs[0]
-    data = first.config.data
+    data, most = first.config.data, int(first.config.max_gigabytes * 1e9)
     load_split = functools.partial(
         load,
         image_size=data.image_size,
-        max_bytes=int(first.config.max_gigabytes * 1e9),
+        max_bytes=most,
         preparation=first.preparation,
         skip_bad_files=data.skip_bad_files,
     )
@@ -37,11 +37,17 @@ def load_test_set(runs: Sequence[Run], name: str | None) -> Dataset:
         load_split = functools.partial(load_split, image_size=0)
         dataset = _load_pictures(first, *pictures, load_split)
     else:
-        folder = data.path if name in (None, data.name) else ""
+        rule = first.workdir.split_rule()
         try:
-            rule = first.workdir.split_rule()
-            named = name or data.name
-            dataset = load_split(named, "test", path=folder, split_rule=rule).fixed()
+            if name in (None, data.name):
+                dataset = data.load(
+                    "test",
+                    max_bytes=most,
+                    split_rule=rule,
+                    preparation=first.preparation,
+                ).fixed()
+            else:
+                dataset = load_split(name, "test", split_rule=rule).fixed()
         except NotFoundError as error:
             place = "FILE" if names_a_file(name or data.name) else "FOLDER"
             raise NotFoundError(

@@ -16,7 +16,7 @@ from capsjax.config.sections import (
     to_dict,
     validate,
 )
-from capsjax.config.values import ConfigError, replaced, word_of, words
+from capsjax.config.values import ConfigError, is_own, replaced, word_of, words
 
 __all__ = [
     "CHANGEABLE",
@@ -33,6 +33,7 @@ __all__ = [
     "Lion",
     "Optimizer",
     "from_dict",
+    "is_own",
     "override",
     "replaced",
     "to_dict",

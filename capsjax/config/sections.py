@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 
-from capsjax.bounds import Allowed, Names, Share, Size, above, at_least, between
+from capsjax.bounds import Allowed, Names, Share, above, at_least, between
 from capsjax.config import former, values
+from capsjax.config.data import Data
 from capsjax.config.optimizers import Adam, Optimizer
 from capsjax.config.values import ConfigError
 from capsjax.data.augment import Augmentation, Shift
@@ -31,46 +32,6 @@ _Plain = Annotated[
         lambda name: re.fullmatch(r"[\w.-]*", name) is not None,
     ),
 ]
-
-
-@dataclasses.dataclass
-class Data:
-    """The source of the images, and the choice among them.
-
-    Attributes:
-        name: ``mnist``, ``multi_mnist``, ``expanded_mnist``, ``image_folder``, a folder
-            of IDX archives, a file of arrays ``FILE.npz``, a table of image files
-            ``FILE.csv``, or a name that TFDS knows.
-        path: The folder of an ``image_folder``, with one subfolder for each class.
-        image_size: Height and width to scale images to; 0 leaves them.
-        num_validation: Number of training images kept for validation, a share from each
-            class; 0 trains on all, -1 keeps a tenth. Any value but 0 uses the data
-            set's own validation split, if there is one.
-        num_train: Number of the other images to train on, drawn at random, a share from
-            each class; 0 for all of them.
-        crop: Side in pixels of the squares that the network sees, at a random place in
-            training and in the middle otherwise; 0 for whole images.
-        class_weights: ``none``: every image counts alike. ``balanced``: the loss of an
-            image counts ``N / (K N_class)``, for ``N`` training images of ``K``
-            classes, ``N_class`` of them in its class. Every class then counts alike in
-            training and in the validation loss that chooses the best checkpoint. Where
-            images show several classes, the class's term of the loss of the class
-            capsules counts ``N / (2 N_present)`` in the ``N_present`` images that show
-            the class, and ``N / (2 N_absent)`` in the others; 1 if either number is 0.
-            The other metrics, and the whole test, count every image alike.
-        skip_bad_files: True to skip image files that can't be read.
-    """
-
-    name: Annotated[str, Allowed("the name of a data set or a folder", bool)] = "mnist"
-    path: str = ""
-    image_size: Size = 0
-    num_validation: Annotated[
-        int, Allowed("at least 0, or -1", lambda number: number >= -1)
-    ] = 5000
-    num_train: _Natural = 0
-    crop: _Natural = 0
-    class_weights: Literal["none", "balanced"] = "none"
-    skip_bad_files: bool = False
 
 
 @dataclasses.dataclass

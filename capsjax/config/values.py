@@ -14,6 +14,7 @@ from typing import Any
 import flax.linen as nn
 
 from capsjax import bounds
+from capsjax.config.data import Data
 from capsjax.config.optimizers import OPTIMIZERS, Optimizer
 from capsjax.data.augment import AUGMENTATIONS, Augmentation
 from capsjax.losses import LOSSES, Loss
@@ -27,6 +28,7 @@ _TABLES: tuple[tuple[type, Mapping[str, Any]], ...] = (
     (Loss, LOSSES),
     (Optimizer, OPTIMIZERS),
     (Augmentation, AUGMENTATIONS),
+    (Data, {}),
 )
 # Keys in JSON for a section's class: a word from a table, or a user's own class.
 _KIND, _OWN = "kind", "class"
@@ -75,6 +77,13 @@ def word_of(section: Any) -> str | None:
         if kind is type(section):
             return word
     return None
+
+
+def is_own(section: Any) -> bool:
+    """Returns True if a section is of a user's own class."""
+    return word_of(section) is None and any(
+        isinstance(section, base) and type(section) is not base for base, _ in _TABLES
+    )
 
 
 def table_of(kind: type) -> Mapping[str, Any]:
@@ -233,7 +242,7 @@ def to_json(section: Any) -> dict[str, Any]:
     values: dict[str, Any] = {}
     if word is not None:
         values[_KIND] = word
-    elif table_of(type(section)):
+    elif is_own(section):
         values[_OWN] = type(section).__name__
     for name in fields_of(section):
         value = getattr(section, name)
@@ -255,12 +264,12 @@ def from_json(template: Any, values: Any, path: str) -> Any:
     """
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must be an object with fields, got {values!r}.")
-    values = dict(values)
+    values, names = dict(values), {*values}
     if _KIND in values:
         template = chosen(template, path, str(values.pop(_KIND)))
     elif _OWN in values and (own := values.pop(_OWN)) != type(template).__name__:
         other = type(template).__name__
-        if word_of(template) is None:
+        if is_own(template):
             raise ConfigError(
                 f"{path} is {own} in the run, and {other} in the experiment file: "
                 "name the file and the variant with which the run was trained."
@@ -269,8 +278,9 @@ def from_json(template: Any, values: Any, path: str) -> Any:
             f"{path} is {own}, a class that capsjax does not have: open the run with "
             "its experiment file, --config FILE or load_run(..., config=...)."
         )
-    is_own = bool(table_of(type(template))) and word_of(template) is None
-    section = template if is_own else type(template)()
+    elif is_own(template) and _OWN not in names:
+        template = Data()  # Only the data of capsjax itself has neither key.
+    section = template if is_own(template) else type(template)()
     fields = fields_of(section)
     if unknown := sorted(values.keys() - fields.keys()):
         raise ConfigError(f"{path} has unknown fields: {', '.join(unknown)}.")

@@ -16,8 +16,6 @@ from capsjax.data import (
     DatasetError,
     Generated,
     NotFoundError,
-    has_validation,
-    load,
     split_validation,
     take_share,
 )
@@ -27,7 +25,7 @@ from capsjax.data.loading import may_name_a_place, names_a_file
 from capsjax.data.preparation import Preparation
 from capsjax.data.readers.layout import shortened
 from capsjax.losses import Loss, fitting_loss
-from capsjax.models import Network, num_parameters
+from capsjax.models import Network, NetworkError, num_parameters
 from capsjax.models.network import (
     activation_kind,
     bind,
@@ -177,8 +175,7 @@ def _load_sets(
             f"images {train_set.image_shape}: they must have one shape."
         )
     own = None
-    has_own = rule == BY_CLASS and has_validation(data.name, data.path)
-    if has_own and data.num_validation:
+    if data.num_validation and rule == BY_CLASS and data.has_validation:
         own = load_split("validation").fixed()
     return train_set, own, test_set.fixed()
 
@@ -280,16 +277,10 @@ def _load(
     preparation: Preparation | None = None,
 ) -> Dataset | Generated:
     data = config.data
+    most = int(config.max_gigabytes * 1e9)
     try:
-        return load(
-            data.name,
-            split,
-            path=data.path,
-            image_size=data.image_size,
-            max_bytes=int(config.max_gigabytes * 1e9),
-            split_rule=rule,
-            preparation=preparation,
-            skip_bad_files=data.skip_bad_files,
+        found = data.load(
+            split, max_bytes=most, split_rule=rule, preparation=preparation
         )
     except NotFoundError as error:
         field = "path" if data.path else "name"
@@ -297,6 +288,12 @@ def _load(
         raise NotFoundError(
             f"{error}. If the images are elsewhere: --config.data.{field}={place}"
         ) from error
+    if not isinstance(found, Dataset | Generated):
+        raise DatasetError(
+            f"load of {type(data).__name__} must return a capsjax.data.Dataset, got "
+            f"{type(found).__name__}."
+        )
+    return found
 
 
 def _require_used_classes(train_set: Dataset | Generated) -> None:
@@ -413,6 +410,10 @@ def _check_memory(config: configs.Config, task: Task) -> None:
         check_output(task.model, variables)
         check_freeze(config, variables)
     except ValueError as error:
+        if configs.is_own(config.model) and not isinstance(error, NetworkError):
+            # A mistake in somebody's own code: its place is in the traceback.
+            error.add_note(f"in {type(config.model).__name__}, which is config.model")
+            raise
         raise configs.ConfigError(str(error)) from error
     sets = [one for one in task[:3] if one is not None]
     memory = estimate_memory(task.model, task.loss, config, sets)

@@ -17,11 +17,10 @@ from capsjax.analysis.evaluation import (
     evaluate_run,
 )
 from capsjax.analysis.verdicts import verdicts
-from capsjax.data import Dataset, load
+from capsjax.data import Dataset, load, loading
 from capsjax.data.augment import Shift
 from capsjax.routings import Routed
 from capsjax.storage.workdir import Workdir
-from capsjax.training import task
 from capsjax.training.objective import measure
 
 pytestmark = pytest.mark.slow  # they train one first
@@ -30,7 +29,7 @@ pytestmark = pytest.mark.slow  # they train one first
 def trained(path, dataset, config):
     """The folder of a run on a data set of this process, and its result."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(task, "load", lambda *_, **__: dataset)
+        patch.setattr(loading, "load", lambda *_, **__: dataset)
         result = train.train(config, Workdir(path)).result
     return path, result
 

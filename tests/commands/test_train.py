@@ -17,7 +17,7 @@ from tiny import made, tiny
 
 from capsjax import config as configs
 from capsjax import load_run, train
-from capsjax.data import load
+from capsjax.data import load, loading
 from capsjax.losses import margin_loss
 from capsjax.runtime.interrupt import Interrupted
 from capsjax.storage import checkpoints
@@ -251,7 +251,7 @@ def test_a_run_goes_on_with_its_own_images_only(tmp_path, monkeypatch):
         dataset = load(*arguments, **options)
         return dataclasses.replace(dataset, image=255 - dataset.image)
 
-    monkeypatch.setattr(task, "load", load_others)
+    monkeypatch.setattr(loading, "load", load_others)
     config = tiny()
     config.num_epochs = 3
     message = "is of other train images: pixels, labels or names are not what they were"

@@ -15,14 +15,16 @@ import optax
 import pytest
 from PIL import Image
 from places import ROOT
-from tiny import digits, tiny
+from tiny import TINY_MODEL, digits, tiny
 
 import capsjax
 from capsjax import config as configs
 from capsjax import evaluate, load_run, predict, report
+from capsjax import train as train_command
 from capsjax.data import load
 from capsjax.losses import fitting_loss
 from capsjax.models.network import NetworkError, activation_kind, bind, check_output
+from capsjax.models.variables import named
 from capsjax.routings import Routed
 from capsjax.runtime.devices import AXIS
 from capsjax.storage.files import WorkdirError
@@ -67,9 +69,14 @@ def run_path(own, tmp_path_factory):
 
 
 def test_the_network_of_the_page_trains_and_config_json_names_it(run_path):
-    stored = json.loads((run_path / "config.json").read_text())["model"]
-    assert stored.pop("routing")["kind"] == "dynamic"
-    assert stored == {"class": "ConvCapsNet", "features": 8, "dropout": 0.1}
+    stored = json.loads((run_path / "config.json").read_text())
+    routing = {"class": "GainRouting", "num_iterations": 3, "sharpness": 1.0}
+    assert stored["model"] == {
+        **{"class": "ConvCapsNet", "features": 8, "dropout": 0.1},
+        "routing": routing,
+    }
+    words = [stored[name]["kind"] for name in ("optimizer", "augmentation")]
+    assert (words, stored["augmentation"]["rotation"]) == (["adamw", "warp"], 15.0)
     result = json.loads((run_path / "result.json").read_text())
     assert result["test"]["margin_loss"] == result["test"]["loss"]  # It does not draw.
 
@@ -78,6 +85,9 @@ def test_its_run_is_opened_with_its_file_and_not_without(own, run_path):
     run = load_run(run_path, config=own.get_config())
     assert type(run.model).__name__ == "ConvCapsNet"
     assert run.model.features == 8
+    (gain,) = [a for name, a in named(run.params).items() if name.endswith("gain")]
+    assert gain.shape == (10,)
+    assert (gain != 1).all()  # It is learnt.
     # The statistics have moved, and are those that predict.
     mean = run.params["batch_stats"]["BatchNorm_0"]["mean"]
     assert np.abs(mean).max() > 0
@@ -120,9 +130,12 @@ def test_a_resumed_run_equals_one_that_was_not_stopped_bit_for_bit(
 
 
 def test_flags_set_the_fields_of_an_own_network(file):
-    flags = ["--config.model.features=5", "--config.model.routing=uniform"]
+    flags = ["--config.model.features=5", "--config.model.routing.sharpness=2"]
     model = parse(["train", f"--config={file}", *flags], "").config.model
-    assert (model.features, model.routing) == (5, capsjax.UniformRouting())
+    assert (model.features, model.routing.sharpness) == (5, 2.0)
+    flags = ["--config.model.routing=uniform"]
+    model = parse(["train", f"--config={file}", *flags], "").config.model
+    assert model.routing == capsjax.UniformRouting()
     for flag, message in (
         ("model.width=3", r"has no field width. It has features, dropout, routing"),
         ("model.features=wide", r"config.model.features must be a whole number"),
@@ -144,6 +157,80 @@ def test_an_own_algorithm_trains_in_the_network_that_comes_with_capsjax(tmp_path
     routing = stored["model"]["routing"]
     assert (routing["class"], routing["sharpness"]) == ("CosineRouting", 2.0)
     assert load_run(tmp_path, config=config).model.routing == config.model.routing
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """The second file of docs/your-experiment.md, with a narrow network."""
+    path = tmp_path_factory.mktemp("parts") / "parts.py"
+    path.write_text("\n".join(blocks("your-experiment.md")[1:]))
+    return path
+
+
+PARTS = ("--config.num_epochs=1", "--config.batch_size=100", *TINY_MODEL)
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """The training command, in this process as it is."""
+    monkeypatch.setattr(train_command, "keep_compiled_programs", lambda: None)
+    return lambda *words: train_command.main(["train", *words, "--distributed=off"])
+
+
+def test_a_loss_an_optimizer_and_images_of_ones_own_go_through_the_commands(
+    parts, command, tmp_path, capsys
+):
+    own, run = f"--config={parts}", str(tmp_path / "run")
+    words = [own, f"--workdir={run}", "--config.data.noise=50", *PARTS]
+    assert command(*words) == 0
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    kinds = {name: stored[name]["class"] for name in ("loss", "optimizer", "data")}
+    assert kinds == {"loss": "LogLoss", "optimizer": "OneCycle", "data": "Bars"}
+    assert stored["data"]["noise"] == 50
+    lines = load_run(run, config=get_config(parts)).workdir.read_metrics()
+    assert "log_loss" in lines[0]
+    # The same command finds it finished; every command opens it with its file.
+    assert command(*words) == 0
+    assert "is finished" in capsys.readouterr().out
+    evaluated = ["--workdir", run, "--no-figures"]
+    assert evaluate.main(["--config", str(parts), *evaluated]) == 0
+    assert capsys.readouterr().out.startswith("100 test images of bars")
+    assert report.main(["--config", str(parts), run]) == 0
+    capsys.readouterr()
+    assert evaluate.main(evaluated) == 1
+    message = r"error: .*config.data is Bars, a class that capsjax does not have"
+    assert re.search(message, capsys.readouterr().err)
+
+
+def get_config(path):
+    names = {"__name__": "parts"}
+    exec(path.read_text(), names)
+    return names["get_config"]()
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            "return None",
+            "load of Mine must return a capsjax.data.Dataset, got NoneType",
+        ),
+        ("raise OSError('the server is down')", "the server is down"),
+    ],
+)
+def test_data_of_ones_own_that_can_t_be_loaded_are_one_line(
+    command, tmp_path, capsys, body, message
+):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from capsjax.config import Config, Data\n"
+        f"class Mine(Data):\n    def load(self, split, **options):\n        {body}\n"
+        "def get_config(variant=''):\n    return Config(data=Mine())\n"
+    )
+    assert command(f"--config={file}", f"--workdir={tmp_path / 'run'}") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"capsjax.train: error: {message}"
+    assert not (tmp_path / "run").exists()
 
 
 # ---- several devices

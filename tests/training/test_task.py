@@ -10,7 +10,7 @@ from tiny import pairs, tiny, tiny_cnn
 
 from capsjax import config as configs
 from capsjax.config import replaced
-from capsjax.data import Dataset, DatasetError, Generated, load
+from capsjax.data import Dataset, DatasetError, Generated, load, loading
 from capsjax.data.augment import NoAugmentation
 from capsjax.data.generated import RECIPES
 from capsjax.losses import AutoLoss, CrossEntropy, Loss, MarginLoss
@@ -21,7 +21,7 @@ from capsjax.training import task
 
 def made_task(monkeypatch, dataset, **changes):
     """The task on a data set of this process, with fields of the config changed."""
-    monkeypatch.setattr(task, "load", lambda *_, **__: dataset)
+    monkeypatch.setattr(loading, "load", lambda *_, **__: dataset)
     config = tiny()
     config.data = configs.Data(num_validation=0)
     for name, value in changes.items():
@@ -57,7 +57,7 @@ def test_the_data_set_is_loaded_with_the_options_of_the_config(monkeypatch):
         asked.append((arguments, options))
         return digits(20)
 
-    monkeypatch.setattr(task, "load", load_set)
+    monkeypatch.setattr(loading, "load", load_set)
     config = tiny()
     config.data = configs.Data("image_folder", "photos", 28, num_validation=0)
     task.make_task(config)
@@ -192,7 +192,7 @@ def test_the_rule_of_the_split_is_written_down(monkeypatch):
 
 
 def test_under_the_rule_of_the_first_edition_the_first_images_are_taken(monkeypatch):
-    monkeypatch.setattr(task, "load", lambda *_, **__: labelled(30, 10))
+    monkeypatch.setattr(loading, "load", lambda *_, **__: labelled(30, 10))
     config = tiny()
     config.data = configs.Data(num_train=20, num_validation=0)
     made = task.make_task(config, "first_edition")
