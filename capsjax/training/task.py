@@ -170,16 +170,16 @@ def _load_sets(
     load_split = functools.partial(
         _load, config, rule=rule, preparation=train_set.preparation
     )
-    test_set = load_split("test")
-    if test_set.image_shape != train_set.image_shape:
-        raise DatasetError(
-            f"{data.name}: the test images are {test_set.image_shape}, the training "
-            f"images {train_set.image_shape}: they must have one shape."
-        )
-    own = None
+    test_set, own = load_split("test"), None
     has_own = rule == BY_CLASS and has_validation(data.name, data.path)
     if has_own and data.num_validation:
         own = load_split("validation").fixed()
+    for what, one in (("test", test_set), ("validation", own)):
+        if one is not None and one.image_shape != train_set.image_shape:
+            raise DatasetError(
+                f"{data.name}: the {what} images are {one.image_shape}, the training "
+                f"images {train_set.image_shape}: they must have one shape."
+            )
     return train_set, own, test_set.fixed()
 
 
