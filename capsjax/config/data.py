@@ -55,7 +55,8 @@ class Data:
     @property
     def has_validation(self) -> bool:
         """True if the data set has a validation split."""
-        return loading.has_validation(self.name, self.path)
+        is_own = type(self).load is not Data.load
+        return not is_own and loading.has_validation(self.name, self.path)
 
     def load(
         self,

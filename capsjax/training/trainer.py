@@ -40,6 +40,7 @@ from capsjax.training.feed import Feed
 from capsjax.training.finetuning import Start, read_start
 from capsjax.training.objective import Metrics
 from capsjax.training.outcomes import Call, OutcomeReader, epoch_of
+from capsjax.training.sets import named_after
 from capsjax.training.step import (
     TrainState,
     init_state,
@@ -47,7 +48,7 @@ from capsjax.training.step import (
     make_train_chunk,
     make_train_step,
 )
-from capsjax.training.task import Task, make_task, named_after, wherever
+from capsjax.training.task import Task, make_task, wherever
 
 
 def train(

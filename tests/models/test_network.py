@@ -213,7 +213,7 @@ def get_config(path):
     [
         (
             "return None",
-            "load of Mine must return a capsjax.data.Dataset, got NoneType",
+            "load of Mine must return a capsjax.data.Dataset, got NoneType.",
         ),
         ("raise OSError('the server is down')", "the server is down"),
     ],

@@ -14,7 +14,7 @@ from capsjax.data import Dataset, DatasetError
 from capsjax.data.augment import scale_to_unit
 from capsjax.storage.files import WorkdirError
 from capsjax.training import train
-from capsjax.training.task import require_datasets
+from capsjax.training.sets import require_datasets
 
 SETS = bars(45), bars(16)
 
