@@ -31,7 +31,7 @@ from jax.sharding import PartitionSpec as P
 from capsjax.data import Batch
 from capsjax.models.network import bind
 from capsjax.runtime.devices import AXIS
-from capsjax.training.step import init_state
+from capsjax.training.state import init_state
 
 STEPS = 8  # In one call; any number above one makes the same loop.
 H100 = """

@@ -36,12 +36,8 @@ from capsjax.models import prepare
 from capsjax.models.network import activation_kind, bind
 from capsjax.runtime.devices import parallel, replicated
 from capsjax.training.feed import stack_batches
-from capsjax.training.step import (
-    init_state,
-    make_train_chunk,
-    make_train_step,
-    split_weights,
-)
+from capsjax.training.state import init_state, split_weights
+from capsjax.training.step import make_train_chunk, make_train_step
 
 IMAGE, CLASSES = (28, 28, 1), 10
 # Multiplications for one image, forward, by the formulas. The backward pass of a

@@ -22,7 +22,8 @@ from capsjax.models.network import activation_kind, bind
 from capsjax.runtime.devices import AXIS
 from capsjax.training.evaluation import make_eval_step
 from capsjax.training.feed import is_held, num_bytes, steps_per_dispatch
-from capsjax.training.step import init_state, make_train_step
+from capsjax.training.state import init_state
+from capsjax.training.step import make_train_step
 
 
 class Memory(NamedTuple):

@@ -13,7 +13,8 @@ from capsjax.runtime.hosts import is_writer
 from capsjax.storage.files import WorkdirError, write_bytes
 from capsjax.storage.metrics import MetricWriter
 from capsjax.storage.workdir import Workdir
-from capsjax.training.step import Outcome, parts, split_weights
+from capsjax.training.state import split_weights
+from capsjax.training.step import Outcome, parts
 
 _MOST_SKIPPED = 100  # Steps skipped in a row, after which a run fails.
 _MOST_BAD_BATCHES = 10  # Files.

@@ -5,13 +5,13 @@ Several steps run in one call of the device program, to which
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from capsjax import config as configs
 from capsjax.data import Batch
@@ -19,43 +19,13 @@ from capsjax.data.augment import Augmentation, scale_to_unit
 from capsjax.data.crop import apply_crops, draw_corners
 from capsjax.losses import Loss
 from capsjax.models import Network
-from capsjax.models.network import init_variables
-from capsjax.models.variables import replace_fitting
 from capsjax.runtime.devices import AXIS
 from capsjax.training.objective import ClassWeight, Metrics, measure
+from capsjax.training.state import TrainState, joined, split_weights
 
 # Folded into a step's key for the crops and the dropout. The augmentation takes the key
 # itself, and folds in 0, 1 and numbers from 4 on.
 _CROPS, _DROPOUT = 2, 3
-
-
-class TrainState(NamedTuple):
-    """All inputs of the next step, besides the data.
-
-    Attributes:
-        step: Optimizer steps done.
-        augment_key: Key from which each step folds its own.
-        params: The network's variables: its weights, under Flax's name ``params``, and
-            other collections, for example batch statistics.
-        opt_state: The optimizer's state.
-        average: The moving average of the variables, if the recipe sets one.
-    """
-
-    step: Int[Array, ""]
-    augment_key: Key[Array, ""]
-    params: Any
-    opt_state: Any
-    average: Any
-
-    @property
-    def evaluated(self) -> Any:
-        """Variables to evaluate: the average, if there is one."""
-        return getattr(self, self.evaluated_name)
-
-    @property
-    def evaluated_name(self) -> str:
-        """Name of the field whose variables are evaluated."""
-        return "params" if self.average is None else "average"
 
 
 class Outcome(NamedTuple):
@@ -74,20 +44,6 @@ class Outcome(NamedTuple):
     is_shared: Bool[Array, "*steps"]
 
 
-def split_weights(variables: Any, frozen: Sequence[str] = ()) -> tuple[Any, Any]:
-    """Splits the weights to train from the frozen weights and the other collections."""
-    others = {name: one for name, one in variables.items() if name != "params"}
-    weights = dict(variables["params"])
-    if frozen:
-        others["params"] = {name: weights.pop(name) for name in frozen}
-    return {"params": weights}, others
-
-
-def _joined(weights: Any, others: Any) -> Any:
-    """Joins what ``split_weights`` split."""
-    return {**others, "params": {**others.get("params", {}), **weights["params"]}}
-
-
 def parts(weights: Any, metrics: Metrics) -> list[str]:
     """Returns the names of the values checked, in the order of ``is_finite``."""
     leaves = jax.tree_util.tree_leaves_with_path(weights)
@@ -96,30 +52,6 @@ def parts(weights: Any, metrics: Metrics) -> list[str]:
         *(name.replace("_", " ") for name in sorted(metrics.parts)),
         *(f"gradient of {name}" for name in names),
     ]
-
-
-def init_state(
-    model: Network,
-    optimizer: optax.GradientTransformation,
-    config: configs.Config,
-    start: Any = None,
-) -> TrainState:
-    """Makes the state before the first step: a function of the seed and the start.
-
-    Args:
-        model: The network.
-        optimizer: The optimizer.
-        config: The config of the run.
-        start: Variables of another run, which replace those of the same name and shape.
-    """
-    init_key, augment_key = jax.random.split(jax.random.key(config.seed))
-    variables = init_variables(model, init_key)
-    if start is not None:
-        variables = replace_fitting(variables, start)
-    average = jax.tree.map(jnp.copy, variables) if config.optimizer.average else None
-    opt_state = optimizer.init(split_weights(variables, config.freeze)[0])
-    step = jnp.zeros((), jnp.int32)
-    return TrainState(step, augment_key, variables, opt_state, average)
 
 
 def make_train_step(
@@ -146,7 +78,7 @@ def make_train_step(
     """
 
     def loss_fn(weights, others, image, source, label, dropout_key):
-        variables = _joined(weights, others)
+        variables = joined(weights, others)
         routed, collections = model.apply(
             variables,
             image,
@@ -189,7 +121,7 @@ def make_train_step(
         # Update.
         updates, opt_state = optimizer.update(grads, state.opt_state, weights)
         weights: Any = optax.apply_updates(weights, updates)
-        params = _joined(weights, {**others, **collections})
+        params = joined(weights, {**others, **collections})
         average = state.average
         if config.optimizer.average:
             decay = _average_decay(state.step, config.optimizer.average)

@@ -41,13 +41,8 @@ from capsjax.training.finetuning import Start, read_start
 from capsjax.training.objective import Metrics
 from capsjax.training.outcomes import Call, OutcomeReader, epoch_of
 from capsjax.training.sets import named_after
-from capsjax.training.step import (
-    TrainState,
-    init_state,
-    is_slow_in_a_loop,
-    make_train_chunk,
-    make_train_step,
-)
+from capsjax.training.state import TrainState, first_state, init_state
+from capsjax.training.step import is_slow_in_a_loop, make_train_chunk, make_train_step
 from capsjax.training.task import Task, make_task, wherever
 
 
@@ -263,7 +258,7 @@ class Trainer:
         if start is not None:
             say(str(start))
         variables = None if start is None else start.variables
-        return jax.jit(init, out_shardings=replicated())(variables), start
+        return first_state(self.model, self.optimizer, self.config, variables), start
 
     def _introduce(self) -> None:
         devices = jax.devices()

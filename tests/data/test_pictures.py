@@ -26,7 +26,7 @@ from capsjax.storage.checkpoints import Checkpoints
 from capsjax.storage.files import write_json
 from capsjax.storage.run import Run
 from capsjax.storage.workdir import Workdir
-from capsjax.training.step import init_state
+from capsjax.training.state import init_state
 from capsjax.training.task import make_task
 
 NUM_FILES = 4

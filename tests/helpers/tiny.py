@@ -17,7 +17,7 @@ from capsjax import config as configs
 from capsjax.data import Dataset, load
 from capsjax.models import BaselineCNN, CapsNet
 from capsjax.models.network import bind
-from capsjax.training.step import init_state
+from capsjax.training.state import init_state
 
 
 def idx_bytes(array, *, shape=None, type_code=8):

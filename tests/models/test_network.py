@@ -29,7 +29,8 @@ from capsjax.routings import Routed
 from capsjax.runtime.devices import AXIS
 from capsjax.storage.files import WorkdirError
 from capsjax.training.command_line import UsageError, parse
-from capsjax.training.step import init_state, make_train_step
+from capsjax.training.state import init_state
+from capsjax.training.step import make_train_step
 from capsjax.training.trainer import train
 
 
@@ -157,6 +158,29 @@ def test_an_own_algorithm_trains_in_the_network_that_comes_with_capsjax(tmp_path
     routing = stored["model"]["routing"]
     assert (routing["class"], routing["sharpness"]) == ("CosineRouting", 2.0)
     assert load_run(tmp_path, config=config).model.routing == config.model.routing
+
+
+class StartsBadly(nn.Module):
+    """A network whose author chose a wrong initializer."""
+
+    image_shape: tuple[int, int, int] = (0, 0, 0)
+    num_classes: int = 0
+    features: int = 8
+
+    activation_kind = "logit"
+
+    @nn.compact
+    def encode(self, image, *, is_training=False):
+        flat = image.reshape(*image.shape[:-3], -1)
+        start = nn.initializers.constant(np.inf)
+        return Routed(None, nn.Dense(self.num_classes, bias_init=start)(flat), None)
+
+
+def test_weights_that_are_not_finite_at_the_start_are_named(tmp_path):
+    message = "StartsBadly starts with numbers that are not finite in params/Dense_0/b"
+    with pytest.raises(configs.ConfigError, match=message):
+        train(small(configs.Config(model=StartsBadly())), tmp_path)
+    assert not (tmp_path / "config.json").exists()
 
 
 @pytest.fixture(scope="module")

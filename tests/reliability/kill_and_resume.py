@@ -34,7 +34,7 @@ from tiny import digits
 from capsjax.models.network import bind
 from capsjax.storage.checkpoints import Checkpoints
 from capsjax.storage.workdir import Workdir
-from capsjax.training.step import init_state
+from capsjax.training.state import init_state
 
 RECIPE = (
     "--config=experiments/mnist.py:smoke",

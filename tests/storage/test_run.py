@@ -18,7 +18,7 @@ from capsjax.runtime.devices import replicated
 from capsjax.storage.checkpoints import Checkpoints
 from capsjax.storage.files import WorkdirError
 from capsjax.storage.workdir import Workdir
-from capsjax.training.step import init_state
+from capsjax.training.state import init_state
 
 pytestmark = pytest.mark.slow  # it trains one first
 
