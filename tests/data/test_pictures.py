@@ -168,8 +168,8 @@ SETS = {
 }
 
 QUICK = (
-    *("grey folder", "colour and transparent folder", "12-bit folder", "float folder"),
-    *("IDX 20x30", "MNIST", "MultiMNIST", "KMNIST", "CIFAR-10 scaled", "smallNORB"),
+    *("grey folder", "colour and transparent folder", "12-bit folder"),
+    *("IDX 20x30", "MNIST", "MultiMNIST", "smallNORB"),
 )
 
 

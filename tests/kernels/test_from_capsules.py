@@ -249,7 +249,9 @@ def shard(function, in_specs, out_specs, *, check_vma):
 
 
 @pytest.mark.parametrize("check_vma", [*variants(False), True])
-@pytest.mark.parametrize("mapped", [lambda function: function, over_capsules])
+@pytest.mark.parametrize(
+    "mapped", [lambda function: function, *variants(over_capsules)]
+)
 def test_a_sharded_function_s_gradients_equal_one_device_s(key, check_vma, mapped):
     operands, gradient = draw(key, SHARDED)
     specs = P("data"), P(), P()
@@ -302,7 +304,9 @@ def test_gradients_inside_a_shard_are_summed_once(key, check_vma, weight_varies)
     assert_close(function(*operands, gradient), expected)
 
 
-@pytest.mark.parametrize("platforms", [("cuda",), ("tpu",), ("cpu", "cuda", "tpu")])
+@pytest.mark.parametrize(
+    "platforms", [*variants(("cuda",), ("tpu",)), ("cpu", "cuda", "tpu")]
+)
 def test_poses_and_gradients_lower_for_every_platform(key, platforms):
     operands, gradient = draw(key, PUBLIC)
 

@@ -70,7 +70,7 @@ CASES = {
     "network": ((layer, NETWORK, 8, *IMAGE), ((), BATCH)),
 }
 
-QUICK = ("votes, batch", "votes-free, batch", "few examples, batch", "network")
+QUICK = ("votes-free, batch", "few examples, batch", "network")
 
 
 @pytest.mark.parametrize("kind", [AxisType.Explicit, *variants(AxisType.Auto)])
