@@ -18,10 +18,11 @@ from capsjax.votes import cast_votes
 
 # Batch, inputs, outputs and their components, components of an input.
 B, I, J, D, C = 18, 11, 4, 5, 3  # noqa: E741
+# Two rounds: a third makes the programs half as large again.
 ALGORITHMS = {
-    "dynamic": DynamicRouting(),
-    "nowhere": DynamicRouting(none_of_the_above=True),
-    "stopped": DynamicRouting(stop_gradient=True),
+    "dynamic": DynamicRouting(2),
+    "nowhere": DynamicRouting(2, none_of_the_above=True),
+    "stopped": DynamicRouting(2, stop_gradient=True),
     "uniform": UniformRouting(),
 }
 # The same numbers through three doors.

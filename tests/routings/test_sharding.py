@@ -29,8 +29,11 @@ NETWORK = CapsNet(
     primary_kernel=3,
     class_dim=4,
     decoder_features=(8,),
+    routing=DynamicRouting(2),
 )
-ROUTING = DynamicRouting(bias=0.1, none_of_the_above=True)
+# Two rounds: a third makes the programs half as large again.
+TWO = DynamicRouting(2)
+ROUTING = DynamicRouting(2, bias=0.1, none_of_the_above=True)
 
 
 def draw(*shape):
@@ -58,9 +61,15 @@ CASES = {
     "votes, loop, batch": ((votes, LOOP, 8), (BATCH,)),
     "votes, two batch axes": ((votes, routing, 4, 2), (BATCH,)),
     "votes-free, batch": ((layer, DenseCaps(5, 6, ROUTING), 16, 24, 8), ((), BATCH)),
-    "votes-free, two batch axes": ((layer, DenseCaps(5, 6), 4, 4, 24, 8), ((), BATCH)),
-    "votes-free, inputs": ((layer, DenseCaps(5, 6), 16, 24, 8), (P("data"), INPUTS)),
-    "few examples, batch": ((layer, DenseCaps(5, 6), 4, 24, 8), ((), BATCH)),
+    "votes-free, two batch axes": (
+        (layer, DenseCaps(5, 6, TWO), 4, 4, 24, 8),
+        ((), BATCH),
+    ),
+    "votes-free, inputs": (
+        (layer, DenseCaps(5, 6, TWO), 16, 24, 8),
+        (P("data"), INPUTS),
+    ),
+    "few examples, batch": ((layer, DenseCaps(5, 6, TWO), 4, 24, 8), ((), BATCH)),
     "few examples, inputs": (
         (layer, DenseCaps(5, 6, ROUTING), 2, 24, 8),
         ((), INPUTS),
