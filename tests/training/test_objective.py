@@ -41,9 +41,10 @@ def drawn(params, pose, classes):
     return decode(params, pose[None], mask)[0]
 
 
-def in_jit(function, model, *arrays, loss, **options):
+def in_jit(function, model, *arrays, loss, class_weight=None, **options):
     """Calls ``measure`` or ``image_metrics`` as a training step does."""
-    return jax.jit(functools.partial(function, model, loss=loss))(*arrays, **options)
+    call = functools.partial(function, model, loss=loss, class_weight=class_weight)
+    return jax.jit(call)(*arrays, **options)
 
 
 def squared_error(a, b):
@@ -215,9 +216,9 @@ def test_the_weight_of_a_class_multiplies_the_loss_of_its_images_alone(
     weight = np.arange(model.num_classes, dtype=np.float32)
 
     def known(class_weight):
+        arrays = params, image, label
         options = {"loss": loss, "class_weight": class_weight}
-        metrics = functools.partial(image_metrics, model, **options)
-        return jax.jit(metrics)(params, image, label).known()
+        return in_jit(image_metrics, model, *arrays, **options).known()
 
     plain, weighted = known(None), known(weight)
     np.testing.assert_allclose(
@@ -235,8 +236,8 @@ def test_the_weights_of_several_classes_multiply_their_terms_of_the_loss(key, pa
     image, _, pose, label = random_case(key, SHOWN)
     loss = MarginLoss(weight=0.7, reconstruction_weight=0.3)
     weight = np.arange(1, 11, dtype=np.float32).reshape(2, 5)
-    metrics = measure(
-        *(SMALL, params, routed(LENGTH, pose), image, label),
+    metrics = in_jit(
+        *(measure, SMALL, params, routed(LENGTH, pose), image, label),
         loss=loss,
         class_weight=weight,
     )
