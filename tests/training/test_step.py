@@ -246,19 +246,30 @@ def test_changes_and_crops_depend_on_seed_and_step_only(kind, shape):
     assert np.abs(255 * one - middle).max() > 1
 
 
-def test_several_steps_in_one_call_equal_single_steps():
+@pytest.fixture(scope="module")
+def averaged():
+    """A program of steps with an average, its batches, and states after each step."""
     config = tiny()
+    config.optimizer = dataclasses.replace(config.optimizer, average=0.9)
     model, optimizer, state = made(config)
-    step = mapped(chunk_of(model, optimizer, config), 1)
-    stacked = batches(3, 1, config)
-    together, outcome = step(state, stacked)
+    step, stacked = mapped(chunk_of(model, optimizer, config), 1), batches(3, 1, config)
+    states, losses = [state], []
     for n in range(3):
-        state, one = step(state, jax.tree.map(lambda a, n=n: a[:, n : n + 1], stacked))
-        np.testing.assert_allclose(
-            one.metrics.loss[0], outcome.metrics.loss[n], rtol=1e-5
-        )
+        one = jax.tree.map(lambda a, n=n: a[:, n : n + 1], stacked)
+        state, outcome = step(state, one)
+        states.append(state)
+        losses.append(outcome.metrics.loss[0])
+    return step, stacked, states, losses
+
+
+def test_several_steps_in_one_call_equal_single_steps(averaged):
+    step, stacked, states, losses = averaged
+    together, outcome = step(states[0], stacked)
+    np.testing.assert_allclose(losses, outcome.metrics.loss, rtol=1e-5)
     for a, b in zip(
-        jax.tree.leaves(together.params), jax.tree.leaves(state.params), strict=True
+        jax.tree.leaves((together.params, together.average)),
+        jax.tree.leaves((states[-1].params, states[-1].average)),
+        strict=True,
     ):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
@@ -292,27 +303,21 @@ def test_the_schedules_end_where_they_should():
         np.testing.assert_allclose(rates[110], last, rtol=2e-2)
 
 
-def test_the_average_follows_the_weights_and_is_what_is_evaluated():
-    config = tiny()
-    config.optimizer = dataclasses.replace(config.optimizer, average=0.9)
-    model, optimizer, state = made(config)
-    step = chunk_of(model, optimizer, config)
-    expected, new = state.params, state
-    for n in range(3):
-        stacked = jax.tree.map(lambda a, n=n: a[:, n : n + 1], batches(3, 1, config))
-        new, _ = mapped(step, 1)(new, stacked)
+def test_the_average_follows_the_weights_and_is_what_is_evaluated(averaged):
+    states = averaged[2]
+    expected = jax.tree.map(np.asarray, states[0].params)
+    for n, state in enumerate(states[1:]):
         decay = min(0.9, (1 + n) / (10 + n))
         expected = jax.tree.map(
-            lambda a, p, decay=decay: (
-                decay * np.asarray(a) + (1 - decay) * np.asarray(p)
-            ),
-            *(expected, new.params),
+            lambda a, p, decay=decay: decay * a + (1 - decay) * np.asarray(p),
+            *(expected, state.params),
         )
     for a, b in zip(
-        jax.tree.leaves(new.evaluated), jax.tree.leaves(expected), strict=True
+        jax.tree.leaves(states[-1].evaluated), jax.tree.leaves(expected), strict=True
     ):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-    assert state._replace(average=None).evaluated is state.params
+    first = states[0]
+    assert first._replace(average=None).evaluated is first.params
 
 
 def of_each(model, config, *arrays, **options):
