@@ -44,6 +44,12 @@ def key() -> jax.Array:
     return jax.random.key(0)
 
 
+@pytest.fixture
+def without_estimate(monkeypatch):
+    """Skips tracing a step for the memory it needs, which is a fifth of a tiny run."""
+    monkeypatch.setattr("capsjax.training.task._check_memory", lambda *_: None)
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory) -> pathlib.Path:
     """The folder of a run of two epochs of ten steps, not to be changed."""

@@ -4,6 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from marks import variants
+from programs import apply, draw, init
 
 from capsjax import DynamicRouting
 from capsjax.initializers import initializer
@@ -19,10 +21,10 @@ def primary_caps(**options):
 
 def test_a_primary_capsule_is_neighbouring_channels_of_one_position(key):
     # Scrambled capsules: several peers reshape across positions instead.
-    image = jax.random.normal(key, (2, 9, 7, 5))
+    image = draw(key, 2, 9, 7, 5)
     layer = primary_caps(bias_init=normal(0.1))
-    params = layer.init(key, image)
-    capsules = layer.apply(params, image)
+    params = init(layer, key, image)
+    capsules = apply(layer, params, image)
     assert capsules.shape == (2, 4, 3, 3, 4)
     kernel = np.asarray(params["params"]["conv"]["kernel"], np.float64)
     bias = np.asarray(params["params"]["bias"], np.float64)
@@ -38,28 +40,28 @@ def test_a_primary_capsule_is_neighbouring_channels_of_one_position(key):
 
 
 def test_scale_and_activation_come_before_the_squash(key):
-    image = jax.random.normal(key, (1, 5, 5, 2))
+    image = draw(key, 1, 5, 5, 2)
     plain = primary_caps()
-    params = plain.init(key, image)
-    small = np.asarray(primary_caps(scale=1 / 32).apply(params, image))
+    params = init(plain, key, image)
+    small = np.asarray(apply(primary_caps(scale=1 / 32), params, image))
     # At these lengths the squash is the square, so that 1/32 becomes 1/32^2.
-    tiny = plain.apply(params, 1e-3 * image)
+    tiny = apply(plain, params, 1e-3 * image)
     assert np.linalg.norm(small, axis=-1).max() < 0.1
     np.testing.assert_allclose(
-        primary_caps(scale=1 / 32).apply(params, 1e-3 * image), tiny / 32**2, rtol=1e-3
+        apply(primary_caps(scale=1 / 32), params, 1e-3 * image), tiny / 32**2, rtol=1e-3
     )
-    rectified = primary_caps(activation=jax.nn.relu).apply(params, image)
-    assert rectified.min() == 0 > plain.apply(params, image).min()
+    rectified = apply(primary_caps(activation=jax.nn.relu), params, image)
+    assert rectified.min() == 0 > apply(plain, params, image).min()
 
 
 def test_dense_caps_route_the_votes_of_their_matrices(key):
-    capsules = jax.random.normal(key, (2, 6, 4))
+    capsules = draw(key, 2, 6, 4)
     layer = DenseCaps(3, 5, DynamicRouting(bias=0.1), normal(1.0))
-    params = layer.init(key, capsules)
+    params = init(layer, key, capsules)
     weight = np.asarray(params["params"]["weight"], np.float64)
     assert weight.shape == (6, 3, 5, 4)
     assert params["params"]["bias"].shape == (3, 5)
-    routed = layer.apply(params, capsules)
+    routed = apply(layer, params, capsules)
     for n in range(2):
         votes = np.zeros((6, 3, 5))
         for i in range(6):
@@ -70,41 +72,41 @@ def test_dense_caps_route_the_votes_of_their_matrices(key):
 
 
 def test_permuting_input_capsules_with_their_matrices_changes_nothing(key):
-    capsules = jax.random.normal(key, (2, 20, 4))
+    capsules = draw(key, 2, 20, 4)
     layer = DenseCaps(3, 5)
-    params = layer.init(key, capsules)
+    params = init(layer, key, capsules)
     order = np.random.default_rng(0).permutation(20)
     permuted = {"params": {"weight": params["params"]["weight"][order]}}
-    expected = layer.apply(params, capsules).pose
-    actual = layer.apply(permuted, capsules[:, order]).pose
+    expected = apply(layer, params, capsules).pose
+    actual = apply(layer, permuted, capsules[:, order]).pose
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-8)
 
 
 def test_the_routing_is_a_value_and_changes_the_result(key):
-    capsules = jax.random.normal(key, (2, 20, 4))
-    params = DenseCaps(3, 5, weight_init=normal(1.0)).init(key, capsules)
+    capsules = draw(key, 2, 20, 4)
+    params = init(DenseCaps(3, 5, weight_init=normal(1.0)), key, capsules)
     one, three = (
-        DenseCaps(3, 5, DynamicRouting(num_iterations=n)).apply(params, capsules).pose
+        apply(DenseCaps(3, 5, DynamicRouting(num_iterations=n)), params, capsules).pose
         for n in (1, 3)
     )
     assert np.abs(one - three).max() > 0.01
 
 
 def test_the_decoder_sees_only_what_the_mask_lets_through(key):
-    pose = jax.random.normal(key, (2, 4, 5))
+    pose = draw(key, 2, 4, 5)
     mask = jnp.array([[0.0, 1, 0, 0], [0, 0, 0, 1]])
     decoder = Decoder((6, 7, 2), (8,))
-    params = decoder.init(key, pose, mask)
-    drawn = decoder.apply(params, pose, mask)
+    params = init(decoder, key, pose, mask)
+    drawn = apply(decoder, params, pose, mask)
     assert drawn.shape == (2, 6, 7, 2)
     assert (drawn > 0).all()
     assert (drawn < 1).all()
     elsewhere = pose * mask[..., None] + 100 * (1 - mask[..., None])
-    np.testing.assert_array_equal(decoder.apply(params, elsewhere, mask), drawn)
-    assert np.abs(decoder.apply(params, 1 + pose, mask) - drawn).max() > 1e-3
+    np.testing.assert_array_equal(apply(decoder, params, elsewhere, mask), drawn)
+    assert np.abs(apply(decoder, params, 1 + pose, mask) - drawn).max() > 1e-3
 
 
-@pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
+@pytest.mark.parametrize("batch", [(), *variants((3,)), (2, 3)])
 @pytest.mark.parametrize(
     ("layer", "shapes"),
     [
@@ -118,16 +120,16 @@ def test_the_decoder_sees_only_what_the_mask_lets_through(key):
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
 def test_layers_take_any_number_of_batch_axes(key, layer, shapes, batch):
-    inputs = [jax.random.normal(key, (*batch, *shape)) for shape in shapes]
-    params = layer.init(key, *inputs)
+    inputs = [draw(key, *batch, *shape) for shape in shapes]
+    params = init(layer, key, *inputs)
     # The batch adds no weights.
     alone = jax.eval_shape(layer.init, key, *(jnp.zeros(shape) for shape in shapes))
     assert shapes_of(params) == shapes_of(alone)
-    found = jax.tree.leaves(layer.apply(params, *inputs))
+    found = [np.asarray(x) for x in jax.tree.leaves(apply(layer, params, *inputs))]
     assert found
     assert all(leaf.shape[: len(batch)] == batch for leaf in found)
     for index in np.ndindex(batch):
-        one = jax.tree.leaves(layer.apply(params, *(x[index] for x in inputs)))
+        one = jax.tree.leaves(apply(layer, params, *(x[index] for x in inputs)))
         for actual, expected in zip(found, one, strict=True):
             np.testing.assert_allclose(actual[index], expected, rtol=1e-5, atol=1e-6)
 
@@ -138,25 +140,25 @@ def shapes_of(tree):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_images_of_another_float_type_are_taken_in_that_of_the_kernel(key, dtype):
-    image = jax.random.normal(key, (2, 9, 9, 2)).astype(dtype)
+    image = draw(key, 2, 9, 9, 2).astype(dtype)
     layer = primary_caps()
-    params = layer.init(key, image)
-    capsules = layer.apply(params, image)
+    params = init(layer, key, image)
+    capsules = apply(layer, params, image)
     assert capsules.dtype == params["params"]["conv"]["kernel"].dtype == jnp.float32
-    expected = layer.apply(params, image.astype(jnp.float32))
+    expected = apply(layer, params, image.astype(jnp.float32))
     np.testing.assert_array_equal(capsules, expected)
 
 
 def test_the_scale_is_of_the_convolution_and_not_of_the_bias(key):
     # In the authors' code one round of routing makes it the 32nd part.
-    image = jax.random.normal(key, (9, 7, 5))
+    image = draw(key, 9, 7, 5)
     layer = primary_caps(scale=1 / 32, bias_init=normal(0.1))
-    params = jax.jit(layer.init)(key, image)
+    params = init(layer, key, image)
     kernel = np.asarray(params["params"]["conv"]["kernel"], np.float64)
     bias = np.asarray(params["params"]["bias"], np.float64)
     s = reference.convolve(np.asarray(image, np.float64), kernel, 2) / 32 + bias
     expected = np.apply_along_axis(reference.squash, -1, s.reshape(4, 3, 3, 4))
-    actual = jax.jit(layer.apply)(params, image)
+    actual = apply(layer, params, image)
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -201,13 +203,13 @@ def test_weights_are_drawn_by_the_initializer_of_that_name(
 )
 def test_an_initializer_is_taken_by_name_or_as_a_function(key, layer, shapes):
     inputs = [jnp.ones(shape) for shape in shapes]
-    named = layer.init(key, *inputs)
+    named = init(layer, key, *inputs)
     functions = {
         field: initializer(getattr(layer, field))
         for field in ("kernel_init", "output_init", "weight_init", "bias_init")
         if hasattr(layer, field)
     }
-    made = layer.clone(**functions).init(key, *inputs)
+    made = init(layer.clone(**functions), key, *inputs)
     jax.tree.map(np.testing.assert_array_equal, made, named)
     values = {float(leaf.ravel()[0]) for leaf in jax.tree.leaves(named)}
     assert (
@@ -229,8 +231,8 @@ def test_the_rule_named_scaled_is_the_default_of_capsules_alone(key):
         scaled = layer.clone(**{field: "scaled"})
         jax.tree.map(
             np.testing.assert_array_equal,
-            scaled.init(key, inputs),
-            layer.init(key, inputs),
+            init(scaled, key, inputs),
+            init(layer, key, inputs),
         )
     with pytest.raises(ValueError, match="unknown initializer 'scaled'; choose from"):
         Convolution(4, 3, kernel_init="scaled").init(key, image)

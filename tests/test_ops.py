@@ -1,9 +1,12 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
 from jax.test_util import check_grads
+from programs import draw
 
 from capsjax import safe_norm, squash, tweak_pose
 
@@ -17,13 +20,17 @@ def vectors(length, dim=8, count=50):
     return x.astype(np.float32)
 
 
+# As networks use them; outside of jit they are tested further below.
+norm_in_jit, squash_in_jit = jax.jit(safe_norm), jax.jit(squash)
+
+
 @pytest.mark.parametrize("dim", [1, 2, 8, 257])
 @pytest.mark.numerics
 def test_safe_norm_is_exact_from_1e_16_to_1e18(dim):
     for length in LENGTHS:
         x = vectors(length, dim)
         expected = np.linalg.norm(x.astype(np.float64), axis=-1)
-        np.testing.assert_allclose(safe_norm(x), expected, rtol=2.5e-7)
+        np.testing.assert_allclose(norm_in_jit(x), expected, rtol=2.5e-7)
 
 
 @pytest.mark.parametrize("dim", [1, 2, 8, 257])
@@ -33,7 +40,7 @@ def test_squash_is_exact_relative_to_its_length(dim):
     for length in LENGTHS:
         x = vectors(length, dim)
         expected = np.stack([reference.squash(row) for row in x.astype(np.float64)])
-        error = np.linalg.norm(np.asarray(squash(x)) - expected, axis=-1)
+        error = np.linalg.norm(np.asarray(squash_in_jit(x)) - expected, axis=-1)
         assert np.all(error <= 4e-7 * np.linalg.norm(expected, axis=-1)), length
 
 
@@ -41,7 +48,7 @@ def test_squash_is_exact_relative_to_its_length(dim):
 @pytest.mark.numerics
 def test_a_squashed_vector_is_at_most_2_ulp_longer_than_one(dim):
     for length in LENGTHS:
-        v = np.asarray(squash(vectors(length, dim, 500)), np.float64)
+        v = np.asarray(squash_in_jit(vectors(length, dim, 500)), np.float64)
         assert np.linalg.norm(v, axis=-1).max() <= 1 + 2 * ULP
 
 
@@ -53,7 +60,7 @@ def test_a_long_vector_squashes_to_a_unit_vector():
 @pytest.mark.parametrize("function", [safe_norm, squash])
 def test_gradient_at_the_zero_vector_is_exactly_zero(function):
     for shape in [(3,), (4, 5), (2, 3, 8)]:
-        gradient = jax.grad(lambda x: function(x).sum())(jnp.zeros(shape))
+        gradient = jax.jit(jax.grad(lambda x: function(x).sum()))(np.zeros(shape, "f4"))
         np.testing.assert_array_equal(gradient, np.zeros(shape))
 
 
@@ -63,14 +70,22 @@ def test_a_zero_vector_does_not_disturb_its_neighbours():
     np.testing.assert_allclose(gradient, [[0, 0], [0.6, 0.8]], rtol=1e-6)
 
 
+@jax.jit
+def norm_gradient(x):
+    return jax.grad(lambda x: safe_norm(x).sum())(x)
+
+
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.numerics
 def test_norm_gradient_is_the_unit_vector_at_every_length(length):
     x = vectors(length)
-    gradient = jax.grad(lambda x: safe_norm(x).sum())(x)
+    gradient = norm_gradient(x)
     x = x.astype(np.float64)
     expected = x / np.linalg.norm(x, axis=-1, keepdims=True)
     np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=1e-7)
+
+
+squash_jacobian = jax.jit(jax.jacobian(squash))
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -81,7 +96,7 @@ def test_squash_jacobian_is_exact_relative_to_its_size(length):
     u = x / n
     along, across = 2 * n / (1 + n**2) ** 2, n / (1 + n**2)
     expected = across * (np.eye(4) - np.outer(u, u)) + along * np.outer(u, u)
-    actual = np.asarray(jax.jacobian(squash)(x.astype(np.float32)), np.float64)
+    actual = np.asarray(squash_jacobian(x.astype(np.float32)), np.float64)
     assert np.linalg.norm(actual - expected) <= 1e-6 * np.linalg.norm(expected)
 
 
@@ -105,25 +120,28 @@ def test_first_and_second_derivatives_equal_finite_differences(function):
 
 @pytest.mark.parametrize("axis", [0, 1, -2])
 def test_axis_and_keepdims_work_as_in_numpy(key, axis):
-    x = jax.random.normal(key, (3, 4, 5))
+    x = draw(key, 3, 4, 5)
     for keepdims in (False, True):
         expected = np.linalg.norm(x, axis=axis, keepdims=keepdims)
-        actual = safe_norm(x, axis=axis, keepdims=keepdims)
+        norm = jax.jit(functools.partial(safe_norm, axis=axis, keepdims=keepdims))
+        actual = norm(x)
         np.testing.assert_allclose(actual, expected, rtol=1e-6)
-    expected = jnp.moveaxis(squash(jnp.moveaxis(x, axis, -1)), -1, axis)
-    np.testing.assert_allclose(squash(x, axis=axis), expected, rtol=1e-6)
+    expected = np.moveaxis(jax.jit(squash)(np.moveaxis(x, axis, -1)), -1, axis)
+    actual = jax.jit(functools.partial(squash, axis=axis))(x)
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("function", [safe_norm, squash])
 def test_narrow_types_are_computed_in_float32_and_returned_as_they_came(function, key):
     # 0.005 squared is below float16's smallest number.
-    x = (0.005 * jax.random.normal(key, (20, 8))).astype(jnp.float16)
-    expected = function(x.astype(jnp.float32)).astype(jnp.float16)
-    actual = function(x)
+    x = (0.005 * draw(key, 20, 8)).astype(np.float16)
+    in_jit = jax.jit(function)
+    expected = np.asarray(in_jit(x.astype(np.float32))).astype(np.float16)
+    actual = in_jit(x)
     assert actual.dtype == jnp.float16
     np.testing.assert_array_equal(actual, expected)
-    assert function(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
-    assert function(np.arange(3)).dtype == jnp.float32
+    assert in_jit(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    assert in_jit(np.arange(3)).dtype == jnp.float32
 
 
 def test_complex_vectors_are_refused():

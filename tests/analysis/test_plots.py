@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+from marks import variants
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 from PIL import Image
@@ -182,7 +183,7 @@ def test_characters_without_a_glyph_are_one_warning(tmp_path, capsys):
     assert "figure.png characters that no font here has are drawn as boxes" in line
 
 
-@pytest.mark.parametrize("num_classes", [3, 30, 31, 300, 1000])
+@pytest.mark.parametrize("num_classes", [3, 30, 31, *variants(300), 1000])
 def test_a_confusion_figure_is_bounded_and_loses_no_error(num_classes, tmp_path):
     count = np.diag(np.full(num_classes, 100))
     count[2, 0], count[1, 2] = 7, 3

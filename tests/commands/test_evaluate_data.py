@@ -17,6 +17,8 @@ from capsjax.analysis.scores import class_scores
 from capsjax.data import Dataset, load
 from capsjax.storage.workdir import Workdir
 
+pytestmark = pytest.mark.usefixtures("without_estimate")
+
 
 @pytest.fixture
 def run_path(tmp_path, monkeypatch):

@@ -1,8 +1,11 @@
 """The order of things in a run, and a real run on real digits."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
@@ -12,6 +15,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from marks import variants
 from places import ROOT
 from tiny import made, tiny
 
@@ -26,6 +30,8 @@ from capsjax.storage.files import WorkdirError
 from capsjax.storage.workdir import Workdir
 from capsjax.training import task, trainer
 from capsjax.training.objective import Metrics
+
+pytestmark = pytest.mark.usefixtures("without_estimate")
 
 
 def run(config, path):
@@ -69,6 +75,22 @@ def interrupted_run(config, path, stop_at, monkeypatch):
     return caught.value
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished run, not to be changed, and what it printed."""
+    path = tmp_path_factory.mktemp("finished") / "run"
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        run(tiny(tensorboard=True), path)
+    return path, printed.getvalue()
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of the finished run."""
+    return pathlib.Path(shutil.copytree(finished[0], tmp_path / "run"))
+
+
 def test_resuming_equals_not_stopping_bit_for_bit(tmp_path, monkeypatch):
     config = tiny(steps_per_dispatch=3)
     run(config, tmp_path / "whole")
@@ -98,7 +120,7 @@ def test_a_run_goes_on_where_nobody_reads_what_it_prints(tmp_path, monkeypatch):
     assert (tmp_path / "checkpoints" / "3").exists()
 
 
-@pytest.mark.parametrize("how", ["deleted", "moved"])
+@pytest.mark.parametrize("how", [*variants("deleted"), "moved"])
 def test_a_folder_that_goes_away_stops_the_run_at_the_next_save(
     tmp_path, monkeypatch, how
 ):
@@ -178,15 +200,14 @@ def test_a_rate_that_rises_to_the_end_of_the_run_is_a_warning(
         assert capsys.readouterr().err == message
 
 
-def test_a_run_leaves_what_it_promises(tmp_path, capsys):
-    result = run(tiny(tensorboard=True), tmp_path)
-    message = capsys.readouterr().out
+def test_a_run_leaves_what_it_promises(finished):
+    path, message = finished
     assert "compiling" in message
     assert "epoch 1/2: validation loss" in message
     assert "(improved)" in message
-    assert (tmp_path / "tensorboard").exists()
-    assert json.loads((tmp_path / "config.json").read_text())["num_epochs"] == 2
-    assert result == json.loads((tmp_path / "result.json").read_text())
+    assert (path / "tensorboard").exists()
+    assert json.loads((path / "config.json").read_text())["num_epochs"] == 2
+    result = json.loads((path / "result.json").read_text())
     assert result["num_parameters"] > 1000
     assert set(result["versions"]) == {
         "python",
@@ -198,12 +219,12 @@ def test_a_run_leaves_what_it_promises(tmp_path, capsys):
     }
     fields = {"kind", "step", "epoch", "loss", "margin_loss", "reconstruction_loss"}
     for kind in ("train", "validation", "test"):
-        for row in lines(tmp_path, kind):
+        for row in lines(path, kind):
             assert set(row) == fields | {"accuracy", "images_per_second"}
             loss = row["margin_loss"] + 0.0005 * row["reconstruction_loss"]
             np.testing.assert_allclose(row["loss"], loss, rtol=1e-5)
-    assert [row["epoch"] for row in lines(tmp_path, "validation")] == [1, 2]
-    validation = {row["step"]: row["loss"] for row in lines(tmp_path, "validation")}
+    assert [row["epoch"] for row in lines(path, "validation")] == [1, 2]
+    validation = {row["step"]: row["loss"] for row in lines(path, "validation")}
     assert result["test"]["step"] == min(validation, key=validation.get)
 
 
@@ -231,21 +252,19 @@ def test_balanced_classes_weigh_training_and_validation_and_not_the_test(tmp_pat
         run(config, tmp_path)
 
 
-def test_a_finished_run_prints_its_result_and_can_be_extended(tmp_path, capsys):
-    first = run(tiny(), tmp_path)
-    capsys.readouterr()
-    assert run(tiny(), tmp_path) == first
+def test_a_finished_run_prints_its_result_and_can_be_extended(copied, capsys):
+    first = json.loads((copied / "result.json").read_text())
+    assert run(tiny(), copied) == first
     assert "is finished" in capsys.readouterr().out
     config = tiny()
     config.num_epochs = 3
-    result = run(config, tmp_path)
+    result = run(config, copied)
     assert result["test_of_last"]["step"] == 15
     assert "going on after step 10 of 15" in capsys.readouterr().out
 
 
-def test_a_run_goes_on_with_its_own_images_only(tmp_path, monkeypatch):
-    run(tiny(), tmp_path)
-    before = {path: path.read_bytes() for path in tmp_path.glob("*.json*")}
+def test_a_run_goes_on_with_its_own_images_only(copied, monkeypatch):
+    before = {path: path.read_bytes() for path in copied.glob("*.json*")}
 
     def load_others(*arguments, **options):
         dataset = load(*arguments, **options)
@@ -256,7 +275,7 @@ def test_a_run_goes_on_with_its_own_images_only(tmp_path, monkeypatch):
     config.num_epochs = 3
     message = "is of other train images: pixels, labels or names are not what they were"
     with pytest.raises(WorkdirError, match=message):
-        run(config, tmp_path)
+        run(config, copied)
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -307,7 +326,8 @@ def test_without_validation_the_last_checkpoint_is_the_result(tmp_path):
     assert lines(tmp_path, "validation") == []
 
 
-def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path):
+def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.undo()  # Memory is estimated here.
     folder = tmp_path / "run"
     wrong = [
         ({"batch_size": 30}, "batch_size=30 can't be shared evenly by 4 devices"),

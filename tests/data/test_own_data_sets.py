@@ -14,6 +14,8 @@ from capsjax import config as configs
 from capsjax.data import loading
 from capsjax.training.trainer import train
 
+pytestmark = pytest.mark.usefixtures("without_estimate")
+
 
 @pytest.fixture
 def page(monkeypatch, tmp_path):

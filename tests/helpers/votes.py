@@ -61,8 +61,9 @@ def shapes(case: Case):
 
 def draw(key, case: Case):
     """Draws numbers with these shapes that make couplings far from equal."""
-    # One draw for all: each shape would take a second to compile.
-    numbers = np.asarray(jax.random.normal(key, (2**18,))) / 2
+    # By NumPy: each shape would take a second to compile.
+    seed = np.asarray(jax.random.key_data(key))
+    numbers = np.random.default_rng(seed).normal(size=2**18).astype(np.float32) / 2
     arrays, structure = jax.tree.flatten(shapes(case))
     drawn, end = [], 0
     for array in arrays:

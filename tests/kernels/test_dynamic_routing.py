@@ -32,7 +32,6 @@ from capsjax.runtime import platforms
 QUICK = (
     "blocks do not divide i",
     "one round, stopped",
-    "three rounds, nowhere",
     "no batch axis",
 )
 

@@ -33,6 +33,8 @@ from capsjax.training.state import init_state
 from capsjax.training.step import make_train_step
 from capsjax.training.trainer import train
 
+pytestmark = pytest.mark.usefixtures("without_estimate")
+
 
 def blocks(page):
     return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)

@@ -27,6 +27,8 @@ from capsjax.training.step import (
     parts,
 )
 
+pytestmark = pytest.mark.usefixtures("without_estimate")
+
 BAD_STEP = 6  # From 0: second of the second epoch, second of its chunk.
 
 

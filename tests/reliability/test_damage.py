@@ -29,6 +29,8 @@ from capsjax.storage.run import load_run
 from capsjax.storage.workdir import Workdir
 from capsjax.training import trainer
 
+pytestmark = pytest.mark.usefixtures("without_estimate")
+
 OLD, NEW = 10, 20  # The steps of the run's checkpoints; the newer is better.
 
 

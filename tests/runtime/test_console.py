@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from marks import variants
 
 from capsjax.runtime import console
 
@@ -145,7 +146,7 @@ def test_help_that_can_t_be_written_is_an_error():
     assert line.endswith("No space left on device")
 
 
-@pytest.mark.parametrize("redirect", ["2>/dev/full", "0>&- 2>&-"])
+@pytest.mark.parametrize("redirect", ["2>/dev/full", *variants("0>&- 2>&-")])
 def test_errors_that_can_t_be_written_leave_results_and_exit_code(redirect):
     done = shell(redirect, "answer")
     assert (done.returncode, done.stdout) == (0, "how it goes\nthe result\n")

@@ -22,7 +22,11 @@ def test_vary_alike_keeps_arrays_shared_under_vmap():
 
 @pytest.mark.parametrize(
     ("command", "platform"),
-    [("train", "rocm"), ("evaluate", "nonsense"), ("predict", "rocm")],
+    [
+        ("train", "rocm"),
+        ("evaluate", "nonsense"),
+        pytest.param("predict", "rocm", marks=pytest.mark.variant),
+    ],
 )
 def test_a_missing_platform_is_an_error_of_one_line(command, platform):
     arguments = {

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import variants
 from rights import as_nobody, public_folder
 
 from capsjax.storage import checkpoints as module
@@ -335,7 +336,7 @@ for step in (1, 2, 3):
 """
 
 
-@pytest.mark.parametrize("deleted", [0, 1, 3])
+@pytest.mark.parametrize("deleted", [0, *variants(1), 3])
 def test_a_kill_while_an_old_step_is_deleted_leaves_nothing_damaged(
     tmp_path, capsys, deleted
 ):

@@ -14,6 +14,8 @@ from capsjax.data import load
 from capsjax.storage.files import write_json
 from capsjax.storage.workdir import Workdir
 
+pytestmark = pytest.mark.usefixtures("without_estimate")
+
 LENGTHS = np.load(FIRST_EDITION / "lengths.npz")
 
 

@@ -13,6 +13,8 @@ from capsjax.storage.files import write_json
 from capsjax.storage.workdir import Workdir
 from capsjax.training import trainer
 
+pytestmark = pytest.mark.usefixtures("without_estimate")
+
 
 @pytest.fixture
 def workdir(tmp_path):

@@ -29,6 +29,8 @@ from capsjax.training.feed import (
 )
 from capsjax.training.memory import estimate_memory
 
+pytestmark = pytest.mark.usefixtures("without_estimate")
+
 ACCELERATOR = Platform(
     **{
         **platforms.platform("cpu")._asdict(),

@@ -16,6 +16,8 @@ from capsjax.models.variables import named
 from capsjax.training import train
 from capsjax.training.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("without_estimate")
+
 FROZEN = ("conv", "conv_bias", "primary_caps")
 
 

@@ -16,6 +16,8 @@ from capsjax.storage.files import WorkdirError
 from capsjax.training import train
 from capsjax.training.sets import require_datasets
 
+pytestmark = pytest.mark.usefixtures("without_estimate")
+
 SETS = bars(45), bars(16)
 
 

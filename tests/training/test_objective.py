@@ -1,5 +1,7 @@
 """What is measured of images that show one class, several, or go to the baseline."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,16 +26,25 @@ SMALL = CapsNet(
 )
 
 
-@pytest.fixture
-def params(key):
-    return jax.jit(SMALL.init)(key, jnp.zeros((1, 17, 17, 1)))
+@pytest.fixture(scope="module")
+def params():
+    return jax.jit(SMALL.init)(jax.random.key(0), jnp.zeros((1, 17, 17, 1)))
+
+
+decode = jax.jit(functools.partial(SMALL.apply, method=SMALL.decode))
 
 
 def drawn(params, pose, classes):
     """What some class capsules of one image draw together, the others set to zero."""
     mask = np.zeros((1, 5), np.float32)
     mask[0, list(classes)] = 1
-    return SMALL.apply(params, pose[None], jnp.asarray(mask), method=SMALL.decode)[0]
+    return decode(params, pose[None], mask)[0]
+
+
+def in_jit(function, model, *arrays, loss, class_weight=None, **options):
+    """Calls ``measure`` or ``image_metrics`` as a training step does."""
+    call = functools.partial(function, model, loss=loss, class_weight=class_weight)
+    return jax.jit(call)(*arrays, **options)
 
 
 def squared_error(a, b):
@@ -42,13 +53,14 @@ def squared_error(a, b):
 
 def random_case(key, shown, num_images=4):
     """Images, sources, poses and lengths for labels that show these classes each."""
-    keys = jax.random.split(key, 3)
-    image = jax.random.uniform(keys[0], (num_images, 17, 17, 1))
-    source = jax.random.uniform(keys[1], (num_images, len(shown[0]), 17, 17, 1))
-    pose = jax.random.normal(keys[2], (num_images, 5, 3))
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    image = rng.uniform(size=(num_images, 17, 17, 1)).astype(np.float32)
+    shape = (num_images, len(shown[0]), 17, 17, 1)
+    source = rng.uniform(size=shape).astype(np.float32)
+    pose = rng.normal(size=(num_images, 5, 3)).astype(np.float32)
     label = np.zeros((num_images, 5), bool)
     np.put_along_axis(label, np.array(shown), values=True, axis=1)
-    return image, source, pose, jnp.asarray(label)
+    return image, source, pose, label
 
 
 SHOWN = [(0, 3), (1, 2), (2, 4), (0, 4)]
@@ -63,13 +75,15 @@ LONGEST = [(0, 3), (0, 2), (1, 3), (0, 4)]
 
 
 def routed(length, pose=None):
-    return Routed(pose, jnp.array(length), None)
+    return Routed(pose, np.array(length, "f4"), None)
 
 
 def test_exact_matches_and_found_classes_are_counted_by_image(key, params):
     image, source, _, label = random_case(key, SHOWN)
-    metrics = measure(
-        *(SMALL, params, routed(LENGTH), image, label), loss=MarginLoss(), source=source
+    metrics = in_jit(
+        *(measure, SMALL, params, routed(LENGTH), image, label),
+        loss=MarginLoss(),
+        source=source,
     )
     assert metrics.per_label_accuracy is None
     assert metrics.accuracy.tolist() == [1, 0, 0, 1]
@@ -83,15 +97,17 @@ def test_exact_matches_and_found_classes_are_counted_by_image(key, params):
 
 
 def test_classes_that_are_not_counted_are_those_of_at_least_a_half(key, params):
-    label = jnp.array([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]], bool)
+    label = np.array([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]], bool)
     image = random_case(key, SHOWN)[0][:3]
     length = [[0.9, 0.5, 0.7, 0.1, 0.49]] * 3
-    metrics = measure(*(SMALL, params, routed(length), image, label), loss=MarginLoss())
+    metrics = in_jit(
+        *(measure, SMALL, params, routed(length), image, label), loss=MarginLoss()
+    )
     assert metrics.accuracy.tolist() == [1, 0, 0]
     assert metrics.label_accuracy is None
     np.testing.assert_allclose(metrics.per_label_accuracy, [1, 0.6, 0.4])
     none = routed([[0.4, 0, 0, 0, 0]] * 3)
-    metrics = measure(*(SMALL, params, none, image, label), loss=MarginLoss())
+    metrics = in_jit(*(measure, SMALL, params, none, image, label), loss=MarginLoss())
     assert metrics.accuracy.tolist() == [0, 0, 1]
 
 
@@ -109,11 +125,11 @@ def test_each_class_is_drawn_alone_and_compared_with_its_own_image(
 ):
     image, source, pose, label = random_case(key, SHOWN)
     loss = MarginLoss(reconstruction_weight=0.3)
-    metrics = measure(
-        *(SMALL, params, routed(LENGTH, pose), image, label),
+    metrics = in_jit(
+        *(measure, SMALL, params, routed(LENGTH, pose), image, label),
         loss=loss,
         source=source,
-        mask=label.astype(jnp.float32) if is_training else None,
+        mask=label.astype(np.float32) if is_training else None,
     )
     classes = SHOWN if is_training else LONGEST
     expected = [
@@ -133,8 +149,8 @@ def test_each_class_is_drawn_alone_and_compared_with_its_own_image(
 
 def test_without_sources_all_classes_are_drawn_together(key, params):
     image, _, pose, label = random_case(key, SHOWN)
-    metrics = measure(
-        *(SMALL, params, routed(LENGTH, pose), image, label), loss=MarginLoss()
+    metrics = in_jit(
+        *(measure, SMALL, params, routed(LENGTH, pose), image, label), loss=MarginLoss()
     )
     present = [(0, 3), (0, 2), (0, 1, 3), (0, 4)]
     expected = [
@@ -149,11 +165,12 @@ def test_nothing_is_drawn_where_the_reconstruction_has_no_weight():
     model, _, state = made(tiny())
     params = jax.tree.map(lambda leaf: leaf, state.params)
     del params["params"]["decoder"]
-    metrics = image_metrics(
+    metrics = in_jit(
+        image_metrics,
         model,
         params,
-        jnp.zeros((2, 28, 28, 1)),
-        jnp.zeros(2, int),
+        np.zeros((2, 28, 28, 1), np.float32),
+        np.zeros(2, int),
         loss=MarginLoss(reconstruction_weight=0.0),
     )
     assert set(metrics.known()) == {"loss", "accuracy", "margin_loss"}
@@ -164,11 +181,13 @@ def test_nothing_is_drawn_where_the_reconstruction_has_no_weight():
 def test_the_baseline_has_a_cross_entropy_and_no_other_loss(key):
     dataset = load("mnist", "test").subset(np.arange(20))
     model = tiny_cnn()
-    image = jnp.asarray(dataset.image) / 255
+    image = np.float32(dataset.image) / 255
     params = jax.jit(model.init)(key, image)
-    label = jnp.asarray(dataset.label)
-    metrics = image_metrics(model, params, image, label, loss=CrossEntropy())
-    probability = np.exp(np.asarray(model.apply(params, image).activation, np.float64))
+    label = dataset.label
+    metrics = in_jit(image_metrics, model, params, image, label, loss=CrossEntropy())
+    probability = np.exp(
+        np.asarray(jax.jit(model.apply)(params, image).activation, np.float64)
+    )
     probability /= probability.sum(-1, keepdims=True)
     expected = -np.log(probability[np.arange(20), dataset.label])
     np.testing.assert_allclose(metrics.loss, expected, rtol=1e-4)
@@ -192,17 +211,16 @@ def test_balanced_weights_give_every_class_that_has_images_the_same_say():
 def test_the_weight_of_a_class_multiplies_the_loss_of_its_images_alone(
     key, model, loss
 ):
-    image = jax.random.uniform(key, (4, 17, 17, 1))
-    params, label = jax.jit(model.init)(key, image), jnp.array([3, 0, 3, 1])
+    image = np.random.default_rng(0).uniform(size=(4, 17, 17, 1)).astype(np.float32)
+    params, label = jax.jit(model.init)(key, image), np.array([3, 0, 3, 1])
     weight = np.arange(model.num_classes, dtype=np.float32)
-    plain, weighted = (
-        image_metrics(
-            *(model, params, image, label),
-            loss=loss,
-            class_weight=class_weight,
-        ).known()
-        for class_weight in (None, weight)
-    )
+
+    def known(class_weight):
+        arrays = params, image, label
+        options = {"loss": loss, "class_weight": class_weight}
+        return in_jit(image_metrics, model, *arrays, **options).known()
+
+    plain, weighted = known(None), known(weight)
     np.testing.assert_allclose(
         weighted.pop("loss"), plain.pop("loss") * np.array([3, 0, 3, 1]), rtol=1e-6
     )
@@ -218,8 +236,8 @@ def test_the_weights_of_several_classes_multiply_their_terms_of_the_loss(key, pa
     image, _, pose, label = random_case(key, SHOWN)
     loss = MarginLoss(weight=0.7, reconstruction_weight=0.3)
     weight = np.arange(1, 11, dtype=np.float32).reshape(2, 5)
-    metrics = measure(
-        *(SMALL, params, routed(LENGTH, pose), image, label),
+    metrics = in_jit(
+        *(measure, SMALL, params, routed(LENGTH, pose), image, label),
         loss=loss,
         class_weight=weight,
     )

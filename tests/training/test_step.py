@@ -14,7 +14,7 @@ import optax
 import pytest
 from marks import first_of, variants
 from places import ROOT, TESTS
-from tiny import made, pairs, tiny, tiny_cnn
+from tiny import digits, made, pairs, tiny, tiny_cnn
 
 from capsjax import config as configs
 from capsjax.data import augment, crop, load
@@ -58,7 +58,7 @@ def mapped(step, devices):
 
 def batches(steps, devices, config, dataset=None):
     by_four = stack_batches(
-        dataset or load("mnist", "test"),
+        dataset or load(digits(), "test"),
         range(steps),
         batch_size=config.batch_size,
         seed=config.seed,
@@ -246,19 +246,30 @@ def test_changes_and_crops_depend_on_seed_and_step_only(kind, shape):
     assert np.abs(255 * one - middle).max() > 1
 
 
-def test_several_steps_in_one_call_equal_single_steps():
+@pytest.fixture(scope="module")
+def averaged():
+    """A program of steps with an average, its batches, and states after each step."""
     config = tiny()
+    config.optimizer = dataclasses.replace(config.optimizer, average=0.9)
     model, optimizer, state = made(config)
-    step = mapped(chunk_of(model, optimizer, config), 1)
-    stacked = batches(3, 1, config)
-    together, outcome = step(state, stacked)
+    step, stacked = mapped(chunk_of(model, optimizer, config), 1), batches(3, 1, config)
+    states, losses = [state], []
     for n in range(3):
-        state, one = step(state, jax.tree.map(lambda a, n=n: a[:, n : n + 1], stacked))
-        np.testing.assert_allclose(
-            one.metrics.loss[0], outcome.metrics.loss[n], rtol=1e-5
-        )
+        one = jax.tree.map(lambda a, n=n: a[:, n : n + 1], stacked)
+        state, outcome = step(state, one)
+        states.append(state)
+        losses.append(outcome.metrics.loss[0])
+    return step, stacked, states, losses
+
+
+def test_several_steps_in_one_call_equal_single_steps(averaged):
+    step, stacked, states, losses = averaged
+    together, outcome = step(states[0], stacked)
+    np.testing.assert_allclose(losses, outcome.metrics.loss, rtol=1e-5)
     for a, b in zip(
-        jax.tree.leaves(together.params), jax.tree.leaves(state.params), strict=True
+        jax.tree.leaves((together.params, together.average)),
+        jax.tree.leaves((states[-1].params, states[-1].average)),
+        strict=True,
     ):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
@@ -292,39 +303,38 @@ def test_the_schedules_end_where_they_should():
         np.testing.assert_allclose(rates[110], last, rtol=2e-2)
 
 
-def test_the_average_follows_the_weights_and_is_what_is_evaluated():
-    config = tiny()
-    config.optimizer = dataclasses.replace(config.optimizer, average=0.9)
-    model, optimizer, state = made(config)
-    step = chunk_of(model, optimizer, config)
-    expected, new = state.params, state
-    for n in range(3):
-        stacked = jax.tree.map(lambda a, n=n: a[:, n : n + 1], batches(3, 1, config))
-        new, _ = mapped(step, 1)(new, stacked)
+def test_the_average_follows_the_weights_and_is_what_is_evaluated(averaged):
+    states = averaged[2]
+    expected = jax.tree.map(np.asarray, states[0].params)
+    for n, state in enumerate(states[1:]):
         decay = min(0.9, (1 + n) / (10 + n))
         expected = jax.tree.map(
-            lambda a, p, decay=decay: decay * a + (1 - decay) * p, expected, new.params
+            lambda a, p, decay=decay: decay * a + (1 - decay) * np.asarray(p),
+            *(expected, state.params),
         )
     for a, b in zip(
-        jax.tree.leaves(new.evaluated), jax.tree.leaves(expected), strict=True
+        jax.tree.leaves(states[-1].evaluated), jax.tree.leaves(expected), strict=True
     ):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-    assert state._replace(average=None).evaluated is state.params
+    first = states[0]
+    assert first._replace(average=None).evaluated is first.params
+
+
+def of_each(model, config, *arrays, **options):
+    """Measures each image, all at once and without the steps of an evaluation."""
+    loss = fitting(config, model)
+    return jax.jit(functools.partial(image_metrics, model, loss=loss))(
+        *arrays, **options
+    )
 
 
 def test_evaluation_counts_every_image_exactly_once():
     config = tiny()
     model, _, state = made(config)
-    dataset = load("mnist", "test").subset(np.arange(103))
+    dataset = load(digits(), "test").subset(np.arange(103))
     step = parallel(make_eval_step(model, fitting(config, model)))
-    image = jnp.asarray(dataset.image, jnp.float32) / 255
-    each = image_metrics(
-        model,
-        state.params,
-        image,
-        jnp.asarray(dataset.label),
-        loss=fitting(config, model),
-    )
+    image = np.float32(dataset.image) / 255
+    each = of_each(model, config, state.params, image, dataset.label)
     expected = {k: np.asarray(v).mean() for k, v in each.known().items()}
     for batch_size in (7, 32, 103, 500):
         actual = evaluate(step, state.params, dataset, batch_size=batch_size)
@@ -337,14 +347,9 @@ def test_evaluation_looks_at_the_middle_and_draws_from_the_longest():
     dataset = pairs(10)
     step = parallel(make_eval_step(model, fitting(config, model)))
     actual = evaluate(step, state.params, dataset, batch_size=7)
-    each = image_metrics(
-        model,
-        state.params,
-        jnp.asarray(dataset.image[:, 2:26, 2:26], jnp.float32) / 255,
-        jnp.asarray(dataset.label),
-        loss=fitting(config, model),
-        source=jnp.asarray(dataset.source[:, :, 2:26, 2:26], jnp.float32) / 255,
-    )
+    image = np.float32(dataset.image[:, 2:26, 2:26]) / 255
+    source = np.float32(dataset.source[:, :, 2:26, 2:26]) / 255
+    each = of_each(model, config, state.params, image, dataset.label, source=source)
     expected = {k: np.asarray(v).mean() for k, v in each.known().items()}
     assert actual.known() == pytest.approx(expected, rel=1e-5)
     assert set(expected) >= {"label_accuracy", "reconstruction_loss"}
@@ -366,15 +371,15 @@ def test_the_step_masks_by_label_and_weighs_as_the_recipe():
     model, optimizer, state = made(config)
     step = chunk_of(model, optimizer, config)
     stacked = batches(1, 1, config)
-    image = jnp.asarray(stacked.image[0, 0], jnp.float32) / 255
+    image = np.float32(stacked.image[0, 0]) / 255
     label = stacked.label[0, 0]
 
     def error(mask):
-        _, drawn = model.apply(state.params, image, mask)
+        _, drawn = jax.jit(model.apply)(state.params, image, mask)
         return np.sum((np.asarray(drawn) - image) ** 2, axis=(1, 2, 3)).mean()
 
     metrics = mapped(step, 1)(state, stacked)[1].metrics
-    by_label = error(jnp.eye(10)[label])
+    by_label = error(np.eye(10, dtype="f4")[label])
     np.testing.assert_allclose(
         metrics.parts["reconstruction_loss"][0], by_label, rtol=1e-5
     )
@@ -442,7 +447,7 @@ def test_a_step_shifts_its_images_as_seed_and_step_say():
 
     def error(image):
         image = image / np.float32(255)
-        _, drawn = drawn_from(state.params, image, jnp.eye(10)[label])
+        _, drawn = drawn_from(state.params, image, np.eye(10, dtype="f4")[label])
         return np.sum((np.asarray(drawn) - image) ** 2, axis=(1, 2, 3)).mean()
 
     expected = error(shifted_by_hand(image, shifts))
@@ -456,7 +461,7 @@ def test_evaluation_takes_each_image_alone_unshifted_and_without_its_label():
     config = tiny()
     config.model = config.model.clone(**LONG)
     model, _, state = made(config)
-    dataset = load("mnist", "test").subset(np.arange(23))
+    dataset = load(digits(), "test").subset(np.arange(23))
     step = parallel(make_eval_step(model, fitting(config, model)))
     actual = evaluate(step, state.params, dataset, batch_size=8)
     encode, decode = (
@@ -468,12 +473,14 @@ def test_evaluation_takes_each_image_alone_unshifted_and_without_its_label():
         """Margin loss, reconstruction loss and accuracy, image by image."""
         each = []
         for n, label in enumerate(dataset.label):
-            image = jnp.asarray(images[n : n + 1] / np.float32(255))
+            image = images[n : n + 1] / np.float32(255)
             routed = encode(state.params, image)
             length = np.linalg.norm(np.asarray(routed.pose[0], np.float64), axis=-1)
             longest = int(length.argmax())
             shown = longest if mask is None else mask[n]
-            drawn = decode(state.params, routed.pose, jnp.eye(10)[None, shown])
+            drawn = decode(
+                state.params, routed.pose, np.eye(10, dtype="f4")[None, shown]
+            )
             costs = 0.5 * np.maximum(0, length - 0.1) ** 2
             costs[label] = max(0, 0.9 - length[label]) ** 2
             error = np.sum((np.asarray(drawn, np.float64) - image) ** 2)

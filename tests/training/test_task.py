@@ -18,6 +18,8 @@ from capsjax.models import CapsNet
 from capsjax.routings import DynamicRouting
 from capsjax.training import task
 
+pytestmark = pytest.mark.usefixtures("without_estimate")
+
 
 def made_task(monkeypatch, dataset, **changes):
     """The task on a data set of this process, with fields of the config changed."""
@@ -288,11 +290,13 @@ def test_the_network_decides_the_loss_where_the_config_leaves_it_open(monkeypatc
 
 
 def test_size_and_memory_are_printed_before_there_is_any(monkeypatch, capsys):
+    monkeypatch.undo()  # Memory is estimated here.
     made_task(monkeypatch, digits(20))
     assert "30,784 parameters; training takes about 0.0" in capsys.readouterr().out
 
 
 def test_a_network_that_does_not_fit_into_memory_is_refused(monkeypatch):
+    monkeypatch.undo()  # Memory is estimated here.
     photos = Dataset(
         "photos",
         np.zeros((8, 256, 256, 3), np.uint8),
