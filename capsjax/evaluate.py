@@ -108,10 +108,7 @@ def _keep(
     if len(runs) == 1:
         from capsjax.analysis import figures
 
-        written = figures.draw(
-            *(runs[0], dataset, evaluation.prediction, evaluation.confusion),
-            *(evaluation.by_rounds, folder),
-        )
+        written = figures.draw(runs[0], dataset, evaluation, folder)
         lines.append(f"{len(written)} figures in {folder}")
     return lines
 

@@ -3,9 +3,10 @@
 Averages the runs of one recipe over their seeds. Prints mean and sample standard
 deviation of the test accuracy, for the last network and for the best by validation
 loss; for the latter also the share of the classes found, or of the labels right, if
-images show several; and
-the validation accuracy, if runs were not tested. Runs of a recipe must agree in
-everything but the seed.
+images show several; and the validation accuracy, if runs were not tested. Runs with
+class weights, or whose images show different numbers of classes, have a balanced
+accuracy too, and an average precision, once ``capsjax.evaluate`` has computed them.
+Runs of a recipe must agree in everything but the seed.
 
 ``--average data.path`` averages over that field too, for example over the folders of a
 cross validation; ``--by model.routing.num_iterations`` makes a row for each value of a

@@ -41,7 +41,7 @@ OWNERS = {
     "orbax": {"storage"},
     "tensorflow_datasets": {"data.readers"},
     "tensorboardX": {"storage"},
-    "matplotlib": {"analysis.plots"},
+    "matplotlib": {"analysis.plots.canvas"},
     "tensorflow": set(),
 }
 

@@ -16,8 +16,13 @@ from capsjax.storage.workdir import Workdir, differences
 # Fields without influence on the trained network, besides chance.
 _INDIFFERENT = ("seed", "eval_batch_size", *configs.WITHOUT_EFFECT)
 
-# Heads of the columns for images that show several classes.
-_SEVERAL = {"found": "classes found", "labels_right": "labels right"}
+# Heads of the columns that only some runs have.
+_OPTIONAL = {
+    "found": "classes found",
+    "labels_right": "labels right",
+    "balanced": "balanced accuracy",
+    "average_precision": "average precision",
+}
 
 
 class RunSummary(NamedTuple):
@@ -37,6 +42,10 @@ class RunSummary(NamedTuple):
             same number of several.
         labels_right: Share of the classes, in an image or not, on which the best
             network is right, if images show different numbers.
+        balanced: Balanced accuracy of the best network on the test images, a mean over
+            the classes; None unless ``capsjax.evaluate`` has computed it.
+        average_precision: Average precision, likewise, if images show different
+            numbers of classes.
         epochs: Number of finished epochs.
         seconds: Time spent in steps and evaluations.
         num_parameters: Number of parameters.
@@ -53,10 +62,23 @@ class RunSummary(NamedTuple):
     validated: float | None
     found: float | None
     labels_right: float | None
+    balanced: float | None
+    average_precision: float | None
     epochs: int
     seconds: float
     num_parameters: int
     curve: list[tuple[int, float]]
+
+    @property
+    def needs_balance(self) -> bool:
+        """True if the accuracy alone hides how a run does on rare classes."""
+        weights = self.config["data"].get("class_weights", "none")
+        return self.labels_right is not None or weights != "none"
+
+    @property
+    def lacks_scores(self) -> bool:
+        """True if an evaluation would add columns to the table."""
+        return self.needs_balance and self.best is not None and self.balanced is None
 
 
 def read_run(path: str | pathlib.Path, own: configs.Config | None = None) -> RunSummary:
@@ -87,17 +109,21 @@ def read_run(path: str | pathlib.Path, own: configs.Config | None = None) -> Run
             if line["kind"] == "validation"
         ]
         validation = result.get("validation") or {}
+        checksums = _checksums(workdir)
+        scores = _scores(workdir, (result["test"] or {}).get("step"), checksums)
         run = RunSummary(
             path=workdir.path,
             recipe="-".join(filter(None, (config["experiment"], config["variant"]))),
             config=config,
-            checksums=_checksums(workdir),
+            checksums=checksums,
             changes=_changes(history.read(workdir), config),
             best=best,
             last=last,
             validated=validation.get("accuracy"),
             found=(result["test"] or {}).get("label_accuracy"),
             labels_right=(result["test"] or {}).get("per_label_accuracy"),
+            balanced=scores.get("balanced_accuracy"),
+            average_precision=scores.get("mean_average_precision"),
             epochs=result.get("epochs_done", result["num_epochs"]),
             seconds=result["seconds"],
             num_parameters=result["num_parameters"],
@@ -126,6 +152,31 @@ def _checksums(workdir: Workdir) -> dict[str, str]:
         }
     except (WorkdirError, KeyError, TypeError, AttributeError):
         return {}  # The file is missing, damaged or too old.
+
+
+def _scores(
+    workdir: Workdir, step: int | None, checksums: Mapping[str, str]
+) -> dict[str, float]:
+    """Reads the scores of ``evaluation.json``.
+
+    Args:
+        workdir: The run's folder.
+        step: The step of the tested network.
+        checksums: Checksums of the run's images, by split.
+
+    Returns:
+        The known scores by name; none if the file is missing or damaged, or is on
+        another step or other images.
+    """
+    try:
+        about = workdir.read_json(workdir.figures / "evaluation.json")
+        is_own = [one["step"] for one in about["runs"]] == [step]
+        is_own &= about["data"]["checksum"] == checksums["test"]
+    except (WorkdirError, KeyError, TypeError):
+        return {}
+    names = ("balanced_accuracy", "mean_average_precision")
+    known = {name: about.get(name) for name in names if is_own}
+    return {name: one for name, one in known.items() if isinstance(one, float)}
 
 
 def _changes(
@@ -239,17 +290,15 @@ def _order(row: Row, rows: Mapping[Row, Any]) -> tuple[Any, ...]:
     return first, values, len(row.changes), row.changes
 
 
-def _mean_and_deviation(values: Sequence[float]) -> str:
-    mean = f"{100 * statistics.mean(values):.2f}"
-    if len(values) < 2:
-        return mean
-    return f"{mean} ± {100 * statistics.stdev(values):.2f}"
-
-
 def _mean(values: Sequence[float | None]) -> str:
-    """Returns mean and deviation, or "" if a value is unknown."""
+    """Returns mean and deviation in percent, or "" if a value is unknown."""
     known = [value for value in values if value is not None]
-    return _mean_and_deviation(known) if len(known) == len(values) else ""
+    if len(known) < len(values):
+        return ""
+    mean = f"{100 * statistics.mean(known):.2f}"
+    if len(known) < 2:
+        return mean
+    return f"{mean} ± {100 * statistics.stdev(known):.2f}"
 
 
 def _cell(value: Any) -> str:
@@ -272,14 +321,15 @@ def table(groups: Mapping[Row, Sequence[RunSummary]], by: Sequence[str] = ()) ->
         "test accuracy, best by validation, %",
     ]
     heads += ["test accuracy, last, %", "minutes", "parameters"]
-    runs = itertools.chain.from_iterable(groups.values())
-    all_runs = list(runs)
-    several = [
+    all_runs = [*itertools.chain.from_iterable(groups.values())]
+    optional = [
         name
-        for name in ("found", "labels_right")
+        for name in _OPTIONAL
         if any(getattr(run, name) is not None for run in all_runs)
     ]
-    heads += [f"{_SEVERAL[name]}, best by validation, %" for name in several]
+    if "balanced" in optional and not any(run.needs_balance for run in all_runs):
+        optional.remove("balanced")
+    heads += [f"{_OPTIONAL[name]}, best by validation, %" for name in optional]
     if is_untested := any(run.best is None for run in all_runs):
         heads += ["validation accuracy, best, %"]
     is_text = 4 + len(by)
@@ -299,10 +349,7 @@ def table(groups: Mapping[Row, Sequence[RunSummary]], by: Sequence[str] = ()) ->
             f"{seconds / 60:.1f}",
             f"{group[0].num_parameters:,}",
         ]
-        for name in several:
-            known = [getattr(run, name) for run in group]
-            known = [value for value in known if value is not None]
-            cells.append(_mean_and_deviation(known) if known else "")
+        cells += [_mean([getattr(run, name) for run in group]) for name in optional]
         if is_untested:
             cells.append(_mean([run.validated for run in group]))
         lines.append(f"| {' | '.join(map(_cell, cells))} |")
@@ -321,7 +368,15 @@ def notes(groups: Mapping[Row, Sequence[RunSummary]]) -> list[str]:
             f"Not averaged with runs in which nothing changed: {paths} "
             f"({'; '.join(row.changes)})."
         )
-    if any(run.best is None for group in groups.values() for run in group):
+    runs = [*itertools.chain.from_iterable(groups.values())]
+    lacking = [run for run in runs if run.lacks_scores]
+    if lacking:
+        lines.append(
+            "For balanced accuracy, and average precision where images show several "
+            f"classes, first: capsjax.evaluate --workdir {lacking[0].path}"
+            f"{', and so on' * (len(lacking) > 1)}."
+        )
+    if any(run.best is None for run in runs):
         lines.append("Runs without a test accuracy were not tested (config.test).")
     return ["", *lines] if lines else []
 

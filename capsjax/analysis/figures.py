@@ -1,18 +1,20 @@
 """Draws the figures of one run; picks the images to show."""
 
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from capsjax.analysis import plots
+from capsjax.analysis.evaluation import Evaluation
 from capsjax.analysis.inspection import couplings, most_routed, tweaked
 from capsjax.data import Dataset
 from capsjax.data.crop import crop_middle
 from capsjax.models.network import can_draw, has_stages, routing_of
-from capsjax.storage.run import Prediction, Run
+from capsjax.storage.run import Run
+from capsjax.training.objective import verdict
 
 _MOST_SAMPLES = 30
 _MOST_REDRAWN = 10
@@ -24,9 +26,7 @@ _NUM_OVERLAPS = 4
 def draw(
     run: Run,
     dataset: Dataset,
-    prediction: Prediction,
-    confusion: Int[np.ndarray, "n n"] | None,
-    by_rounds: Mapping[int, float] | None,
+    evaluation: Evaluation,
     folder: pathlib.Path,
 ) -> list[pathlib.Path]:
     """Draws all figures that apply to a run.
@@ -34,17 +34,15 @@ def draw(
     Args:
         run: The run, with its network.
         dataset: The test images.
-        prediction: The run's predictions for them; poses are not needed.
-        confusion: How often each class (a row) was predicted as each other (a column);
-            None if images show different numbers of classes.
-        by_rounds: Accuracy by the number of rounds, if there is routing.
+        evaluation: The run's results on them.
         folder: The folder for the figures; its old figures are deleted.
 
     Returns:
         The files written.
     """
     names = dataset.class_names
-    predicted, length, _ = prediction
+    predicted, length, _ = evaluation.prediction
+    scores, by_rounds = evaluation.scores, evaluation.by_rounds
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.png"):  # Perhaps from another network and other classes.
         old.unlink()
@@ -71,8 +69,16 @@ def draw(
     else:
         titles = named(shown)
     save("samples", plots.samples(seen(samples), titles))
-    if confusion is not None:
-        save("confusion", plots.confusion(confusion, names))
+    if evaluation.confusion is not None:
+        save("confusion", plots.confusion(evaluation.confusion, names))
+    if scores.balanced is not None and scores.average_precision is not None:
+        by_name = {
+            "average precision": scores.average_precision,
+            "balanced accuracy": scores.balanced,
+            "recall": scores.recall,
+            "precision": scores.precision,
+        }
+        save("labels", plots.label_scores(by_name, scores.num_images, names))
     save("training", plots.training_curves(*_curves(run.workdir.read_metrics())))
     # Draw the routing.
     num_routed = 0 if by_rounds is None else most_routed(run)
@@ -87,6 +93,7 @@ def draw(
         choices = len(names) + (not routing.couplings_sum_to_one)
         save("entropy", plots.coupling_entropy(entropy, num_classes=choices))
     if dataset.is_multi_label:
+        save("mistakes", _label_mistakes(dataset, length, seen))
         if draws and dataset.source is not None and dataset.source.shape[1] == 2:
             save("overlaps", _overlaps(run, dataset, length, seen))
         return written
@@ -159,6 +166,51 @@ def _poses(
     if not len(index):
         return None
     return run.predict(dataset.image[index]).pose
+
+
+def _label_mistakes(
+    dataset: Dataset, length: Float[np.ndarray, "n classes"], seen: Any
+) -> Any:
+    """Draws the images of several classes with the most wrong labels."""
+    label = dataset.label
+    wrong, named = most_wrong(label, length, is_counted=dataset.num_shown is not None)
+    shown = wrong[:_MOST_MISTAKES]
+
+    def listed(rows: Any) -> list[list[tuple[str, float]]]:
+        return [
+            [(dataset.class_names[k], float(length[n, k])) for k in np.flatnonzero(row)]
+            for n, row in zip(shown, rows, strict=True)
+        ]
+
+    title = f"{len(shown)} of {len(wrong)} mistakes, most wrong first"
+    return plots.label_mistakes(
+        seen(shown), listed(label[shown]), listed(named[shown]), title=title
+    )
+
+
+def most_wrong(
+    label: Bool[np.ndarray, "n classes"],
+    length: Float[np.ndarray, "n classes"],
+    *,
+    is_counted: bool,
+) -> tuple[Int[np.ndarray, " wrong"], Bool[np.ndarray, "n classes"]]:
+    """Finds the misjudged images of several classes.
+
+    Args:
+        label: True for each class of an image.
+        length: Length or probability of every class.
+        is_counted: True if all images show the same number of classes.
+
+    Returns:
+        The indices of the images with a wrong verdict, first those that miss or add
+        the most classes, by the largest errors; and the verdict for every image.
+    """
+    judged = jnp.asarray(length), jnp.asarray(label)
+    named = np.asarray(verdict(*judged, kind="length", is_counted=is_counted)) > 0
+    is_wrong = named != label
+    error = np.where(is_wrong, np.abs(length - label), 0).sum(axis=1)
+    order = np.lexsort((-error, -is_wrong.sum(axis=1)))
+    return order[: is_wrong.any(axis=1).sum()], named
 
 
 def _overlaps(

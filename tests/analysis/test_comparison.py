@@ -91,6 +91,85 @@ def test_epochs_that_were_done_and_classes_that_were_found_are_listed(made, caps
     assert (one[3], one[-1]) == ("10", "")
 
 
+def evaluated(path, step=40, checksum="1", **scores):
+    """Writes what an evaluation on the run's own images leaves behind."""
+    (path / "dataset.json").write_text(
+        json.dumps({"splits": {"test": {"num_images": 9, "checksum": "1"}}})
+    )
+    about = {
+        "data": {"num_images": 9, "checksum": checksum},
+        "runs": [{"path": str(path), "step": step}],
+        "balanced_accuracy": 0.8,
+        **scores,
+    }
+    (path / "figures").mkdir(exist_ok=True)
+    (path / "figures" / "evaluation.json").write_text(json.dumps(about))
+
+
+def labelled(made, name, **options):
+    """The folder of a run whose images show different numbers of classes."""
+    test = {"step": 40, "accuracy": 0.5, "per_label_accuracy": 0.9}
+    return made(name, result={"test": test}, **options)
+
+
+def test_scores_of_evaluated_runs_are_averaged(made, capsys):
+    paths = [labelled(made, f"a{seed}", seed=seed) for seed in (0, 1)]
+    for path, score in zip(paths, (0.6, 0.7), strict=True):
+        evaluated(path, balanced_accuracy=score, mean_average_precision=score - 0.1)
+    assert report.main([*map(str, paths)]) == 0
+    out = capsys.readouterr().out
+    heads = ("labels right", "balanced accuracy", "average precision")
+    assert out.splitlines()[0].endswith(
+        "".join(f"| {head}, best by validation, % " for head in heads) + "|"
+    )
+    (row,) = rows(out)
+    assert row[-3:] == ["90.00 ± 0.00", "65.00 ± 7.07", "55.00 ± 7.07"]
+    assert "capsjax.evaluate" not in out
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"step": 39},
+        {"checksum": "2"},
+        {"balanced_accuracy": None},
+        {"balanced_accuracy": "0.8"},
+        {"runs": [{"step": 40}, {"step": 40}]},
+        {"runs": 40},
+        {"data": None},
+    ],
+    ids=str,
+)
+def test_scores_of_another_step_or_of_other_images_are_not_shown(made, capsys, other):
+    paths = [labelled(made, f"a{seed}", seed=seed) for seed in (0, 1)]
+    evaluated(paths[0], **other)
+    assert report.main([*map(str, paths)]) == 0
+    out = capsys.readouterr().out
+    assert "| balanced accuracy" not in out
+    (hint,) = (line for line in out.splitlines() if "capsjax.evaluate" in line)
+    assert hint.endswith(f"capsjax.evaluate --workdir {paths[0]}, and so on.")
+    # A mean over some of the seeds would not compare with the other columns.
+    evaluated(paths[0])
+    assert report.main([*map(str, paths)]) == 0
+    out = capsys.readouterr().out
+    assert rows(out)[0][-2:] == ["90.00 ± 0.00", ""]
+    assert f"capsjax.evaluate --workdir {paths[1]}." in out
+
+
+def test_balanced_accuracy_is_compared_where_a_run_has_class_weights(made, capsys):
+    test = {"test": {"step": 40, "accuracy": 0.9}}
+    plain = made("a", result=test)
+    weighted = made(
+        "b", result=test, variant="b", sections={"data.class_weights": "balanced"}
+    )
+    for path in (plain, weighted):
+        evaluated(path)
+    assert report.main([str(plain)]) == 0
+    assert "balanced" not in capsys.readouterr().out
+    assert report.main([str(plain), str(weighted)]) == 0
+    assert [row[-1] for row in rows(capsys.readouterr().out)] == ["80.00", "80.00"]
+
+
 def test_runs_of_another_configuration_are_not_averaged(made, capsys):
     paths = [made("a"), made("b", seed=1, batch_size=64)]
     assert report.main([str(path) for path in paths]) == 1

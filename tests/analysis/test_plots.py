@@ -86,6 +86,53 @@ def test_nothing_wrong_is_a_figure_too(tmp_path):
     assert places == [(k, k, "3") for k in range(12)]
 
 
+def test_labels_that_were_missed_or_named_in_vain_stand_first(tmp_path):
+    label = [[("ant", 0.9), ("bee", 0.25)], []]
+    verdict = [[("ant", 0.9), ("a cat", 0.6)], [(f"class {k}", 0.5) for k in range(99)]]
+    image = images(2, 9, 9, 1)
+    figure = plots.label_mistakes(image, label, verdict)
+    plots.save(figure, tmp_path / "mistakes.png")
+    np.testing.assert_allclose(shown(figure), image[..., 0])
+    texts = [
+        text.get_text().replace("\xa0", " ") for a in figure.axes for text in a.texts
+    ]
+    assert texts[:3] == [
+        "label: bee 0.25 (missed), ant 0.90",
+        "verdict: a cat 0.60 (wrong), ant 0.90",
+        "label: none",
+    ]
+    assert len(texts[3].splitlines()) == 3
+    assert texts[3].endswith("(wrong), ...")
+    nothing = plots.label_mistakes(images(0, 9, 9, 1), [], [])
+    titles = [axes.get_title() for axes in nothing.axes]
+    assert titles == ["", "no image was misjudged"]
+
+
+@pytest.mark.parametrize(("num_classes", "rows"), [(3, 3), (300, 100)])
+def test_the_worst_classes_have_a_row_of_scores(num_classes, rows, tmp_path):
+    precision = np.linspace(1, 0.5, num_classes)
+    precision[-2] = np.nan  # No image shows it.
+    scores = {"average precision": precision, "recall": precision / 2}
+    names = [f"{k}. " + "a long name" * 20 for k in range(num_classes)]
+    figure = plots.label_scores(scores, np.arange(num_classes), names)
+    plots.save(figure, tmp_path / "labels.png")
+    with Image.open(tmp_path / "labels.png") as image:
+        assert max(image.size) <= 3000
+    (axes,) = figure.axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert len(labels) == rows
+    assert labels[0].startswith(f"{num_classes - 1}. ")
+    assert labels[0].endswith(f"({num_classes - 1})")
+    first, second = (line.get_xdata() for line in axes.lines)
+    assert first[0] == 50
+    np.testing.assert_allclose(second, first / 2)
+    assert np.isnan(first).sum() == (rows == num_classes)
+    assert np.all(np.diff(first[~np.isnan(first)]) > 0)
+    title = figure.get_suptitle()
+    assert f"{num_classes} classes, worst average precision first" in title
+    assert title.startswith("100 of 300") == (rows < num_classes)
+
+
 def test_curves_of_a_run_without_validation_or_errors():
     train = np.array([(0.5, 0.1, 1.0), (1.0, 0.1, 0.5)])
     figure = plots.training_curves(train, np.zeros((0, 3)))
@@ -144,6 +191,12 @@ def drawn_texts(figure):
         lambda image, two, pairs: plots.overlaps(image, two, pairs),
         lambda image, two, pairs: plots.mistakes(
             image, two, pairs, two[:, :, 0, 0, 0], NAMES, title="$x"
+        ),
+        lambda image, two, pairs: plots.label_mistakes(
+            image, [[(name, 0.25)] for name in NAMES], [[("$y$", 0.5)]] * 6, title="$x"
+        ),
+        lambda image, two, pairs: plots.label_scores(
+            {"recall": two[:, 0, 0, 0, 0]}, np.arange(6), NAMES
         ),
         lambda image, two, pairs: plots.coupling_maps(
             image, two[None, :, 0, :, :, 0], NAMES, extent=(0.0, 7.0, 7.0, 0.0)

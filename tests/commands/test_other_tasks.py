@@ -1,4 +1,4 @@
-"""Several classes in an image, crops, and the baseline: from training to prediction."""
+"""Two classes in an image, crops, and the baseline: from training to prediction."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny import digits, pairs, tiny, tiny_cnn
 
-from capsjax import evaluate, load_run, report, train
+from capsjax import evaluate, load_run, train
 from capsjax.analysis import figures, images
 from capsjax.analysis.evaluation import (
     count_confusions,
@@ -57,75 +57,6 @@ def capsules(tmp_path_factory, two_digits):
     config.data.crop, config.data.num_validation = 24, 20
     config.loss = dataclasses.replace(config.loss, reconstruction_weight=0.01)
     return trained(tmp_path_factory.mktemp("capsules"), two_digits, config)
-
-
-@pytest.fixture(scope="module")
-def traits():
-    """Digits whose labels are traits: none, one, two or three of four."""
-    digits = load("mnist", "test").subset(np.arange(60))
-    by_digit = np.array([[k > 7, k > 4, k % 2 == 1, k == 0] for k in range(10)])
-    names = ("over 7", "over 4", "odd", "zero")
-    return Dataset("traits", digits.image, by_digit[digits.label], names)
-
-
-@pytest.fixture(scope="module")
-def uncounted(tmp_path_factory, traits):
-    """A run on images that show different numbers of classes, with weights."""
-    config = tiny()
-    config.data.num_validation, config.data.class_weights = 20, "balanced"
-    return trained(tmp_path_factory.mktemp("uncounted"), traits, config)
-
-
-def test_different_numbers_of_classes_are_trained_judged_and_compared(
-    uncounted, traits, capsys
-):
-    path, result = uncounted
-    assert {"accuracy", "per_label_accuracy"} < set(result["test"])
-    assert "label_accuracy" not in result["test"]
-    for row in rows(path):
-        assert row["accuracy"] <= row["per_label_accuracy"]
-    run = load_run(path)
-    assert run.num_shown is None
-    actual = evaluate_run(run, traits)
-    assert actual.metrics.known() == pytest.approx(
-        {k: v for k, v in result["test"].items() if k != "step"}, rel=1e-4
-    )
-    is_named = actual.prediction.activation >= 0.5
-    assert result["test"]["accuracy"] == pytest.approx(
-        (is_named == traits.label).all(1).mean()
-    )
-    assert result["test"]["per_label_accuracy"] == pytest.approx(
-        (is_named == traits.label).mean()
-    )
-    assert actual.by_rounds[3] == pytest.approx(result["test"]["accuracy"])
-    assert evaluated([path], traits) == 0
-    out = capsys.readouterr().out
-    right = f"{result['test']['per_label_accuracy']:.2%} of the labels right"
-    precision = actual.scores.mean_average_precision
-    for words in (right, f"average precision {precision:.2%}: means over the classes"):
-        assert words in out
-    names = {file.stem for file in (path / "figures").iterdir()}
-    assert names == {*("samples", "training", "rounds", "entropy", "evaluation")}
-    about = json.loads((path / "figures" / "evaluation.json").read_text())
-    assert about["mean_average_precision"] == pytest.approx(precision)
-    assert about["classes"]["odd"]["average_precision"] > 0
-    assert about["confusion"] is None
-    assert report.main([str(path)]) == 0
-    assert "| labels right, best by validation, % |" in capsys.readouterr().out
-
-
-def test_all_classes_of_at_least_a_half_are_named(uncounted, traits):
-    run = load_run(uncounted[0])
-    prediction = run.predict(traits.image[:1])
-    for length, answer in (
-        ([0.5, 0.49, 0.9, 0.6], "odd and zero and over 7"),
-        ([0.1, 0.49, 0.9, 0.6], "odd and zero"),
-        ([0.1, 0.49, 0.9, 0.3], "odd"),
-        ([0.1, 0.49, 0.4, 0.3], "no class"),
-    ):
-        activation = np.array([length], np.float32)
-        (one,) = verdicts(run, prediction._replace(activation=activation))
-        assert one["verdict"] == answer
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +162,7 @@ def test_the_command_prints_both_figures_of_several_classes(
     names = {file.stem for file in (path / "figures").iterdir()}
     assert names == {
         *("samples", "confusion", "training", "rounds", "entropy", "overlaps"),
-        "evaluation",
+        *("mistakes", "evaluation"),
     }
 
 

@@ -1,0 +1,45 @@
+"""Draws figures from arrays; each function returns one, ``save`` writes it.
+
+Images are ``[h, w, c]`` with pixels from 0 to 1, grey (one channel) or colour (three).
+Okabe and Ito's colours and the map cividis suit colour-blind readers; lines differ in
+their style too. Names are drawn literally: a ``$`` begins no formula, and characters
+that can't be drawn are escaped.
+"""
+
+from capsjax.analysis.plots.canvas import COLOURS, STYLES, Figure, save
+from capsjax.analysis.plots.classes import confusion, label_scores
+from capsjax.analysis.plots.curves import (
+    coupling_entropy,
+    rounds,
+    training_curves,
+    validation_curves,
+)
+from capsjax.analysis.plots.pictures import (
+    coupling_maps,
+    label_mistakes,
+    mistakes,
+    overlaps,
+    reconstructions,
+    samples,
+    tweaks,
+)
+
+__all__ = [
+    "COLOURS",
+    "STYLES",
+    "Figure",
+    "confusion",
+    "coupling_entropy",
+    "coupling_maps",
+    "label_mistakes",
+    "label_scores",
+    "mistakes",
+    "overlaps",
+    "reconstructions",
+    "rounds",
+    "samples",
+    "save",
+    "training_curves",
+    "tweaks",
+    "validation_curves",
+]
