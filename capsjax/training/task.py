@@ -129,7 +129,8 @@ def make_task(
     task = _describe(config, *make_sets(config, split_rule, datasets))
     task = task._replace(split_rule=split_rule)
     _say_about_splits(task)
-    _check_memory(config, task)
+    num_weights = _check_network(config, task.model)
+    _check_memory(config, task, num_weights)
     return task
 
 
@@ -221,12 +222,11 @@ def _balanced(name: str, train_set: Dataset | Generated, loss: Loss) -> ClassWei
     return balanced_label_weights(train_set.images_by_class(), len(train_set))
 
 
-def _check_memory(config: configs.Config, task: Task) -> None:
+def _check_network(config: configs.Config, model: Network) -> int:
+    """Checks what the network returns, and its frozen weights; counts its weights."""
     try:
-        variables = jax.eval_shape(
-            lambda: init_variables(task.model, jax.random.key(0))
-        )
-        check_output(task.model, variables)
+        variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
+        check_output(model, variables)
         check_freeze(config, variables)
     except ValueError as error:
         if configs.is_own(config.model) and not isinstance(error, NetworkError):
@@ -234,9 +234,12 @@ def _check_memory(config: configs.Config, task: Task) -> None:
             error.add_note(f"in {type(config.model).__name__}, which is config.model")
             raise
         raise configs.ConfigError(str(error)) from error
+    return num_parameters(variables["params"])
+
+
+def _check_memory(config: configs.Config, task: Task, num_weights: int) -> None:
     sets = [one for one in task[:3] if one is not None]
     memory = estimate_memory(task.model, task.loss, config, sets)
-    num_weights = num_parameters(variables["params"])
     say(f"{num_weights:,} parameters; training takes about {memory}")
     if memory.total > config.max_gigabytes:
         fields = "config.data.image_size or config.batch_size"
