@@ -11,9 +11,9 @@ from PIL import Image
 from tiny import idx_bytes, tiny
 
 from capsjax import evaluate, load_run, train
-from capsjax.analysis import figures, images
+from capsjax.analysis import figures
 from capsjax.analysis.evaluation import count_confusions
-from capsjax.data import Dataset, load
+from capsjax.data import Dataset, load, loading
 from capsjax.data.augment import NoAugmentation
 from capsjax.runtime.console import OutputError
 from capsjax.storage.files import write_json
@@ -54,7 +54,7 @@ def test_set(run_path):
 
 @pytest.mark.variant
 def test_all_is_bounded_and_harmless(run_path, test_set, monkeypatch, capsys):
-    monkeypatch.setattr(images, "load", lambda *_, **__: test_set)
+    monkeypatch.setattr(loading, "load", lambda *_, **__: test_set)
     assert evaluate.main(["--workdir", str(run_path)]) == 0
     out = capsys.readouterr().out
     assert len(out.splitlines()) < 40
@@ -84,7 +84,7 @@ def test_an_ascii_terminal_gets_it_too(run_path, test_set, monkeypatch):
     class Ascii(io.StringIO):
         encoding = property(lambda self: "ascii")
 
-    monkeypatch.setattr(images, "load", lambda *_, **__: test_set)
+    monkeypatch.setattr(loading, "load", lambda *_, **__: test_set)
     monkeypatch.setattr("sys.stdout", Ascii())
     assert evaluate.main(["--workdir", str(run_path), "--no-figures"]) == 0
     assert r"$x\x1b[31m\n\xe9" in sys.stdout.getvalue()
@@ -94,7 +94,7 @@ def test_an_ascii_terminal_gets_it_too(run_path, test_set, monkeypatch):
 def test_what_was_computed_is_kept_where_nobody_reads_it(
     run_path, test_set, monkeypatch, capsys
 ):
-    monkeypatch.setattr(images, "load", lambda *_, **__: test_set)
+    monkeypatch.setattr(loading, "load", lambda *_, **__: test_set)
     kept = run_path / "figures" / "evaluation.json"
     kept.unlink(missing_ok=True)
     printed = []

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from capsjax import evaluate, load_run, squash
-from capsjax.analysis import images, inspection
+from capsjax.analysis import inspection
 from capsjax.analysis.evaluation import evaluate_run
-from capsjax.data import load
+from capsjax.data import load, loading
 from capsjax.runtime.devices import parallel
 from capsjax.training import evaluation as whole_set
 
@@ -111,7 +111,7 @@ def test_the_middle_of_a_tweak_is_the_reconstruction(run, few):
 
 def test_the_command_prints_and_draws(tiny_run, capsys, monkeypatch):
     few = load("mnist", "test").subset(np.arange(300))
-    monkeypatch.setattr(images, "load", lambda *_, **__: few)
+    monkeypatch.setattr(loading, "load", lambda *_, **__: few)
     assert evaluate.main(["--workdir", str(tiny_run)]) == 0
     printed, warned = capsys.readouterr()
     assert "300 test images" in printed

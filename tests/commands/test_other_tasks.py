@@ -37,7 +37,7 @@ def trained(path, dataset, config):
 def evaluated(path, dataset, *arguments):
     """The exit code of the command that evaluates, with a data set of this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(images, "load", lambda *_, **__: dataset)
+        patch.setattr(loading, "load", lambda *_, **__: dataset)
         return evaluate.main(["--workdir", *map(str, path), *arguments])
 
 
