@@ -42,7 +42,7 @@ def digits():
         files = {"images-idx3": few.image[..., 0], "labels-idx1": few.label}
         for name, array in files.items():
             path = pathlib.Path(folder, f"{prefix}-{name}-ubyte.gz")
-            path.write_bytes(gzip.compress(idx_bytes(array)))
+            path.write_bytes(gzip.compress(idx_bytes(array), compresslevel=1))
     return folder
 
 

@@ -109,7 +109,8 @@ def test_every_form_equals_the_direct_convolution_and_its_gradients(key, case):
     image_shape, kernel_shape, *how = SHAPES[case]
     image, kernel, gradient = draw(key, image_shape, kernel_shape, *how)
     expected = exact(*how, image, kernel, gradient)
-    for form, dtype in FORMS:
+    # Narrow numbers where the optimiser runs, too.
+    for form, dtype in FORMS if case in OPTIMISED else FORMS[::2]:
         plan = choose_plan(image_shape, kernel_shape, *how, dtype)._replace(form=form)
         value = convolution._forward(image, kernel, plan)
         gradients = convolution._backward(image, kernel, gradient, plan)
@@ -452,8 +453,9 @@ def test_a_prepared_kernel_gives_the_same_numbers(key, case, dtype):
     actual = jax.jit(convolve_prepared)(image, prepared)
     assert error(actual, expected) < (5e-6 if dtype is None else 5e-3)
     # It takes more images, too.
-    more = jnp.concatenate([image] * 3)
-    assert error(convolve_prepared(more, prepared)[: len(image)], actual) < 3e-6
+    more = np.concatenate([image] * 3)
+    found = np.asarray(jax.jit(convolve_prepared)(more, prepared))
+    assert error(found[: len(image)], actual) < 3e-6
 
 
 def test_it_serves_a_flax_layer(key):

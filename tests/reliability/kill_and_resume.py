@@ -42,7 +42,6 @@ RECIPE = (
     "--config.steps_per_dispatch=4",
     "--config.data.num_train=1000",
     "--config.data.num_validation=200",
-    f"--config.data.name={digits()}",
     "--config.model.conv_features=8",
     "--config.model.primary_types=2",
     "--config.model.primary_stride=4",
@@ -58,7 +57,10 @@ def start(workdir, cache):
         "PYTHONUNBUFFERED": "1",
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "capsjax.train", *RECIPE, f"--workdir={workdir}"],
+        [
+            *(sys.executable, "-m", "capsjax.train", *RECIPE),
+            *(f"--config.data.name={digits()}", f"--workdir={workdir}"),
+        ],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,

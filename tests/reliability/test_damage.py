@@ -70,6 +70,14 @@ def flipped(path, where):
     changed(path, flip)
 
 
+@pytest.fixture(scope="module")
+def whole_state(tiny_run, tmp_path_factory):
+    """The state from which the undamaged run goes on."""
+    with pytest.MonkeyPatch.context() as patch:
+        whole = copied(tiny_run, tmp_path_factory.mktemp("whole") / "run")
+        return resumed(whole, patch)
+
+
 def parameters(step):
     """Reads the parameters in a checkpoint of the undamaged run."""
     checkpoints = Checkpoints(step.parent, read_only=True)
@@ -128,11 +136,10 @@ def resumed(workdir, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", first_of([*DAMAGES][::3], DAMAGES))
+@pytest.mark.parametrize("damage", first_of([*DAMAGES][::4], DAMAGES))
 def test_the_newest_whole_step_is_used_with_one_warning(
-    damage, tiny_run, workdir, tmp_path, monkeypatch, capsys
+    damage, tiny_run, workdir, whole_state, monkeypatch, capsys
 ):
-    whole_state = bits(resumed(copied(tiny_run, tmp_path / "whole"), monkeypatch))
     capsys.readouterr()
     params = {
         step: parameters(tiny_run / "checkpoints" / str(step)) for step in (OLD, NEW)
@@ -146,7 +153,7 @@ def test_the_newest_whole_step_is_used_with_one_warning(
     state = resumed(workdir, monkeypatch)
     if "flipped" in damage and state.step == NEW:
         # These bytes are unused: the saved state is whole.
-        jax.tree.map(np.testing.assert_array_equal, bits(state), whole_state)
+        jax.tree.map(np.testing.assert_array_equal, bits(state), bits(whole_state))
         assert damage == "data flipped at 1"
         return
     assert state.step == OLD
@@ -162,10 +169,9 @@ def test_the_newest_whole_step_is_used_with_one_warning(
 
 
 @pytest.mark.slow
-def test_bytes_flipped_anywhere_are_found_or_unused(tiny_run, tmp_path, monkeypatch):
+def test_bytes_flipped_anywhere_are_found_or_unused(tiny_run, tmp_path, whole_state):
     """Flips bytes at many places in every data file of a step."""
-    like = resumed(copied(tiny_run, tmp_path / "whole"), monkeypatch)
-    whole, found = bits(like), collections.Counter()
+    whole, found = bits(whole_state), collections.Counter()
     folder = tmp_path / "checkpoints"
     shutil.copytree(tiny_run / "checkpoints" / str(NEW), folder / str(NEW))
     checkpoints = Checkpoints(folder, read_only=True)
@@ -177,7 +183,7 @@ def test_bytes_flipped_anywhere_are_found_or_unused(tiny_run, tmp_path, monkeypa
             flipped(path, where)
             assert path.read_bytes() != before
             try:
-                state = checkpoints.restore(NEW, like)
+                state = checkpoints.restore(NEW, whole_state)
             except DamagedCheckpointError:
                 found[path] += 1
             else:
@@ -347,9 +353,8 @@ trainer.complete(config, workdir, may_exit=True)
 
 @pytest.mark.slow
 def test_two_ctrl_c_while_xla_compiles_leave_all_whole(
-    tiny_run, workdir, tmp_path, monkeypatch
+    workdir, whole_state, monkeypatch
 ):
-    before = bits(resumed(copied(tiny_run, tmp_path / "whole"), monkeypatch))
     with subprocess.Popen(
         [sys.executable, "-c", COMPILING, workdir.path],
         stdout=subprocess.PIPE,
@@ -376,6 +381,8 @@ def test_two_ctrl_c_while_xla_compiles_leave_all_whole(
     assert "XLA has ended" not in out
     assert load_run(workdir.path).step == NEW
     jax.tree.map(
-        np.testing.assert_array_equal, bits(resumed(workdir, monkeypatch)), before
+        np.testing.assert_array_equal,
+        bits(resumed(workdir, monkeypatch)),
+        bits(whole_state),
     )
     assert not [path for path in workdir.path.rglob("*") if "tmp" in path.name]

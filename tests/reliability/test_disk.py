@@ -26,15 +26,13 @@ ARGUMENTS = (
     "--config.steps_per_dispatch=1",
     "--config.data.num_train=160",
     "--config.data.num_validation=50",
-    f"--config.data.name={digits()}",
     *TINY_MODEL,
 )
 
 
 def run(workdir, epochs):
-    return train.main(
-        [*ARGUMENTS, f"--config.num_epochs={epochs}", f"--workdir={workdir}"]
-    )
+    own = [f"--config.data.name={digits()}", f"--config.num_epochs={epochs}"]
+    return train.main([*ARGUMENTS, *own, f"--workdir={workdir}"])
 
 
 @pytest.fixture(scope="module")

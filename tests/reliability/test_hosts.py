@@ -36,7 +36,6 @@ RECIPE = (
     "--config.steps_per_dispatch=5",
     "--config.data.num_train=1000",
     "--config.data.num_validation=200",
-    f"--config.data.name={digits()}",
     *TINY_MODEL,
     "--config.optimizer.learning_rate=3e-3",
 )
@@ -180,7 +179,8 @@ def free_port():
 
 def start(workdir, *arguments):
     return python(
-        *("-m", "capsjax.train", *RECIPE, f"--workdir={workdir}", *arguments),
+        *("-m", "capsjax.train", *RECIPE, f"--config.data.name={digits()}"),
+        *(f"--workdir={workdir}", *arguments),
         JAX_COMPILATION_CACHE_DIR=str(workdir.parent / "cache"),
     )
 
