@@ -36,6 +36,7 @@ from capsjax.kernels.convolution import (
 )
 from capsjax.ops import require_unit_scale, squash
 from capsjax.routings import Algorithm, DynamicRouting, Routed
+from capsjax.routings.algorithm import parameter_shapes
 
 
 class Convolution(nn.Module):
@@ -217,10 +218,9 @@ class DenseCaps(nn.Module):
             weight = self.param("weight", start_one, shape[1:], jnp.float32)
         else:
             weight = self.param("weight", start, shape, jnp.float32)
+        shapes = parameter_shapes(self.routing, size)
         parameters = {
-            name: self.param(
-                name, own.init, tuple(size[axis] for axis in own.axes), jnp.float32
-            )
+            name: self.param(name, own.init, shapes[name], jnp.float32)
             for name, own in self.routing.declared_parameters.items()
         }
         return self.routing.from_capsules(

@@ -94,6 +94,11 @@ def read_run(path: str | pathlib.Path, own: configs.Config | None = None) -> Run
     workdir = Workdir(path)
     # Fields newer than the file get their defaults.
     config = configs.to_dict(workdir.read_config(own))
+    if not workdir.result.exists() and not workdir.metrics.exists():
+        raise WorkdirError(
+            f"{path} has no training to report on: its weights were saved by save_run. "
+            "capsjax.evaluate measures them."
+        )
     if not workdir.result.exists():
         raise WorkdirError(f"{path} has not ended: it has no result.json.")
     result, lines = workdir.read_json(workdir.result), workdir.read_metrics()

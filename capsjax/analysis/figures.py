@@ -79,7 +79,9 @@ def draw(
             "precision": scores.precision,
         }
         save("labels", plots.label_scores(by_name, scores.num_images, names))
-    save("training", plots.training_curves(*_curves(run.workdir.read_metrics())))
+    if run.workdir.metrics.exists():
+        curves = _curves(run.workdir.read_metrics())
+        save("training", plots.training_curves(*curves))
     # Draw the routing.
     num_routed = 0 if by_rounds is None else most_routed(run)
     if by_rounds is not None and num_routed:

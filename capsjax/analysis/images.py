@@ -37,6 +37,11 @@ def load_test_set(runs: Sequence[Run], name: str | None) -> Dataset:
         load_split = functools.partial(load_split, image_size=0)
         dataset = _load_pictures(first, *pictures, load_split)
     else:
+        if name is None and first.in_memory:
+            raise DatasetError(
+                f"the images of {first.workdir.path} were arrays in memory, which it "
+                "does not keep: name them by --data FILE.npz, FILE.csv or FOLDER"
+            )
         rule = first.workdir.split_rule()
         try:
             if name in (None, data.name):

@@ -91,6 +91,18 @@ def with_paths(argv: Sequence[str]) -> list[str]:
     return result
 
 
+def packaged_hint(argv: Sequence[str]) -> str:
+    """Names the recipe of capsjax that a missing file of ``experiments/`` means."""
+    recipes = "|".join(packaged_recipes())
+    match = re.search(rf"experiments/({recipes})\.py(:\w+)?", " ".join(argv))
+    if match is None:
+        return ""
+    return (
+        f"; outside a checkout the recipe is --config "
+        f"{_PACKAGED}:{match[1]}{match[2] or ''}"
+    )
+
+
 def _located(value: str) -> str:
     name, colon, variant = value.partition(":")
     if name != _PACKAGED or not colon:

@@ -30,6 +30,7 @@ _TABLES: tuple[tuple[type, Mapping[str, Any]], ...] = (
     (Augmentation, AUGMENTATIONS),
     (Data, {}),
 )
+_BASES = tuple(base for base, _ in _TABLES)
 # Keys in JSON for a section's class: a word from a table, or a user's own class.
 _KIND, _OWN = "kind", "class"
 
@@ -150,6 +151,11 @@ def check(path: str, section: Any) -> None:
         if is_section(value):
             check(where, value)
             continue
+        if isinstance(value, _BASES):
+            raise ConfigError(
+                f"{where}: {type(value).__name__} must be a dataclass. Write "
+                "@dataclasses.dataclass(frozen=True) above its class."
+            )
         if isinstance(hint, type) and (table := table_of(hint)):
             kinds = ", ".join(f"{kind.__name__}()" for kind in table.values())
             raise ConfigError(

@@ -55,6 +55,10 @@ class Parameter(NamedTuple):
     init: Callable[..., Array]
 
 
+class AlgorithmError(ValueError):
+    """A class does not fulfil the contract of algorithms; the message says in what."""
+
+
 class Algorithm(abc.ABC):
     """A routing algorithm: a frozen dataclass with its hyperparameters inside.
 
@@ -286,6 +290,7 @@ def _route(
     def route(votes, activation, parameters, competition):
         votes, activation, own = competition.without_masked(votes, activation)
         routed = algorithm.route(votes, activation, parameters, own)
+        _check_routed(type(algorithm).__name__, routed, votes.shape)
         return tuple(algorithm.without_absent(routed, competition))
 
     wide = jnp.promote_types(votes.dtype, jnp.float32)
@@ -296,6 +301,46 @@ def _route(
 
 
 # ---- checks
+
+
+def _check_routed(name: str, routed: Any, votes_shape: tuple[int, ...]) -> None:
+    """Raises if ``route`` does not return what the contract says."""
+    if not isinstance(routed, Routed):
+        raise AlgorithmError(
+            f"route of {name} must return a capsjax.Routed(pose, activation, "
+            f"coupling), got {type(routed).__name__}."
+        )
+    *batch, i, j, d = votes_shape
+    shapes = {"pose": (*batch, j, d), "activation": (*batch, j)}
+    shapes["coupling"] = (*batch, i, j)
+    for part, shape in shapes.items():
+        found = getattr(routed, part).shape
+        if found != shape:
+            raise AlgorithmError(
+                f"route of {name} must return a {part} of shape {shape} for votes of "
+                f"shape {votes_shape}, got {found}."
+            )
+
+
+def parameter_shapes(
+    algorithm: Algorithm, sizes: Mapping[str, int]
+) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of an algorithm's declared parameters.
+
+    Raises:
+        AlgorithmError: If a declaration is no ``Parameter``, or has an unknown axis.
+    """
+    for name, own in algorithm.declared_parameters.items():
+        if not isinstance(own, Parameter) or not {*own.axes} <= {*sizes}:
+            raise AlgorithmError(
+                f"{name} of {type(algorithm).__name__} must be declared as "
+                f"Parameter(axes, init), with axes of the letters {', '.join(sizes)}, "
+                f"got {own!r}."
+            )
+    return {
+        name: tuple(sizes[axis] for axis in own.axes)
+        for name, own in algorithm.declared_parameters.items()
+    }
 
 
 def check_votes(votes: Shaped[ArrayLike, "..."]) -> Float[Array, "*batch i j d"]:

@@ -91,8 +91,16 @@ def join(hosts: Hosts) -> None:
             )
     except Exception as error:  # A scheduler's variables may be missing in any way.
         is_alone = "coordinator_address should be defined" in str(error)
+        is_late = "must be called before any JAX calls" in str(error)
+        # JAX looks for a scheduler only if nothing has been computed.
+        is_alone |= is_late and given.count(None) == 3 and not _has_scheduler()
         if is_alone and hosts.distributed == "auto":
             return
+        if is_late:
+            raise HostsError(
+                "the experiment file computes with JAX when it is imported, before "
+                "this process has met the others. Compute inside its functions."
+            ) from error
         cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise HostsError(
             "there is no scheduler here that names the other processes; give "
@@ -103,6 +111,16 @@ def join(hosts: Hosts) -> None:
         ) from error
 
     _name_this_host()
+
+
+def _has_scheduler() -> bool:
+    """Returns True if a scheduler's variables name other processes."""
+    try:
+        from jax._src.clusters import ClusterEnv
+    except ImportError:  # It is no public name.
+        return True
+    kinds = ClusterEnv._cluster_types
+    return any(kind.is_env_present() for kind in kinds if not kind.opt_in_only_method)
 
 
 @contextlib.contextmanager

@@ -80,6 +80,7 @@ class Run:
         image_shape: Height, width and channels of the training images. The network may
             see crops of them.
         num_shown: Number of classes in each image; None if it differs between images.
+        in_memory: True if its images were arrays of a Python program.
         preparation: The preparation that turns a picture into an image of that shape.
         model: The network.
         activation_kind: ``length``, ``probability``, or ``logit``, for which
@@ -97,6 +98,7 @@ class Run:
             self.class_names = _names(about["class_names"])
             height, width, channels = map(_side, about["image_shape"])
             self.num_shown = _count(about.get("num_shown", 1))
+            self.in_memory = about.get("in_memory") is True
             self.image_shape = (height, width, channels)
             self.preparation = _preparation(
                 about.get("preparation"), self.config.data.name, self.image_shape
@@ -115,6 +117,11 @@ class Run:
         with contextlib.suppress(WorkdirError):
             self.result = workdir.read_json(workdir.result)
         self._encoders: dict[int, Any] = {}  # by batch size
+
+    def __repr__(self) -> str:
+        """Names the folder, the network and the step."""
+        network = type(self.model).__name__
+        return f"Run({str(self.workdir.path)!r}, {network}, step {self.step})"
 
     def _make_model(self) -> Network:
         shape = cropped_shape(self.image_shape, self.config.data.crop)

@@ -72,6 +72,7 @@ def save_run(
         "class_names": names,
         "num_shown": 1,
         "preparation": preparation.to_json(),
+        "in_memory": True,
         "splits": {},
     }
     if preparation.image_shape != model.image_shape:

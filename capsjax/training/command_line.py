@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from capsjax import config as configs
-from capsjax.config.recipes import RecipeError, with_paths
+from capsjax.config.recipes import RecipeError, packaged_hint, with_paths
 from capsjax.runtime.console import answer
 from capsjax.runtime.hosts import Hosts
 
@@ -84,7 +84,8 @@ def parse(argv: Sequence[str], about: str) -> Command:
     except configs.ConfigError as error:
         raise UsageError(str(error)) from error
     except (flags.Error, OSError) as error:
-        raise UsageError(_last_line(error)) from error
+        hint = packaged_hint(argv) if "No such file" in str(error) else ""
+        raise UsageError(f"{_last_line(error)}{hint}") from error
     except ValueError as error:
         raise UsageError(str(error)) from error
     except SyntaxError as error:
@@ -96,13 +97,16 @@ def parse(argv: Sequence[str], about: str) -> Command:
             "in its place, for example config.optimizer = Adam(learning_rate=0.001) "
             f"({where.filename}, line {where.lineno})"
         ) from error
+    except AttributeError as error:
+        if "has no attribute 'get_config'" not in str(error):
+            raise _failed(error) from error
+        raise UsageError(
+            "the config file has no function get_config(), which returns the "
+            "capsjax.config.Config of the experiment"
+        ) from error
     except Exception as error:
         # The file is the user's code: name the line that failed, not our frames.
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        raise UsageError(
-            f"the config file failed: {type(error).__name__}: {error} "
-            f"({where.filename}, line {where.lineno})"
-        ) from error
+        raise _failed(error) from error
     if config is None:
         raise UsageError(
             "--config is missing; for example --config experiments/mnist.py, or "
@@ -141,6 +145,14 @@ def experiment(file: str | None) -> configs.Config | None:
         UsageError: If the file or its variant is wrong.
     """
     return None if file is None else parse(["", f"--config={file}"], "").config
+
+
+def _failed(error: Exception) -> UsageError:
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return UsageError(
+        f"the config file failed: {type(error).__name__}: {error} "
+        f"({where.filename}, line {where.lineno})"
+    )
 
 
 def _config_flags() -> Any:

@@ -21,6 +21,8 @@ from capsjax.data.loading import names_a_file
 from capsjax.data.preparation import Preparation
 from capsjax.data.readers.layout import shortened
 
+_OTHERS = ("validation", "test")
+
 
 def make_sets(
     config: configs.Config, rule: str, datasets: Sequence[Dataset] | None
@@ -92,22 +94,22 @@ def _alike(datasets: Sequence[Dataset]) -> tuple[Dataset, Dataset | None, Datase
     train_set, *others = datasets
     names = train_set.class_names
     same = [train_set]
-    for one in others:
+    for split, one in zip(_OTHERS[-len(others) :], others, strict=True):
         for what in ("image_shape", "is_multi_label"):
             here, there = getattr(train_set, what), getattr(one, what)
             if here != there:
                 raise DatasetError(
-                    f"data set {one.name!r} has {what} {there}, and the training "
-                    f"images of {train_set.name!r} have {here}: they must be alike."
+                    f"the {split} images {one.name!r} have {what} {there}, and the "
+                    f"training images have {here}: they must be alike."
                 )
         # The last classes may have no image there.
         if one.class_names != names[: one.num_classes] or (
             one.is_multi_label and one.class_names != names
         ):
             raise DatasetError(
-                f"data set {one.name!r} has the classes {shortened(one.class_names)}, "
-                f"and {train_set.name!r} has {shortened(names)}: they must have the "
-                "same class_names."
+                f"the {split} images {one.name!r} have the classes "
+                f"{shortened(one.class_names)}, and the training images have "
+                f"{shortened(names)}: they must have the same class_names."
             )
         same.append(dataclasses.replace(one, class_names=names))
     return same[0], same[1] if len(same) == 3 else None, same[-1]

@@ -27,6 +27,7 @@ from capsjax.models.network import (
     check_output,
     init_variables,
 )
+from capsjax.routings.algorithm import AlgorithmError
 from capsjax.runtime.console import say
 from capsjax.training.finetuning import check_freeze
 from capsjax.training.memory import estimate_memory
@@ -36,6 +37,8 @@ from capsjax.training.objective import (
     balanced_weights,
 )
 from capsjax.training.sets import make_sets
+
+_CONTRACTS = (NetworkError, AlgorithmError)
 
 
 class Task(NamedTuple):
@@ -50,6 +53,7 @@ class Task(NamedTuple):
         split_rule: Name of the rule that divided the training images.
         class_weight: Factors of the loss for each class in training and validation, as
             in ``measure``; None if all classes count alike.
+        in_memory: True if the images are arrays of a Python program.
     """
 
     train_set: Dataset | Generated
@@ -59,6 +63,7 @@ class Task(NamedTuple):
     loss: Loss
     split_rule: str = BY_CLASS
     class_weight: ClassWeight | None = None
+    in_memory: bool = False
 
     @property
     def sets(self) -> dict[str, Dataset | Generated]:
@@ -90,6 +95,7 @@ class Task(NamedTuple):
             "num_shown": self.num_shown,
             "preparation": self.preparation.to_json(),
             "split_rule": self.split_rule,
+            **({"in_memory": True} if self.in_memory else {}),
             "splits": {name: one.identity() for name, one in self.sets.items()},
         }
 
@@ -127,7 +133,7 @@ def make_task(
     """
     _check_machine(config)
     task = _describe(config, *make_sets(config, split_rule, datasets))
-    task = task._replace(split_rule=split_rule)
+    task = task._replace(split_rule=split_rule, in_memory=datasets is not None)
     _say_about_splits(task)
     num_weights = _check_network(config, task.model)
     _check_memory(config, task, num_weights)
@@ -229,7 +235,7 @@ def _check_network(config: configs.Config, model: Network) -> int:
         check_output(model, variables)
         check_freeze(config, variables)
     except ValueError as error:
-        if configs.is_own(config.model) and not isinstance(error, NetworkError):
+        if configs.is_own(config.model) and not isinstance(error, _CONTRACTS):
             # A mistake in somebody's own code: its place is in the traceback.
             error.add_note(f"in {type(config.model).__name__}, which is config.model")
             raise

@@ -3,6 +3,7 @@ import importlib.util
 import itertools
 import json
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -254,6 +255,37 @@ def test_a_wrong_value_in_a_config_file_is_one_line_with_the_field(
         with pytest.raises(errors, match=f"^{re.escape(message)}") as error:
             configs.validate(parse(f"--config={file}", *flags).config)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("x = 1", "the config file has no function get_config(), which returns the "),
+        (
+            "from capsjax.routings import Algorithm\n"
+            "class Plain(Algorithm):\n    def route(*_): pass\n"
+            "from capsjax import CapsNet, config\n"
+            "def get_config(): return config.Config(model=CapsNet(routing=Plain()))",
+            "config.model.routing: Plain must be a dataclass. Write @dataclasses.data",
+        ),
+    ],
+)
+def test_what_an_experiment_file_forgets_is_one_line(
+    tmp_path, monkeypatch, lines, message
+):
+    # In this process only, the file of another test would lend its functions.
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)
+    file = tmp_path / "mine.py"
+    file.write_text(lines)
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}"):
+        configs.validate(parse(f"--config={file}").config)
+
+
+def test_a_recipe_outside_a_checkout_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = r"outside a checkout the recipe is --config capsjax:mnist:smoke$"
+    with pytest.raises(UsageError, match=message):
+        parse("--config=experiments/mnist.py:smoke")
 
 
 def test_fields_that_a_stored_config_does_not_have_yet_have_their_defaults():

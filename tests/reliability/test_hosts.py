@@ -20,6 +20,7 @@ from places import ROOT
 from tiny import TINY_MODEL, digits
 
 from capsjax import train
+from capsjax.runtime import hosts as hosts_module
 from capsjax.runtime.hosts import (
     Hosts,
     HostsError,
@@ -128,6 +129,15 @@ def test_a_process_without_a_scheduler_is_alone():
     out, err = alone.communicate()
     assert out == "True\n"
     assert "HostsError: there is no scheduler here" in err
+
+
+def test_a_process_that_has_computed_is_alone_without_a_scheduler(monkeypatch):
+    """An experiment file may compute when it is imported."""
+    jax.devices()
+    join(Hosts())
+    monkeypatch.setattr(hosts_module, "_has_scheduler", lambda: True)
+    with pytest.raises(HostsError, match="the experiment file computes with JAX when"):
+        join(Hosts())
 
 
 @pytest.mark.slow

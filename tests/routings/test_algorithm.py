@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +13,9 @@ from jax.test_util import check_grads
 from marks import first_of, variants
 from programs import apply, draw, init
 
-from capsjax import DenseCaps, DynamicRouting, routing, squash
-from capsjax.routings import Algorithm, Routed, UniformRouting
+from capsjax import DenseCaps, DynamicRouting, routing, safe_norm, squash
+from capsjax.routings import Algorithm, Parameter, Routed, UniformRouting
+from capsjax.routings.algorithm import AlgorithmError
 from capsjax.votes import cast_votes
 
 # Batch, inputs, outputs and their components, components of an input.
@@ -313,3 +315,49 @@ def test_a_user_s_own_algorithm_goes_into_a_layer(key):
     assert (np.asarray(routed.activation)[:, 1] == -np.inf).all()
     with pytest.raises(ValueError, match="Loudest needs the inputs' activations"):
         apply(layer, params, capsules)
+
+
+@dataclasses.dataclass(frozen=True)
+class Careless(Algorithm):
+    """Somebody's algorithm, with one mistake."""
+
+    mistake: str
+
+    @property
+    def declared_parameters(self):
+        declared = {"letter": Parameter("k", nn.initializers.ones)}
+        return {
+            "letter": {"gain": declared["letter"]},
+            "initializer": {"gain": nn.initializers.ones},
+        }.get(self.mistake, {})
+
+    def route(self, votes, activation, parameters, competition):
+        coupling = competition.start(votes)
+        pose = jnp.einsum("...ij,...ijd->...jd", coupling, votes)
+        if self.mistake == "pose alone":
+            return pose
+        if self.mistake == "swapped":
+            return Routed(pose.swapaxes(-1, -2), safe_norm(pose), coupling)
+        return Routed(pose, safe_norm(pose), coupling[..., :1])
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ("pose alone", r"route of Careless must return a capsjax.Routed\("),
+        ("swapped", r"must return a pose of shape \(2, 3, 4\) for .*, got \(2, 4, 3\)"),
+        (
+            "coupling",
+            r"must return a coupling of shape \(2, 5, 3\) .*, got \(2, 5, 1\)",
+        ),
+        ("letter", r"gain of Careless must be declared as Parameter\(axes, init\)"),
+        (
+            "initializer",
+            r"gain of Careless must be declared as Parameter\(axes, init\)",
+        ),
+    ],
+)
+def test_what_an_author_does_wrong_is_one_line(key, mistake, message):
+    layer = DenseCaps(3, 4, Careless(mistake))
+    with pytest.raises(AlgorithmError, match=message):
+        jax.eval_shape(layer.init, key, jnp.zeros((2, 5, 2)))

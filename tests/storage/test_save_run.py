@@ -8,7 +8,7 @@ from tiny import tiny, tiny_model
 
 import capsjax
 from capsjax import config as configs
-from capsjax import evaluate, predict
+from capsjax import evaluate, predict, report
 from capsjax.data.preparation import Preparation
 from capsjax.models.network import init_variables
 from capsjax.storage.files import WorkdirError
@@ -50,7 +50,20 @@ def test_evaluate_and_predict_open_it(saved, tmp_path, capsys):
     assert predict.main(["--workdir", path, f"{data}/a/0.png"]) == 0
     # Without --data nobody knows which images are meant.
     assert evaluate.main(["--workdir", path]) == 1
-    assert "--data" in capsys.readouterr().err
+    message = "were arrays in memory, which it does not keep: name them by --data FILE"
+    assert message in capsys.readouterr().err
+    assert report.main([path]) == 1
+    assert "its weights were saved by save_run" in capsys.readouterr().err
+
+
+def test_its_figures_are_drawn(saved, tmp_path):
+    arrays = {"x_test": bars(9).image, "y_test": bars(9).label}
+    np.savez(tmp_path / "bars.npz", **arrays, class_names=["a", "b", "c"])
+    words = ["--workdir", str(saved.workdir.path), "--data", f"{tmp_path}/bars.npz"]
+    assert evaluate.main(words) == 0
+    (folder,) = saved.workdir.figures.iterdir()
+    assert (folder / "evaluation.json").exists()
+    assert not (folder / "training.png").exists()
 
 
 def test_a_training_can_start_from_it(saved, tmp_path, monkeypatch):

@@ -109,12 +109,12 @@ WRONG = [
     ((bars(40),), r"\(train, validation, test\), .* got \(Dataset\)"),
     (
         (bars(40), changed(image=np.zeros((16, 20, 20, 1), np.uint8))),
-        r"'bars' has image_shape \(20, 20, 1\), .* have \(28, 28, 1\)",
+        r"the test images 'bars' have image_shape \(20, 20, 1\), .* \(28, 28, 1\)",
     ),
-    ((bars(40), changed(label=several)), "'bars' has is_multi_label True, .* False"),
+    ((bars(40), changed(label=several)), "'bars' have is_multi_label True, .* False"),
     (
         (bars(40), changed(class_names=("a", "c", "b"))),
-        "'bars' has the classes a, c, b, and 'bars' has a, b, c",
+        "'bars' have the classes a, c, b, and the training images have a, b, c",
     ),
 ]
 
