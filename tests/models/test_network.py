@@ -61,7 +61,11 @@ def small(config, **model):
     config.num_epochs, config.batch_size, config.steps_per_dispatch = 2, 8, 5
     config.data = configs.Data(digits(), num_train=40, num_validation=50)
     config.model = config.model.clone(features=8, **model)
-    # The first epoch does not depend on whether there is to be a second one.
+    return config
+
+
+def extendable(config):
+    """The page's config, with epochs that don't depend on how many there are to be."""
     config.optimizer = dataclasses.replace(config.optimizer, schedule="constant")
     config.augmentation = dataclasses.replace(config.augmentation, last_shifted=0.0)
     return config
@@ -70,7 +74,7 @@ def small(config, **model):
 @pytest.fixture(scope="module")
 def run_path(own, tmp_path_factory):
     path = tmp_path_factory.mktemp("run")
-    train(small(own.get_config()), path)
+    train(extendable(small(own.get_config())), path)
     return path
 
 
@@ -126,7 +130,7 @@ def test_every_command_opens_its_run_with_its_file(file, run_path, capsys, tmp_p
 def test_a_resumed_run_equals_one_that_was_not_stopped_bit_for_bit(
     own, run_path, tmp_path
 ):
-    config = small(own.get_config())
+    config = extendable(small(own.get_config()))
     config.num_epochs = 1
     train(config, tmp_path / "parts")
     config.num_epochs = 2
