@@ -294,14 +294,13 @@ def test_batch_statistics_are_those_of_the_batch_of_all_devices(own):
     model = bind(config.model.clone(dropout=0.0), (28, 28, 1), 10)
     one, is_shared = step_on(1, model, config)
     assert is_shared
-    for devices in (2, 4):
-        several, is_shared = step_on(devices, model, config)
-        assert is_shared
-        jax.tree.map(
-            functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
-            one["batch_stats"],
-            several["batch_stats"],
-        )
+    four, is_shared = step_on(4, model, config)
+    assert is_shared
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
+        one["batch_stats"],
+        four["batch_stats"],
+    )
 
 
 class Foreign(nn.Module):
