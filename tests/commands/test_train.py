@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from marks import variants
 from places import ROOT
-from tiny import made, tiny
+from tiny import TINY_MODEL, digits, made, tiny
 
 from capsjax import config as configs
 from capsjax import load_run, train
@@ -148,10 +148,10 @@ def test_a_folder_that_goes_away_stops_the_run_at_the_next_save(
 
 
 @pytest.mark.slow
-def test_any_path_names_a_folder(tmp_path):
-    result = train.train(tiny(), str(tmp_path)).result
-    assert train.train(tiny(), tmp_path).result == result
-    assert train.train(tiny(), Workdir(tmp_path)).result == result
+def test_any_path_names_a_folder(copied):
+    result = json.loads((copied / "result.json").read_text())
+    for path in (str(copied), copied, Workdir(copied)):
+        assert train.train(tiny(), path).result == result
 
 
 def test_a_save_that_fails_is_reported_with_its_step_before_the_epoch_ends(
@@ -437,15 +437,14 @@ def test_a_damaged_result_is_made_again(tmp_path, damaged):
     assert trainer._finished(tiny(), workdir) is None
 
 
-def command(*arguments, **options):
+def command(*arguments, **environment):
     return subprocess.Popen(
         [sys.executable, "-m", "capsjax.train", *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
-        **options,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
     )
 
 
@@ -468,7 +467,11 @@ def after_first_line(process, workdir):
 
 @pytest.mark.slow
 def test_sigterm_saves_and_ends_with_143(tmp_path):
-    process = command(*SMALL, f"--workdir={tmp_path}")
+    process = command(
+        *(SMALL[0], *TINY_MODEL, "--config.num_epochs=1000", f"--workdir={tmp_path}"),
+        *(f"--config.data.name={digits()}", "--config.data.num_train=1000"),
+        "--config.data.num_validation=200",
+    )
     after_first_line(process, tmp_path)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=120)
@@ -483,14 +486,14 @@ def test_sigterm_saves_and_ends_with_143(tmp_path):
 @pytest.mark.variant
 def test_the_command_learns_real_digits_and_goes_on_after_ctrl_c(tmp_path):
     arguments = (*SMALL, f"--workdir={tmp_path}")
-    first = command(*arguments)
+    first = command(*arguments, XLA_FLAGS="")
     after_first_line(first, tmp_path)
     first.send_signal(signal.SIGINT)
     out, err = first.communicate(timeout=120)
     assert first.returncode == 130, out + err
     assert "The same command goes on from there" in out
     assert not (tmp_path / "result.json").exists()
-    second = command(*arguments)
+    second = command(*arguments, XLA_FLAGS="")
     out, err = second.communicate(timeout=280)
     assert second.returncode == 0, out + err
     assert "going on after step" in out

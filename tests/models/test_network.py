@@ -64,10 +64,17 @@ def small(config, **model):
     return config
 
 
+def extendable(config):
+    """The page's config, with epochs that don't depend on how many there are to be."""
+    config.optimizer = dataclasses.replace(config.optimizer, schedule="constant")
+    config.augmentation = dataclasses.replace(config.augmentation, last_shifted=0.0)
+    return config
+
+
 @pytest.fixture(scope="module")
 def run_path(own, tmp_path_factory):
     path = tmp_path_factory.mktemp("run")
-    train(small(own.get_config()), path)
+    train(extendable(small(own.get_config())), path)
     return path
 
 
@@ -123,7 +130,7 @@ def test_every_command_opens_its_run_with_its_file(file, run_path, capsys, tmp_p
 def test_a_resumed_run_equals_one_that_was_not_stopped_bit_for_bit(
     own, run_path, tmp_path
 ):
-    config = small(own.get_config())
+    config = extendable(small(own.get_config()))
     config.num_epochs = 1
     train(config, tmp_path / "parts")
     config.num_epochs = 2
@@ -287,14 +294,13 @@ def test_batch_statistics_are_those_of_the_batch_of_all_devices(own):
     model = bind(config.model.clone(dropout=0.0), (28, 28, 1), 10)
     one, is_shared = step_on(1, model, config)
     assert is_shared
-    for devices in (2, 4):
-        several, is_shared = step_on(devices, model, config)
-        assert is_shared
-        jax.tree.map(
-            functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
-            one["batch_stats"],
-            several["batch_stats"],
-        )
+    four, is_shared = step_on(4, model, config)
+    assert is_shared
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
+        one["batch_stats"],
+        four["batch_stats"],
+    )
 
 
 class Foreign(nn.Module):

@@ -29,7 +29,7 @@ import numpy as np
 # As a script, too, which finds only what is beside it.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1] / "helpers"))
 from places import ROOT
-from tiny import digits
+from tiny import TINY_MODEL, digits
 
 from capsjax.models.network import bind
 from capsjax.storage.checkpoints import Checkpoints
@@ -42,9 +42,7 @@ RECIPE = (
     "--config.steps_per_dispatch=4",
     "--config.data.num_train=1000",
     "--config.data.num_validation=200",
-    "--config.model.conv_features=8",
-    "--config.model.primary_types=2",
-    "--config.model.primary_stride=4",
+    *TINY_MODEL,
 )
 CLOCK = {"images_per_second", "seconds", "command"}
 

@@ -216,7 +216,7 @@ LOAD_MNIST = functools.cache(loading.load_mnist)
 
 
 @pytest.mark.slow
-@fuzzed(share=0.4)
+@fuzzed(share=0.2)
 @given(st.lists(arguments(), max_size=3))
 def test_a_command_line_reaches_the_training_or_ends_in_one_line(
     tmp_path_factory, arguments

@@ -5,30 +5,30 @@ import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from places import ROOT, TESTS
+from tiny import digits, tiny
+
+from capsjax.data import load
+from capsjax.training import train
 
 TRAIN = """
-import json, sys
+import sys
 import jax
-from tiny import tiny
-from capsjax import load_run, train
-from capsjax.data import load
-from capsjax.storage.workdir import Workdir
 
-jax.config.update("jax_num_cpu_devices", 2)
-config = tiny()
-train.train(config, Workdir(sys.argv[1]))
-run = load_run(sys.argv[1])
-predicted = run.predict(load("mnist", "test").image[:20])
-types = {str(x.dtype) for x in jax.tree.leaves((run.params, predicted.length))}
-print(json.dumps([sorted(types), predicted.length.tolist()]))
+jax.config.update("jax_num_cpu_devices", 4)
+import test_environment
+
+length = test_environment.trained(sys.argv[1])
+print(length.tolist())
 """
 
 
 def python(code, *arguments, **environment):
-    path = os.pathsep.join(map(str, (ROOT, TESTS / "helpers")))
+    folders = ROOT, TESTS / "helpers", TESTS / "runtime"
+    path = os.pathsep.join(map(str, folders))
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         capture_output=True,
@@ -37,22 +37,29 @@ def python(code, *arguments, **environment):
     )
 
 
-def trained(path, **environment):
-    """Returns losses and lengths of a run of ten steps."""
-    done = python(TRAIN, path, **environment)
-    assert done.returncode == 0, done.stderr
-    types, length = json.loads(done.stdout.splitlines()[-1])
-    assert types == ["float32"]
+def trained(path):
+    """Returns lengths by a run of ten steps, all of it in 32 bits."""
+    run = train(tiny(), path)
+    length = run.predict(load(digits(), "test").image[:20]).length
+    types = {str(x.dtype) for x in jax.tree.leaves((run.params, length))}
+    assert types == {"float32"}
+    return length
+
+
+def losses(path):
     lines = (path / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines], np.asarray(length)
+    return [json.loads(line)["loss"] for line in lines]
 
 
 @pytest.mark.slow
 def test_a_run_with_64_bits_equals_the_run_without(tmp_path):
-    losses, length = trained(tmp_path / "usual")
-    wide_losses, wide_length = trained(tmp_path / "wide", JAX_ENABLE_X64="1")
+    length = trained(tmp_path / "usual")
+    done = python(TRAIN, tmp_path / "wide", JAX_ENABLE_X64="1")
+    assert done.returncode == 0, done.stderr
+    wide_length = json.loads(done.stdout.splitlines()[-1])
     # With 64 bits the learning rate is rounded later: not the same bits.
-    np.testing.assert_allclose(wide_losses, losses, rtol=1e-4)
+    wide_losses = losses(tmp_path / "wide")
+    np.testing.assert_allclose(wide_losses, losses(tmp_path / "usual"), rtol=1e-4)
     np.testing.assert_allclose(wide_length, length, atol=1e-4)
 
 
