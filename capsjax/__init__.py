@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from capsjax.losses import margin_loss, reconstruction_loss
 from capsjax.ops import safe_norm, squash, tweak_pose
-from capsjax.routings import ROUTINGS, DynamicRouting, Routed, UniformRouting
+from capsjax.routings import (
+    ROUTINGS,
+    DynamicRouting,
+    Routed,
+    SelfAttention,
+    UniformRouting,
+)
 from capsjax.routings.dynamic import routing
 from capsjax.runtime.devices import AXIS as DEVICE_AXIS
 
@@ -29,6 +35,7 @@ __all__ = [
     "DynamicRouting",
     "PrimaryCaps",
     "Routed",
+    "SelfAttention",
     "UniformRouting",
     "load_run",
     "margin_loss",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from capsjax.routings.algorithm import Algorithm, Parameter, Routed
 from capsjax.routings.competition import over_outputs
 from capsjax.routings.dynamic import DynamicRouting
+from capsjax.routings.self_attention import SelfAttention
 from capsjax.routings.uniform import UniformRouting
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "DynamicRouting",
     "Parameter",
     "Routed",
+    "SelfAttention",
     "UniformRouting",
     "over_outputs",
 ]
@@ -24,4 +26,5 @@ __all__ = [
 ROUTINGS: Mapping[str, Callable[..., Algorithm]] = {
     "dynamic": DynamicRouting,
     "uniform": UniformRouting,
+    "self_attention": SelfAttention,
 }
