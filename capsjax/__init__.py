@@ -12,8 +12,10 @@ from capsjax.ops import safe_norm, squash, tweak_pose
 from capsjax.routings import (
     ROUTINGS,
     DynamicRouting,
+    InvertedAttention,
     Routed,
     SelfAttention,
+    SelfRouting,
     UniformRouting,
 )
 from capsjax.routings.dynamic import routing
@@ -33,9 +35,11 @@ __all__ = [
     "Decoder",
     "DenseCaps",
     "DynamicRouting",
+    "InvertedAttention",
     "PrimaryCaps",
     "Routed",
     "SelfAttention",
+    "SelfRouting",
     "UniformRouting",
     "load_run",
     "margin_loss",

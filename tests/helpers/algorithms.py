@@ -2,6 +2,8 @@
 
 import jax.numpy as jnp
 
+from capsjax.routings import SelfRouting
+
 
 class Given:
     """An algorithm that needs no argument but votes: it makes the others of them."""
@@ -19,16 +21,26 @@ class Given:
         loudness = jnp.mean(wide**2, axis=-1)
         if self.takes_activation:
             options["activation"] = jnp.tanh(loudness.mean(-1))
+        if type(self.algorithm) is SelfRouting:  # It refuses bare votes without.
+            options["initial_logit"] = loudness
+        if "score" in self.declared_parameters:
+            options["parameters"] = {"score": score_of(votes.shape[-1])}
         return self.algorithm(votes, **options)
 
 
-def bias_of(weight):
-    """Returns numbers ``[i, j]`` from a weight ``[i, j, d, c]``."""
-    return 0.3 * weight[..., 0, 0]
+def score_of(dim):
+    """Returns numbers ``[d]``, different ones."""
+    return jnp.cos(1.0 + jnp.arange(dim))
 
 
 def parameters_of(algorithm, weight):
     """Returns an algorithm's parameters for a weight ``[i, j, d, c]``."""
-    made = {"ij": bias_of, "jd": lambda weight: weight[0, ..., 0]}
+    made = {
+        "": lambda: jnp.float32(0.2),
+        "d": lambda: score_of(weight.shape[-2]),
+        "ij": lambda: 0.3 * weight[..., 0, 0],
+        "jd": lambda: 0.3 * weight[0, ..., 0],
+        "ijc": lambda: weight[..., 0, :],
+    }
     declared = algorithm.declared_parameters.items()
-    return {name: made[one.axes](weight) for name, one in declared}
+    return {name: jnp.asarray(made[one.axes]()) for name, one in declared}

@@ -14,7 +14,14 @@ from marks import first_of, variants
 from programs import apply, draw, init
 
 from capsjax import DenseCaps, DynamicRouting, routing, squash
-from capsjax.routings import Algorithm, Routed, SelfAttention, UniformRouting
+from capsjax.routings import (
+    Algorithm,
+    InvertedAttention,
+    Routed,
+    SelfAttention,
+    SelfRouting,
+    UniformRouting,
+)
 from capsjax.votes import cast_votes
 
 # Batch, inputs, outputs and their components, components of an input.
@@ -26,13 +33,20 @@ ALGORITHMS = {
     "stopped": DynamicRouting(2, stop_gradient=True),
     "uniform": UniformRouting(),
     "self-attention": SelfAttention(),
+    "inverted attention": InvertedAttention(),
+    "self-routing": SelfRouting(),
 }
 
 
 def by_votes(value, capsules, weight, **rest):
-    return value(
-        cast_votes(capsules, weight), **needed(value, capsules, weight), **rest
-    )
+    needs = needed(value, capsules, weight)
+    if isinstance(value, SelfRouting):
+        # Votes do not show the capsules, whose logits must come with them.
+        parts = "...ic,ijc->...ij", capsules, needs["parameters"]["route_weight"]
+        logit = jnp.einsum(*parts)
+        logit += jnp.broadcast_to(needs["parameters"]["route_bias"], logit.shape)
+        rest["initial_logit"] = logit + rest.get("initial_logit", 0)
+    return value(cast_votes(capsules, weight), **needs, **rest)
 
 
 def by_capsules(value, capsules, weight, **rest):
@@ -52,7 +66,9 @@ def needed(value, capsules, weight):
     """Returns an algorithm's activation and parameters, made of its other inputs."""
     needs = {"parameters": parameters_of(value, weight)}
     if value.takes_activation:
-        needs["activation"] = jax.nn.sigmoid(capsules[..., 0])
+        # Without its gradient, which would be NaN where the capsules are.
+        own = jax.lax.stop_gradient(capsules[..., 0])
+        needs["activation"] = jax.nn.sigmoid(own)
     return needs
 
 
@@ -68,7 +84,8 @@ def votes_free(value):
 
 QUICK = (
     *("dynamic by votes", "dynamic by votes-free", "uniform by capsules"),
-    "self-attention by capsules",
+    *("self-attention by capsules", "inverted attention by votes"),
+    *("self-routing by votes", "self-routing by capsules"),
 )
 WAYS = {
     f"{name} by {door}": (value, DOORS[door])
@@ -83,7 +100,10 @@ def way(request):
     return WAYS[request.param]
 
 
-@pytest.fixture(params=first_of(["dynamic", "uniform", "self-attention"], ALGORITHMS))
+ONES = [name for name in ALGORITHMS if name not in ("nowhere", "stopped")]
+
+
+@pytest.fixture(params=first_of(ONES, ALGORITHMS))
 def value(request):
     return ALGORITHMS[request.param]
 

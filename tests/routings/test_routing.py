@@ -18,7 +18,12 @@ from marks import first_of, variants
 from programs import draw
 
 from capsjax import ROUTINGS, DynamicRouting, routing
-from capsjax.routings import SelfAttention, UniformRouting
+from capsjax.routings import (
+    InvertedAttention,
+    SelfAttention,
+    SelfRouting,
+    UniformRouting,
+)
 from capsjax.routings.dynamic import REMATS
 
 ALGORITHMS = {
@@ -30,6 +35,8 @@ ALGORITHMS = {
     "nowhere": DynamicRouting(none_of_the_above=True),
     "uniform": UniformRouting(),
     "self-attention": Given(SelfAttention()),
+    "inverted attention": Given(InvertedAttention()),
+    "self-routing": Given(SelfRouting()),
 }
 VARIANTS = ("one round", "unrolled", "rematerialised", "nowhere")
 QUICK = [value for name, value in ALGORITHMS.items() if name not in VARIANTS]
