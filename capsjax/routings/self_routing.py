@@ -16,7 +16,13 @@ from jaxtyping import Array, ArrayLike, Float, Shaped
 from capsjax.bounds import Weight
 from capsjax.kernels.varying import leave_sharding_to_xla, spec_of
 from capsjax.losses import ActivationKind
-from capsjax.routings.algorithm import Algorithm, Parameter, Routed, check_capsules
+from capsjax.routings.algorithm import (
+    Algorithm,
+    Parameter,
+    Routed,
+    check_activation,
+    check_capsules,
+)
 from capsjax.routings.competition import (
     Compete,
     Competition,
@@ -140,7 +146,7 @@ class SelfRouting(Algorithm):
         return _route_capsules(
             capsules,
             weight,
-            jnp.asarray(activation),
+            check_activation(0 if activation is None else activation, (*batch, i)),
             self.check_parameters(parameters, sizes, capsules.dtype),
             competition,
             algorithm=self,
