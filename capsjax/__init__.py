@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from capsjax.losses import margin_loss, reconstruction_loss
 from capsjax.ops import safe_norm, squash, tweak_pose
-from capsjax.routings import ROUTINGS, DynamicRouting, Routed, UniformRouting
+from capsjax.routings import (
+    ROUTINGS,
+    DynamicRouting,
+    InvertedAttention,
+    Routed,
+    SelfAttention,
+    SelfRouting,
+    UniformRouting,
+)
 from capsjax.routings.dynamic import routing
 from capsjax.runtime.devices import AXIS as DEVICE_AXIS
 
@@ -27,8 +35,11 @@ __all__ = [
     "Decoder",
     "DenseCaps",
     "DynamicRouting",
+    "InvertedAttention",
     "PrimaryCaps",
     "Routed",
+    "SelfAttention",
+    "SelfRouting",
     "UniformRouting",
     "load_run",
     "margin_loss",

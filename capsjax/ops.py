@@ -122,6 +122,51 @@ def _squash_jvp(axis, primals, tangents):
     return _squash(s, axis), scale * s_dot + along * direction
 
 
+def exponential_squash(
+    s: Shaped[ArrayLike, "..."], *, axis: int = -1
+) -> Float[Array, "..."]:
+    r"""Shrinks lengths below one: ``v = (1 - exp(-|s|)) * s / |s|``.
+
+    Short vectors keep their length and long ones become just under one; the direction
+    stays. It is exact at every length, with gradients too: those at the zero vector are
+    the identity, and those of long vectors shrink like ``1 / |s|``.
+
+    Args:
+        s: Vectors along ``axis``. Types narrower than float32 are computed in float32.
+        axis: The axis of the vectors' components.
+
+    Returns:
+        Vectors with the same shape and type; their length is at most 1 + 2 ulp.
+
+    References:
+        Mazzia, Salvetti and Chiaberge 2021, https://arxiv.org/abs/2101.12491.
+    """
+    s, dtype = _at_least_float32(s, "s")
+    return _exponential_squash(s, axis).astype(dtype)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _exponential_squash(s: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
+    return s * _exponential_scale(safe_norm(s, axis=axis, keepdims=True))
+
+
+def _exponential_scale(norm: Float[Array, "..."]) -> Float[Array, "..."]:
+    is_zero = norm == 0
+    return jnp.where(is_zero, 1, -jnp.expm1(-norm) / jnp.where(is_zero, 1, norm))
+
+
+@_exponential_squash.defjvp
+def _exponential_squash_jvp(axis, primals, tangents):
+    """Computes the gradient without ``1 / |s|^2``, which would overflow."""
+    (s,), (s_dot,) = primals, tangents
+    norm = safe_norm(s, axis=axis, keepdims=True)
+    scale = _exponential_scale(norm)
+    direction = s / jnp.where(norm > 0, norm, 1)
+    along = jnp.sum(direction * s_dot, axis=axis, keepdims=True)
+    slope = jnp.exp(-norm) - scale
+    return _exponential_squash(s, axis), scale * s_dot + slope * along * direction
+
+
 def require_unit_scale(
     name: str, x: Shaped[ArrayLike, "..."], *, scaled: bool = True
 ) -> None:

@@ -9,6 +9,7 @@ from jax.test_util import check_grads
 from programs import draw
 
 from capsjax import safe_norm, squash, tweak_pose
+from capsjax.ops import exponential_squash
 
 ULP = 2.0**-23
 LENGTHS = [10.0**k for k in range(-16, 19)]
@@ -100,15 +101,31 @@ def test_squash_jacobian_is_exact_relative_to_its_size(length):
     assert np.linalg.norm(actual - expected) <= 1e-6 * np.linalg.norm(expected)
 
 
+@pytest.mark.parametrize("length", [0, 1e-30, *LENGTHS])
+@pytest.mark.numerics
+def test_the_exponential_squash_and_its_jacobian_are_exact(length):
+    x = vectors(length, 4, 1)[0].astype(np.float64)
+    n = np.linalg.norm(x)
+    u = x / n if n else x
+    along, across = np.exp(-n), -np.expm1(-n) / n if n else 1
+    expected = across * (np.eye(4) - np.outer(u, u)) + along * np.outer(u, u)
+    s = x.astype(np.float32)
+    actual = np.asarray(jax.jacobian(exponential_squash)(s), np.float64)
+    assert np.linalg.norm(actual - expected) <= 1e-6 * np.linalg.norm(expected)
+    v = np.asarray(exponential_squash(s), np.float64)
+    assert np.linalg.norm(v - across * x) <= 4e-7 * across * n
+    assert np.linalg.norm(v) <= 1 + 2 * ULP
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("function", [safe_norm, squash])
+@pytest.mark.parametrize("function", [safe_norm, squash, exponential_squash])
 def test_second_derivatives_are_finite_everywhere(function):
     hessian = jax.jit(jax.hessian(lambda x: function(x).sum()))
     for x in [np.zeros(4, np.float32), *(vectors(n, 4, 1)[0] for n in LENGTHS)]:
         assert np.isfinite(hessian(x)).all()
 
 
-@pytest.mark.parametrize("function", [safe_norm, squash])
+@pytest.mark.parametrize("function", [safe_norm, squash, exponential_squash])
 @pytest.mark.slow
 def test_first_and_second_derivatives_equal_finite_differences(function):
     with jax.enable_x64(True):

@@ -19,7 +19,7 @@ from capsjax.layers import (
     PrimaryCaps,
 )
 from capsjax.models.network import UNKNOWN_SHAPE, require_data, require_shape
-from capsjax.ops import mask_longest
+from capsjax.ops import mask_longest, safe_norm
 from capsjax.routings import Algorithm, DynamicRouting, Routed
 
 
@@ -167,7 +167,8 @@ class CapsNet(nn.Module):
         """Computes the class capsules that primary capsules vote for."""
         *batch, height, width, types, dim = primary.shape
         capsules = primary.reshape(*batch, height * width * types, dim)
-        return self.class_caps(capsules)
+        activation = safe_norm(capsules) if self.routing.takes_activation else None
+        return self.class_caps(capsules, activation)
 
     def decode(
         self, pose: Float[Array, "*batch n d"], mask: Float[Array, "*batch n"]

@@ -9,14 +9,20 @@ from collections.abc import Callable, Mapping
 from capsjax.routings.algorithm import Algorithm, Parameter, Routed
 from capsjax.routings.competition import over_outputs
 from capsjax.routings.dynamic import DynamicRouting
+from capsjax.routings.inverted_attention import InvertedAttention
+from capsjax.routings.self_attention import SelfAttention
+from capsjax.routings.self_routing import SelfRouting
 from capsjax.routings.uniform import UniformRouting
 
 __all__ = [
     "ROUTINGS",
     "Algorithm",
     "DynamicRouting",
+    "InvertedAttention",
     "Parameter",
     "Routed",
+    "SelfAttention",
+    "SelfRouting",
     "UniformRouting",
     "over_outputs",
 ]
@@ -24,4 +30,7 @@ __all__ = [
 ROUTINGS: Mapping[str, Callable[..., Algorithm]] = {
     "dynamic": DynamicRouting,
     "uniform": UniformRouting,
+    "self_attention": SelfAttention,
+    "inverted_attention": InvertedAttention,
+    "self_routing": SelfRouting,
 }

@@ -120,7 +120,7 @@ class Algorithm(abc.ABC):
     def __call__(
         self,
         votes: Shaped[ArrayLike, "..."],
-        activation: Float[ArrayLike, "..."] | None = None,
+        activation: Shaped[ArrayLike, "..."] | None = None,
         *,
         parameters: Mapping[str, Array] | None = None,
         initial_logit: Shaped[ArrayLike, "..."] | None = None,
@@ -150,13 +150,15 @@ class Algorithm(abc.ABC):
         votes = check_votes(votes)
         self._check_activation(activation)
         *batch, i, j, d = votes.shape
+        if activation is not None:
+            activation = check_activation(activation, (*batch, i))
         competition = check_competition(
             initial_logit, input_mask, output_mask, compete, tuple(batch), i, j
         )
         sizes = {"i": i, "j": j, "d": d}
         return _route(
             votes,
-            None if activation is None else jnp.asarray(activation),
+            activation,
             self.check_parameters(parameters, sizes, votes.dtype),
             competition,
             algorithm=self,
@@ -166,7 +168,7 @@ class Algorithm(abc.ABC):
         self,
         capsules: Shaped[ArrayLike, "..."],
         weight: Shaped[ArrayLike, "..."],
-        activation: Float[ArrayLike, "..."] | None = None,
+        activation: Shaped[ArrayLike, "..."] | None = None,
         *,
         parameters: Mapping[str, Array] | None = None,
         initial_logit: Shaped[ArrayLike, "..."] | None = None,
@@ -358,6 +360,27 @@ def check_votes(votes: Shaped[ArrayLike, "..."]) -> Float[Array, "*batch i j d"]
     if not jnp.issubdtype(votes.dtype, jnp.floating):
         raise ValueError(f"votes must be floating-point numbers, got {votes.dtype}.")
     return votes
+
+
+def check_activation(
+    activation: Shaped[ArrayLike, "..."], shape: tuple[int, ...]
+) -> Float[Array, "*batch i"]:
+    """Returns the activations of the inputs as an array.
+
+    Raises:
+        ValueError: If the shape is another one, or the type is not floating-point.
+    """
+    activation = jnp.asarray(activation)
+    if activation.shape != shape:
+        raise ValueError(
+            f"activation must have the votes' axes [*batch, i] = {shape}, got shape "
+            f"{activation.shape}."
+        )
+    if not jnp.issubdtype(activation.dtype, jnp.floating):
+        raise ValueError(
+            f"activation must be floating-point numbers, got {activation.dtype}."
+        )
+    return activation
 
 
 def check_capsules(

@@ -97,21 +97,26 @@ class Competition:
         activation: Float[Array, "*batch i"] | None,
     ) -> tuple[Array, Array | None, "Competition"]:
         """Replaces the values of masked inputs and outputs by zero, NaN or not."""
-        initial_logit = self.initial_logit
         if self.input_mask is not None:
             sends = self.input_mask
             votes = jnp.where(sends[..., None, None], votes, 0)
             if activation is not None:
                 activation = jnp.where(sends, activation, 0)
-            if initial_logit is not None:
-                initial_logit = jnp.where(sends[..., None], initial_logit, 0)
         if self.output_mask is not None:
             gets = jnp.expand_dims(self.output_mask, -2)
             votes = jnp.where(gets[..., None], votes, 0)
-            if initial_logit is not None:
-                initial_logit = jnp.where(gets, initial_logit, 0)
-        own = dataclasses.replace(self, initial_logit=initial_logit)
-        return votes, activation, own
+        return votes, activation, self.without_masked_logits()
+
+    def without_masked_logits(self) -> "Competition":
+        """Replaces the initial logits of masked inputs and outputs by zero."""
+        logit = self.initial_logit
+        if logit is None:
+            return self
+        if self.input_mask is not None:
+            logit = jnp.where(self.input_mask[..., None], logit, 0)
+        if self.output_mask is not None:
+            logit = jnp.where(jnp.expand_dims(self.output_mask, -2), logit, 0)
+        return dataclasses.replace(self, initial_logit=logit)
 
     def without_masked_capsules(
         self, capsules: Float[Array, "*batch i c"]

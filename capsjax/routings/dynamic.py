@@ -185,7 +185,7 @@ class DynamicRouting(BiasedAlgorithm):
         self,
         capsules: Shaped[ArrayLike, "..."],
         weight: Shaped[ArrayLike, "..."],
-        activation: Float[ArrayLike, "..."] | None = None,
+        activation: Shaped[ArrayLike, "..."] | None = None,
         *,
         parameters: Mapping[str, Array] | None = None,
         initial_logit: Shaped[ArrayLike, "..."] | None = None,

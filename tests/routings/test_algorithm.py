@@ -9,12 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from algorithms import parameters_of
 from jax.test_util import check_grads
 from marks import first_of, variants
 from programs import apply, draw, init
 
 from capsjax import DenseCaps, DynamicRouting, routing, safe_norm, squash
-from capsjax.routings import Algorithm, Parameter, Routed, UniformRouting
+from capsjax.routings import (
+    Algorithm,
+    InvertedAttention,
+    Parameter,
+    Routed,
+    SelfAttention,
+    SelfRouting,
+    UniformRouting,
+)
 from capsjax.routings.algorithm import AlgorithmError
 from capsjax.votes import cast_votes
 
@@ -26,15 +35,48 @@ ALGORITHMS = {
     "nowhere": DynamicRouting(2, none_of_the_above=True),
     "stopped": DynamicRouting(2, stop_gradient=True),
     "uniform": UniformRouting(),
+    "self-attention": SelfAttention(),
+    "inverted attention": InvertedAttention(),
+    "self-routing": SelfRouting(),
 }
+
+
+def by_votes(value, capsules, weight, **rest):
+    needs = needed(value, capsules, weight)
+    if isinstance(value, SelfRouting):
+        # Votes do not show the capsules, whose logits must come with them.
+        parts = "...ic,ijc->...ij", capsules, needs["parameters"]["route_weight"]
+        logit = jnp.einsum(*parts)
+        logit += jnp.broadcast_to(needs["parameters"]["route_bias"], logit.shape)
+        rest["initial_logit"] = logit + rest.get("initial_logit", 0)
+    return value(cast_votes(capsules, weight), **needs, **rest)
+
+
+def by_capsules(value, capsules, weight, **rest):
+    needs = needed(value, capsules, weight)
+    return value.from_capsules(capsules, weight, **needs, **rest)
+
+
+def without_votes(value, capsules, weight, **rest):
+    return by_capsules(votes_free(value), capsules, weight, **rest)
+
+
 # The same numbers through three doors.
-DOORS = {
-    "votes": lambda value, u, w, **rest: value(cast_votes(u, w), **rest),
-    "capsules": lambda value, u, w, **rest: value.from_capsules(u, w, **rest),
-    "votes-free": lambda value, u, w, **rest: votes_free(value).from_capsules(
-        u, w, **rest
-    ),
-}
+DOORS = {"votes": by_votes, "capsules": by_capsules, "votes-free": without_votes}
+
+
+def needed(value, capsules, weight):
+    """Returns an algorithm's activation and parameters, made of its other inputs."""
+    needs = {"parameters": parameters_of(value, weight)}
+    if value.takes_activation:
+        # Without its gradient, which would be NaN where the capsules are.
+        own = jax.lax.stop_gradient(capsules[..., 0])
+        needs["activation"] = jax.nn.sigmoid(own)
+    return needs
+
+
+def absent(value):
+    return -np.inf if value.activation_kind == "logit" else 0
 
 
 def votes_free(value):
@@ -43,7 +85,11 @@ def votes_free(value):
     return dataclasses.replace(value, form="votes_free")
 
 
-QUICK = ("dynamic by votes", "dynamic by votes-free", "uniform by capsules")
+QUICK = (
+    *("dynamic by votes", "dynamic by votes-free", "uniform by capsules"),
+    *("self-attention by capsules", "inverted attention by votes"),
+    *("self-routing by votes", "self-routing by capsules"),
+)
 WAYS = {
     f"{name} by {door}": (value, DOORS[door])
     for name, value in ALGORITHMS.items()
@@ -57,7 +103,10 @@ def way(request):
     return WAYS[request.param]
 
 
-@pytest.fixture(params=first_of(["dynamic", "uniform"], ALGORITHMS))
+ONES = [name for name in ALGORITHMS if name not in ("nowhere", "stopped")]
+
+
+@pytest.fixture(params=first_of(ONES, ALGORITHMS))
 def value(request):
     return ALGORITHMS[request.param]
 
@@ -97,6 +146,7 @@ def pose_and_gradients(door, value, gradient, operands, **competition):
 
 def assert_close(actual, expected):
     for a, e in zip(actual, expected, strict=True):
+        assert np.isfinite(e).all()
         np.testing.assert_allclose(a, e, rtol=1e-4, atol=2e-6 * (1 + np.abs(e).max()))
 
 
@@ -153,7 +203,7 @@ def test_a_masked_output_gets_nothing_and_the_others_its_share(drawn, way):
         (capsules, weight[:, kept], start[..., kept]),
     )
     np.testing.assert_array_equal(actual[0][:, 2], np.zeros((B, D)))
-    np.testing.assert_array_equal(actual[1][:, 2], np.zeros(B))
+    np.testing.assert_array_equal(actual[1][:, 2], np.full(B, absent(value)))
     assert_close([actual[0][:, kept], actual[1][:, kept]], expected[:2])
     if door is DOORS["votes"]:
         return  # The weight is NaN before routing, and so is its gradient.
@@ -168,18 +218,18 @@ def test_an_example_that_is_all_masked_is_zero_and_finite(drawn, way):
     capsules, weight, start, gradient = drawn
     input_mask, output_mask = np.ones((B, I), bool), np.ones((B, J), bool)
     input_mask[3] = output_mask[5] = False
-    parameters = {}
-    if "bias" in {field.name for field in dataclasses.fields(value)}:
+    if isinstance(value, (DynamicRouting, UniformRouting)):
         value = dataclasses.replace(value, bias=0.1)
-        parameters = {"bias": jnp.full((J, D), 0.1)}
     found = pose_and_gradients(
         *(door, value, gradient, (capsules, weight, start)),
-        parameters=parameters,
         input_mask=input_mask,
         output_mask=output_mask,
     )
+    masked = found[1][[3, 5]]
+    np.testing.assert_array_equal(masked, np.full_like(masked, absent(value)))
+    found[1] = np.delete(found[1], [3, 5], axis=0)
     assert all(np.isfinite(array).all() for array in found)
-    for array in (found[0], found[1], found[2], found[4]):
+    for array in (found[0], found[2], found[4]):
         np.testing.assert_array_equal(array[[3, 5]], np.zeros_like(array[:2]))
     assert np.abs(found[0][2]).max() > 0
 

@@ -11,13 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from algorithms import Given
 from jax.sharding import Mesh, PartitionSpec
 from jax.test_util import check_grads
 from marks import first_of, variants
 from programs import draw
 
 from capsjax import ROUTINGS, DynamicRouting, routing
-from capsjax.routings import UniformRouting
+from capsjax.routings import (
+    InvertedAttention,
+    SelfAttention,
+    SelfRouting,
+    UniformRouting,
+)
 from capsjax.routings.dynamic import REMATS
 
 ALGORITHMS = {
@@ -28,13 +34,18 @@ ALGORITHMS = {
     "rematerialised": DynamicRouting(remat="full"),
     "nowhere": DynamicRouting(none_of_the_above=True),
     "uniform": UniformRouting(),
+    "self-attention": Given(SelfAttention()),
+    "inverted attention": Given(InvertedAttention()),
+    "self-routing": Given(SelfRouting()),
 }
-QUICK = [ALGORITHMS[name] for name in ("dynamic", "stopped", "uniform")]
+VARIANTS = ("one round", "unrolled", "rematerialised", "nowhere")
+QUICK = [value for name, value in ALGORITHMS.items() if name not in VARIANTS]
 algorithms = pytest.mark.parametrize("route", first_of(QUICK, ALGORITHMS.values()))
 
 
 def test_every_registered_algorithm_is_under_the_shared_laws():
-    assert set(ROUTINGS.values()) <= {type(one) for one in ALGORITHMS.values()}
+    tested = {type(getattr(one, "algorithm", one)) for one in ALGORITHMS.values()}
+    assert set(ROUTINGS.values()) <= tested
 
 
 @algorithms
@@ -64,17 +75,42 @@ def test_permuting_outputs_permutes_poses(key, route):
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-7)
 
 
-@algorithms
-def test_zero_votes_give_zero_poses_and_zero_gradients(route):
-    votes = jnp.zeros((3, 7, 4, 5))
-    np.testing.assert_array_equal(route(votes).pose, np.zeros((3, 4, 5)))
-
+def pose_and_gradient(route, votes):
     def loss(votes):
         routed = route(votes)
-        return routed.pose.sum() + routed.activation.sum()
+        return routed.pose.sum() + routed.activation.sum(), routed.pose
 
-    gradient = jax.jit(jax.grad(loss))(votes)
-    np.testing.assert_array_equal(gradient, np.zeros_like(votes))
+    gradient, pose = jax.jit(jax.grad(loss, has_aux=True))(votes)
+    return pose, gradient
+
+
+@algorithms
+def test_zero_votes_give_zero_poses_and_zero_gradients(route):
+    votes = np.zeros((3, 7, 4, 5), np.float32)
+    pose, gradient = pose_and_gradient(route, votes)
+    np.testing.assert_array_equal(pose, np.zeros((3, 4, 5)))
+    if isinstance(route, (DynamicRouting, UniformRouting)):
+        np.testing.assert_array_equal(gradient, votes)
+    assert np.isfinite(gradient).all()  # Only one squash is flat at zero.
+
+
+@algorithms
+def test_identical_huge_and_lonely_votes_give_finite_poses_and_gradients(key, route):
+    votes = draw(key, 7, 4, 5)
+    of_one_input = np.where(np.arange(7)[:, None, None] == 2, votes, 0)
+    votes = np.stack([np.ones_like(votes), 1e4 * votes, of_one_input])
+    for array in pose_and_gradient(route, votes):
+        assert np.isfinite(array).all()
+
+
+@algorithms
+def test_negated_votes_negate_poses_and_keep_couplings(key, route):
+    votes = draw(key, 3, 7, 4, 5)
+    expected, actual = route(votes), route(-votes)
+    np.testing.assert_allclose(actual.pose, -expected.pose, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(actual.coupling, expected.coupling, rtol=1e-5)
+    if route.activation_kind != "logit":
+        np.testing.assert_allclose(actual.activation, expected.activation, rtol=1e-5)
 
 
 @algorithms
@@ -126,7 +162,8 @@ def test_poses_and_lengths_are_float32_for_bfloat16_votes(key, route):
 
 @algorithms
 def test_activation_is_the_length_of_the_pose(key, route):
-    assert route.activation_is_length
+    if not route.activation_is_length:
+        return
     routed = route(draw(key, 3, 7, 4, 5))
     expected = np.linalg.norm(np.asarray(routed.pose, np.float64), axis=-1)
     np.testing.assert_allclose(routed.activation, expected, rtol=1e-6)
@@ -297,6 +334,33 @@ def test_routing_works_under_jit_vmap_and_pmap(key):
     for transform in (jax.vmap, jax.pmap):
         gradient = jax.jit(transform(jax.grad(_loss)))(votes)
         np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("route", QUICK)
+def test_every_algorithm_works_under_vmap_and_shard_map(key, route):
+    votes = draw(key, 8, 9, 3, 5)
+
+    def value_and_gradient(votes):
+        def loss(votes):
+            routed = route(votes)
+            return jnp.sum(jnp.sin(routed.pose)) + routed.activation.sum(), routed
+
+        gradient, routed = jax.grad(loss, has_aux=True)(votes)
+        return *routed, gradient
+
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    over = PartitionSpec("data")
+    spread = functools.partial(
+        jax.shard_map, value_and_gradient, mesh=mesh, in_specs=over, out_specs=over
+    )
+    expected = jax.jit(value_and_gradient)(votes)
+    for function in (
+        jax.vmap(value_and_gradient),
+        spread(check_vma=False),
+        spread(check_vma=True),
+    ):
+        for a, e in zip(jax.jit(function)(votes), expected, strict=True):
+            np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("check_vma", [False, True])
