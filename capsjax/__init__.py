@@ -12,6 +12,7 @@ from capsjax.ops import safe_norm, squash, tweak_pose
 from capsjax.routings import (
     ROUTINGS,
     DynamicRouting,
+    EMRouting,
     InvertedAttention,
     Routed,
     SelfAttention,
@@ -35,6 +36,7 @@ __all__ = [
     "Decoder",
     "DenseCaps",
     "DynamicRouting",
+    "EMRouting",
     "InvertedAttention",
     "PrimaryCaps",
     "Routed",

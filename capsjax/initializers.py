@@ -119,7 +119,9 @@ def scaled_primary(dim: int, scale: float = 1.0) -> Initializer:
     return draw
 
 
-def scaled_votes(input_length: float = PRIMARY_LENGTH) -> Initializer:
+def scaled_votes(
+    input_length: float = PRIMARY_LENGTH, vote_deviation: float | None = None
+) -> Initializer:
     r"""Makes the rule for the matrices ``W_ij``, an array ``[i, j, d, c]``.
 
     ``N(0, sigma^2)`` with ``sigma = 0.02 (0.35 / input_length) sqrt(1152 * 16 / (I d))
@@ -137,8 +139,14 @@ def scaled_votes(input_length: float = PRIMARY_LENGTH) -> Initializer:
     grows by ``|s|^3 J / d`` of its length, to first order; ``g`` compensates that. It
     matters only for many outputs of few components (1.4 for 1,000 of 4).
 
+    An algorithm without a squash wants votes of a certain size instead. Their
+    components have the standard deviation ``sigma input_length``, hence
+    ``sigma = vote_deviation / input_length``.
+
     Args:
         input_length: Root mean square length of the input capsules at the start.
+        vote_deviation: Standard deviation of the votes' components; None for outputs
+            that are squashed.
 
     Raises:
         ValueError: If the length is not a finite number above 0.
@@ -148,6 +156,9 @@ def scaled_votes(input_length: float = PRIMARY_LENGTH) -> Initializer:
             "input_length must be the root mean square length of the input capsules, "
             f"a finite number above 0; got {input_length}."
         )
+
+    if vote_deviation is not None:
+        return jax.nn.initializers.normal(vote_deviation / input_length)
 
     def draw(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
         i, j, d, _ = shape

@@ -208,7 +208,8 @@ class DenseCaps(nn.Module):
         """
         i, c = capsules.shape[-2:]
         size = {"i": i, "j": self.num_capsules, "d": self.dim, "c": c}
-        start = initializer(self.weight_init, scaled_votes(self.input_length))
+        scaled = scaled_votes(self.input_length, self.routing.vote_deviation)
+        start = initializer(self.weight_init, scaled)
         shape = (i, self.num_capsules, self.dim, c)
         if self.share_weight:
             # The shared matrix starts like one of ``i`` matrices.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from capsjax.routings.algorithm import Algorithm, Parameter, Routed
 from capsjax.routings.competition import over_outputs
 from capsjax.routings.dynamic import DynamicRouting
+from capsjax.routings.em import EMRouting
 from capsjax.routings.inverted_attention import InvertedAttention
 from capsjax.routings.self_attention import SelfAttention
 from capsjax.routings.self_routing import SelfRouting
@@ -18,6 +19,7 @@ __all__ = [
     "ROUTINGS",
     "Algorithm",
     "DynamicRouting",
+    "EMRouting",
     "InvertedAttention",
     "Parameter",
     "Routed",
@@ -29,6 +31,7 @@ __all__ = [
 
 ROUTINGS: Mapping[str, Callable[..., Algorithm]] = {
     "dynamic": DynamicRouting,
+    "em": EMRouting,
     "uniform": UniformRouting,
     "self_attention": SelfAttention,
     "inverted_attention": InvertedAttention,

@@ -75,6 +75,8 @@ class Algorithm(abc.ABC):
         couplings_sum_to_one: True if each input gives away all of itself.
         activation_is_length: True if the activation is the length of the pose.
         follows_outputs: True if poses follow outputs that change places.
+        vote_deviation: Standard deviation of the votes' components that a layer should
+            start with; None for the votes that make squashed outputs start short.
     """
 
     activation_kind: ClassVar[ActivationKind] = "length"
@@ -82,6 +84,7 @@ class Algorithm(abc.ABC):
     couplings_sum_to_one: ClassVar[bool] = True
     activation_is_length: ClassVar[bool] = True
     follows_outputs: ClassVar[bool] = True
+    vote_deviation: ClassVar[float | None] = None
 
     @property
     def declared_parameters(self) -> Mapping[str, Parameter]:
