@@ -18,6 +18,7 @@ from capsjax.routings import (
     SelfAttention,
     SelfRouting,
     UniformRouting,
+    VariationalBayesRouting,
 )
 from capsjax.routings.dynamic import routing
 from capsjax.runtime.devices import AXIS as DEVICE_AXIS
@@ -43,6 +44,7 @@ __all__ = [
     "SelfAttention",
     "SelfRouting",
     "UniformRouting",
+    "VariationalBayesRouting",
     "load_run",
     "margin_loss",
     "memory_estimate",

@@ -14,6 +14,7 @@ from capsjax.routings.inverted_attention import InvertedAttention
 from capsjax.routings.self_attention import SelfAttention
 from capsjax.routings.self_routing import SelfRouting
 from capsjax.routings.uniform import UniformRouting
+from capsjax.routings.variational_bayes import VariationalBayesRouting
 
 __all__ = [
     "ROUTINGS",
@@ -26,6 +27,7 @@ __all__ = [
     "SelfAttention",
     "SelfRouting",
     "UniformRouting",
+    "VariationalBayesRouting",
     "over_outputs",
 ]
 
@@ -36,4 +38,5 @@ ROUTINGS: Mapping[str, Callable[..., Algorithm]] = {
     "self_attention": SelfAttention,
     "inverted_attention": InvertedAttention,
     "self_routing": SelfRouting,
+    "variational_bayes": VariationalBayesRouting,
 }
