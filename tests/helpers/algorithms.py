@@ -38,6 +38,7 @@ def parameters_of(algorithm, weight):
     made = {
         "": lambda: jnp.float32(0.2),
         "d": lambda: score_of(weight.shape[-2]),
+        "j": lambda: 0.3 * weight[0, :, 0, 0],
         "ij": lambda: 0.3 * weight[..., 0, 0],
         "jd": lambda: 0.3 * weight[0, ..., 0],
         "ijc": lambda: weight[..., 0, :],

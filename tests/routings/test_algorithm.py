@@ -17,12 +17,14 @@ from programs import apply, draw, init
 from capsjax import DenseCaps, DynamicRouting, routing, safe_norm, squash
 from capsjax.routings import (
     Algorithm,
+    EMRouting,
     InvertedAttention,
     Parameter,
     Routed,
     SelfAttention,
     SelfRouting,
     UniformRouting,
+    VariationalBayesRouting,
 )
 from capsjax.routings.algorithm import AlgorithmError
 from capsjax.votes import cast_votes
@@ -38,6 +40,8 @@ ALGORITHMS = {
     "self-attention": SelfAttention(),
     "inverted attention": InvertedAttention(),
     "self-routing": SelfRouting(),
+    "em": EMRouting(),
+    "variational Bayes": VariationalBayesRouting(2),
 }
 
 
@@ -89,6 +93,7 @@ QUICK = (
     *("dynamic by votes", "dynamic by votes-free", "uniform by capsules"),
     *("self-attention by capsules", "inverted attention by votes"),
     *("self-routing by votes", "self-routing by capsules"),
+    *("em by capsules", "variational Bayes by capsules"),
 )
 WAYS = {
     f"{name} by {door}": (value, DOORS[door])

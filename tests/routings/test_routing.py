@@ -19,10 +19,12 @@ from programs import draw
 
 from capsjax import ROUTINGS, DynamicRouting, routing
 from capsjax.routings import (
+    EMRouting,
     InvertedAttention,
     SelfAttention,
     SelfRouting,
     UniformRouting,
+    VariationalBayesRouting,
 )
 from capsjax.routings.dynamic import REMATS
 
@@ -37,6 +39,8 @@ ALGORITHMS = {
     "self-attention": Given(SelfAttention()),
     "inverted attention": Given(InvertedAttention()),
     "self-routing": Given(SelfRouting()),
+    "em": Given(EMRouting()),
+    "variational Bayes": Given(VariationalBayesRouting(2)),
 }
 VARIANTS = ("one round", "unrolled", "rematerialised", "nowhere")
 QUICK = [value for name, value in ALGORITHMS.items() if name not in VARIANTS]
