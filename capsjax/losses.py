@@ -62,7 +62,7 @@ def spread_loss(
     probability: Float[ArrayLike, "*batch n"],
     label: Shaped[ArrayLike, "..."],
     *,
-    margin: float = 0.9,
+    margin: Float[ArrayLike, ""] = 0.9,
 ) -> Float[Array, "*batch"]:
     r"""Rewards a label's activation that exceeds each other one by a margin.
 
@@ -175,6 +175,23 @@ class Loss(abc.ABC):
     ) -> Float[Array, "*batch"]:
         """Computes the loss of each example, not weighted."""
 
+    def in_training(
+        self,
+        activation: Float[Array, "*batch n"],
+        label: Shaped[Array, "..."],
+        progress: Float[Array, ""],
+    ) -> Float[Array, "*batch"]:
+        """Computes the loss of each example in a step of training.
+
+        Args:
+            activation: The activations of the class capsules.
+            label: The class of each example, or its classes.
+            progress: Share of the run's steps that are done, from 0 to 1. It changes
+                nothing, unless a loss has a schedule.
+        """
+        del progress
+        return self(activation, label)
+
     def by_class(
         self, activation: Float[Array, "*batch n"], label: Shaped[Array, "..."]
     ) -> Float[Array, "*batch n"]:
@@ -245,11 +262,16 @@ class MarginLoss(Loss):
 class SpreadLoss(Loss):
     """:func:`spread_loss`, for probabilities.
 
+    In training, the margin rises with the steps of the run: from ``first_margin`` by
+    equal amounts to ``margin``. A constant margin has both alike.
+
     Attributes:
         margin: Distance by which the label's probability should exceed each other one.
+        first_margin: That distance in the first step of training.
     """
 
     margin: Share = 0.9
+    first_margin: Share = 0.2
 
     name: ClassVar[str] = "spread_loss"
     activation_kind: ClassVar[ActivationKind] = "probability"
@@ -259,6 +281,16 @@ class SpreadLoss(Loss):
     ) -> Float[Array, "*batch"]:
         """Computes the spread loss of each example."""
         return spread_loss(activation, label, margin=self.margin)
+
+    def in_training(
+        self,
+        activation: Float[Array, "*batch n"],
+        label: Shaped[Array, "..."],
+        progress: Float[Array, ""],
+    ) -> Float[Array, "*batch"]:
+        """Computes the spread loss of each example, with the margin of the step."""
+        margin = self.first_margin + (self.margin - self.first_margin) * progress
+        return spread_loss(activation, label, margin=margin)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -255,6 +255,25 @@ def test_a_loss_computes_its_function_with_its_fields_and_without_its_weight(key
         assert np.abs(loss()(activation, label) - expected).max() > 0.01
 
 
+@pytest.mark.parametrize("loss", FUNCTIONS)
+def test_the_spread_loss_alone_changes_with_the_progress_of_training(key, loss):
+    activation = jax.random.uniform(key, (5, 10))
+    label = jax.random.randint(key, (5,), 0, 10)
+    own = loss(**OPTIONS[loss])
+    in_training = jax.jit(own.in_training)
+    for progress in (0, 0.25, 1):
+        expected = own(activation, label)
+        if loss is SpreadLoss:
+            # From 0.2 to 0.3, the margin of the options.
+            margin = 0.2 + 0.1 * progress
+            expected = spread_loss(activation, label, margin=margin)
+        actual = in_training(activation, label, jnp.float32(progress))
+        np.testing.assert_allclose(actual, expected, rtol=1e-6)
+    constant = SpreadLoss(margin=0.3, first_margin=0.3)
+    actual = constant.in_training(activation, label, jnp.float32(0))
+    np.testing.assert_allclose(actual, constant(activation, label), rtol=1e-6)
+
+
 @pytest.mark.parametrize(("kind", "loss"), KINDS.items())
 def test_the_fitting_loss_has_the_weights_of_auto_and_its_own_margins(kind, loss):
     fitting = fitting_loss(AutoLoss(**WEIGHTS), kind)

@@ -15,7 +15,7 @@ from capsjax.bounds import Rounds, Scale
 from capsjax.losses import ActivationKind
 from capsjax.routings.algorithm import Algorithm, Parameter, Routed
 from capsjax.routings.competition import Competition
-from capsjax.routings.gaussian import alternate, distance, moments
+from capsjax.routings.gaussian import VOTE_DEVIATION, alternate, distance, moments
 
 
 class _Fit(NamedTuple):
@@ -58,9 +58,10 @@ class EMRouting(Algorithm):
     ``mass="sum"`` is the paper's ``k = 1``. Masked inputs and outputs do not count.
 
     The parameters ``beta_u`` and ``beta_a`` have one number for each output, zero at
-    the start, and zero if they are not given. With votes of unit variance, the
-    algorithm's ``vote_deviation``, every output then starts half active, whatever the
-    number of inputs.
+    the start, and zero if they are not given. A layer starts with votes of the standard
+    deviation ``vote_deviation``. Costs are then negative, and an output is the more
+    active the more inputs it gets. Votes or ``beta_u`` that make the first costs zero,
+    and every output half active, learn more slowly.
 
     Attributes:
         num_iterations: Rounds of routing ``R``, at least 1. The paper uses 3. Open
@@ -81,7 +82,7 @@ class EMRouting(Algorithm):
     activation_kind: ClassVar[ActivationKind] = "probability"
     takes_activation: ClassVar[bool] = True
     activation_is_length: ClassVar[bool] = False
-    vote_deviation: ClassVar[float | None] = 1.0
+    vote_deviation: ClassVar[float | None] = VOTE_DEVIATION
 
     num_iterations: Rounds = 2
     final_inverse_temperature: Scale = 0.01

@@ -16,14 +16,14 @@ from capsjax.bounds import Rounds, Scale, above
 from capsjax.losses import ActivationKind
 from capsjax.routings.algorithm import Algorithm, Parameter, Routed
 from capsjax.routings.competition import Competition
-from capsjax.routings.gaussian import alternate, distance, moments
+from capsjax.routings.gaussian import VOTE_DEVIATION, alternate, distance, moments
 
 
 class _Fit(NamedTuple):
     """The posteriors' parameters, and two expectations."""
 
     mean: Float[Array, "*batch j d"]
-    count: Float[Array, "*batch j"]
+    num_votes: Float[Array, "*batch j"]
     variance: Float[Array, "*batch j d"]
     log_share: Float[Array, "*batch j"]
     log_precision: Float[Array, "*batch j"]
@@ -92,7 +92,7 @@ class VariationalBayesRouting(Algorithm):
     activation_kind: ClassVar[ActivationKind] = "logit"
     takes_activation: ClassVar[bool] = True
     activation_is_length: ClassVar[bool] = False
-    vote_deviation: ClassVar[float | None] = 1.0
+    vote_deviation: ClassVar[float | None] = VOTE_DEVIATION
 
     num_iterations: Rounds = 3
     prior_concentration: Scale = 1.0
@@ -129,7 +129,7 @@ class VariationalBayesRouting(Algorithm):
             return self._fit(coupling * activation, votes, competition)
 
         def score(fit: _Fit) -> Array:
-            output = fit.log_share + (fit.log_precision - dim / fit.count) / 2
+            output = fit.log_share + (fit.log_precision - dim / fit.num_votes) / 2
             output = output - dim / 2 * jnp.log(2 * jnp.pi)
             away = distance(votes, fit.mean, fit.variance)
             return jnp.expand_dims(output, -2) - away / 2
@@ -159,10 +159,8 @@ class VariationalBayesRouting(Algorithm):
         freedom = self.prior_freedom + dim + mass
         pull = self.prior_count * (mass / count)[..., None] * mean**2
         inverse = 1 / self.prior_precision + mass[..., None] * variance + pull
-        # A sum of digammas whose arguments are half a unit apart.
         lower = jnp.arange(dim, dtype=votes.dtype).reshape(*[1] * mass.ndim, dim)
-        halves = digamma((freedom[..., None] - lower) / 2)
-        log_precision = jnp.sum(halves - jnp.log(inverse / 2), -1)
+        halves = (freedom[..., None] - lower) / 2
         concentration = self.prior_concentration + mass
         competing = concentration
         if competition.output_mask is not None:
@@ -170,10 +168,15 @@ class VariationalBayesRouting(Algorithm):
         total = jnp.sum(competing, -1, keepdims=True)
         # Not zero where all outputs are masked.
         total = jnp.maximum(total, self.prior_concentration)
+        total = jnp.broadcast_to(total, mass.shape)
+        # One call: it is a large program, and its gradient a larger one.
+        shares = jnp.stack([concentration, total], -1)
+        expected = digamma(jnp.concatenate([halves, shares], -1))
+        log_precision = jnp.sum(expected[..., :dim] - jnp.log(inverse / 2), -1)
         return _Fit(
             mean=mean * (mass / count)[..., None],
-            count=count,
+            num_votes=count,
             variance=inverse / freedom[..., None],
-            log_share=digamma(concentration) - digamma(total),
+            log_share=expected[..., dim] - expected[..., dim + 1],
             log_precision=log_precision,
         )

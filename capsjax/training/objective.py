@@ -127,6 +127,7 @@ def measure(
     source: Float[Array, "batch s h w c"] | None = None,
     mask: Float[Array, "batch j"] | None = None,
     class_weight: ClassWeight | None = None,
+    progress: Float[Array, ""] | None = None,
 ) -> Metrics:
     """Computes losses and correctness of each image, given its class capsules.
 
@@ -146,10 +147,14 @@ def measure(
         class_weight: Factors of the loss: of the whole loss by the image's class; or,
             if images show several classes, of each class's term of the loss of the
             class capsules. None for none.
+        progress: Share of the run's steps that are done, in training; else None.
     """
     pose, activation, _ = routed
     counted: Any = {"kind": loss.activation_kind, "is_counted": source is not None}
-    own = loss(activation, label)
+    if progress is None:
+        own = loss(activation, label)
+    else:
+        own = loss.in_training(activation, label, progress)
     charged = own
     if class_weight is not None and label.ndim > 1:
         factor = jnp.where(label, class_weight[1], class_weight[0])

@@ -74,10 +74,10 @@ def make_train_step(
         config: The config of the run.
         loss: The loss, which fits the network.
         class_weight: Factors of the loss, as in ``measure``; None for none.
-        num_steps: Steps of the whole run, in which the augmentation may change.
+        num_steps: Steps of the whole run, in which augmentation and loss may change.
     """
 
-    def loss_fn(weights, others, image, source, label, dropout_key):
+    def loss_fn(weights, others, image, source, label, progress, dropout_key):
         variables = joined(weights, others)
         routed, collections = model.apply(
             variables,
@@ -98,6 +98,7 @@ def make_train_step(
             source=source,
             mask=is_shown.astype(jnp.float32),
             class_weight=class_weight,
+            progress=progress,
         )
         means = jax.tree.map(jnp.mean, each)
         return means.loss, (means, collections)
@@ -115,7 +116,7 @@ def make_train_step(
         # Differentiate, and average over the devices.
         weights, others = split_weights(state.params, config.freeze)
         grads, (metrics, collections) = jax.grad(loss_fn, has_aux=True)(
-            weights, others, image, source, batch.label, dropout_key
+            weights, others, image, source, batch.label, progress, dropout_key
         )
         grads, metrics = jax.lax.pmean((grads, metrics), AXIS)
         # Update.

@@ -16,7 +16,7 @@ def em(
     min_variance=5e-4,
     logit=None,
 ):
-    """Returns poses [j, d], activations [j] and couplings [i, j] for votes [i, j, d]."""
+    """Returns poses [j, d], activations [j] and couplings [i, j] of one example."""
     votes = np.asarray(votes, np.float64)
     num_inputs, num_outputs, dim = votes.shape
     beta_u = np.zeros(num_outputs) if beta_u is None else beta_u

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from algorithms import Given
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from marks import first_of, variants
 from votes import UNOPTIMISED
 
-from capsjax import DynamicRouting, routing
+from capsjax import DynamicRouting, EMRouting, VariationalBayesRouting, routing
 from capsjax.layers import Convolution, DenseCaps, PrimaryCaps
 from capsjax.models import CapsNet
 
@@ -60,6 +61,10 @@ CASES = {
     "votes, inputs": ((votes, ROUTING, 8), (INPUTS,)),
     "votes, loop, batch": ((votes, LOOP, 8), (BATCH,)),
     "votes, two batch axes": ((votes, routing, 4, 2), (BATCH,)),
+    "votes, EM, batch": ((votes, Given(EMRouting()), 8), (BATCH,)),
+    "votes, EM, inputs": ((votes, Given(EMRouting()), 8), (INPUTS,)),
+    "votes, VB, batch": ((votes, Given(VariationalBayesRouting(2)), 8), (BATCH,)),
+    "votes, VB, inputs": ((votes, Given(VariationalBayesRouting(2)), 8), (INPUTS,)),
     "votes-free, batch": ((layer, DenseCaps(5, 6, ROUTING), 16, 24, 8), ((), BATCH)),
     "votes-free, two batch axes": (
         (layer, DenseCaps(5, 6, TWO), 4, 4, 24, 8),

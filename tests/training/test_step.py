@@ -18,7 +18,7 @@ from tiny import digits, made, pairs, tiny, tiny_cnn
 
 from capsjax import config as configs
 from capsjax.data import augment, crop, load
-from capsjax.losses import AutoLoss, fitting_loss
+from capsjax.losses import MarginLoss, fitting_loss
 from capsjax.models.network import activation_kind, bind
 from capsjax.runtime.devices import AXIS, _devices, my_shares, parallel, replicated
 from capsjax.training.evaluation import evaluate, make_eval_step
@@ -363,10 +363,18 @@ LONG = {
 }
 
 
-def test_the_step_masks_by_label_and_weighs_as_the_recipe():
+@dataclasses.dataclass(frozen=True)
+class Paced(MarginLoss):
+    """The share of the run's steps that are done."""
+
+    def in_training(self, activation, label, progress):
+        return progress + 0 * self(activation, label)
+
+
+def test_the_step_masks_by_label_weighs_as_the_recipe_and_passes_the_progress():
     config = tiny()
     config.augmentation = augment.NoAugmentation()
-    config.loss = AutoLoss(weight=0.05, reconstruction_weight=0.3)
+    config.loss = Paced(weight=0.05, reconstruction_weight=0.3)
     config.model = config.model.clone(**LONG)
     model, optimizer, state = made(config)
     step = chunk_of(model, optimizer, config)
@@ -388,6 +396,8 @@ def test_the_step_masks_by_label_and_weighs_as_the_recipe():
         0.05 * metrics.parts["margin_loss"] + 0.3 * metrics.parts["reconstruction_loss"]
     )
     np.testing.assert_allclose(metrics.loss, weighted, rtol=1e-5)
+    # The middle of the first of ten steps.
+    np.testing.assert_allclose(metrics.parts["margin_loss"], 0.05, rtol=1e-6)
 
 
 @pytest.mark.slow
