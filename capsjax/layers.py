@@ -172,7 +172,8 @@ class DenseCaps(nn.Module):
             network learns: too large, and every length saturates at one; too small, and
             lengths and gradients start near zero. ``scaled`` makes the capsules start
             about ``start_length`` long for any number of inputs, outputs and
-            components: see ``initializers.scaled_votes``.
+            components, or the votes as large as the algorithm's ``vote_deviation``: see
+            ``initializers.scaled_votes``.
         input_length: Root mean square length of the input capsules at the start, for
             ``scaled``. The default fits the paper's primary capsules; above another
             ``DenseCaps``, set that layer's ``start_length``.
