@@ -322,7 +322,7 @@ def _unknown_name(name: str) -> str:
     message = (
         f"unknown data set {name!r}: capsjax does not have it, there is no folder "
         f"of that name, and TensorFlow Datasets does not have it. {hint}"
-        "The names are listed at https://www.tensorflow.org/datasets/catalog"
+        "Images of your own are FILE.npz, FILE.csv or a folder. The names are listed at https://www.tensorflow.org/datasets/catalog"
     )
     if not _has_tensorflow():
         message += '. Some of them need TensorFlow: pip install "capsjax[tf]"'
