@@ -33,10 +33,10 @@ __all__ = [
 
 ROUTINGS: Mapping[str, Callable[..., Algorithm]] = {
     "dynamic": DynamicRouting,
-    "em": EMRouting,
     "uniform": UniformRouting,
     "self_attention": SelfAttention,
     "inverted_attention": InvertedAttention,
     "self_routing": SelfRouting,
+    "em": EMRouting,
     "variational_bayes": VariationalBayesRouting,
 }

@@ -45,10 +45,10 @@ def moments(
     mass = jnp.sum(share, -2)
     # Dividing first keeps the sums in the range of the votes.
     weight = share / jnp.expand_dims(jnp.maximum(mass, _LEAST_MASS), -2)
-    mean = jnp.einsum("...ij,...ijd->...jd", weight, votes)
+    mean = jnp.sum(weight[..., None] * votes, -3)
     # Not E[v^2] - mean^2, which cancels.
     square = _squared_distance(votes, mean)
-    return Moments(mass, mean, jnp.einsum("...ij,...ijd->...jd", weight, square))
+    return Moments(mass, mean, jnp.sum(weight[..., None] * square, -3))
 
 
 def distance(
@@ -58,7 +58,8 @@ def distance(
 ) -> Float[Array, "*batch i j"]:
     """Returns ``sum_h (v_ijh - mean_jh)^2 / variance_jh``."""
     square = _squared_distance(votes, mean)
-    return jnp.sum(square / jnp.expand_dims(variance, -3), -1)
+    # A product keeps one array of the votes' size for the gradient, a quotient two.
+    return jnp.einsum("...ijd,...jd->...ij", square, 1 / variance)
 
 
 def _squared_distance(

@@ -170,7 +170,7 @@ WRONG = [
     ("model.compute_dtype", "float16", "must be one of float32, bfloat16, got 'flo"),
     ("model.conv_features", 2**17, "config.model.conv_features must be from 1 to 655"),
     ("model.conv_init", "normal", "config.model.conv_init must be one of glorot_unif"),
-    ("model.routing", "em_", "config.model.routing must be one of dynamic, em, unifo"),
+    ("model.routing", "em_", "config.model.routing must be one of dynamic, uniform, s"),
     ("model.routing.num_iterations", 101, "num_iterations must be from 1 to 100, got "),
     ("model.routing.num_iterations", 0, "num_iterations must be from 1 to 100, got 0."),
     ("model.routing.unroll", 0, "config.model.routing: unroll must be a Python int of"),
