@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
 
@@ -55,6 +57,68 @@ def merge_mapped(function: Callable, in_axes, out_axes) -> Callable:
         return results, jax.tree.map(lambda _: True, results)
 
     return differentiable
+
+
+def primitive_over_examples(
+    function: Callable[..., Any],
+    type_of: Callable[..., Any],
+    *,
+    shared: Sequence[int],
+    optional: int,
+) -> Primitive:
+    """Makes a primitive, which ``jax.vmap`` maps before the gradient is taken.
+
+    A ``custom_vjp`` mapped over examples would make a gradient of a shared array for
+    each, to be summed after, and would not know how many there are.
+
+    Args:
+        function: Takes arrays and static options, returns an array. The first axis of
+            the result and of all arrays that are not shared is the batch.
+        type_of: Returns the abstract result, given the abstract arrays.
+        shared: Places of arrays without a batch axis. If one of these is mapped, all is
+            computed for one mapped example after the other.
+        optional: Place of an array that may be missing, and whose first axis may be one
+            if all examples share it.
+    """
+    primitive = Primitive(function.__name__.strip("_"))
+
+    def derive(arrays, tangents, **options):
+        tangents = tuple(map(ad.instantiate_zeros, tangents))
+        return jax.jvp(lambda *x: function(*x, **options), arrays, tangents)
+
+    def map_over(arrays, axes, **options):
+        is_mapped = [axis is not None for axis in axes]
+        arrays = [
+            x if axis is None else jnp.moveaxis(x, axis, 0)
+            for x, axis in zip(arrays, axes, strict=True)
+        ]
+
+        def bind(*arrays):
+            return primitive.bind(*arrays, **options)
+
+        if any(is_mapped[place] for place in shared):
+            return map_one_by_one(bind, is_mapped, arrays), 0
+        size = next(len(x) for x, y in zip(arrays, is_mapped, strict=True) if y)
+        batch = arrays[0].shape[int(is_mapped[0])]
+
+        def merge(place, x, is_own):
+            is_of_all = place == optional and not is_own and len(x) == 1
+            if place in shared or is_of_all:
+                return x
+            own = x.shape[1 + is_own :]
+            x = jnp.broadcast_to(x, (size, batch, *own))
+            return lax.collapse(x, 0, 2)
+
+        merged = map(merge, range(len(arrays)), arrays, is_mapped)
+        result = bind(*merged)
+        return result.reshape(size, batch, *result.shape[1:]), 0
+
+    primitive.def_abstract_eval(type_of)
+    primitive.def_impl(function)
+    mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=False))
+    ad.primitive_jvps[primitive] = derive
+    batching.primitive_batchers[primitive] = map_over
+    return primitive
 
 
 def map_one_by_one(

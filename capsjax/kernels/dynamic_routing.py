@@ -35,18 +35,16 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
-from capsjax.kernels.batching import map_one_by_one, merge_mapped
+from capsjax.kernels.batching import merge_mapped, primitive_over_examples
 from capsjax.kernels.vote_blocks import (
     Operands,
     Rounds,
     Votes,
-    add_to_block,
     join,
     numbered,
+    pull_back,
     split,
 )
 from capsjax.ops import squash
@@ -99,52 +97,18 @@ def route_capsules(
 
 # ---- the primitive
 
-# A primitive has a rule for ``vmap`` that applies before the gradient is taken. A
-# ``custom_vjp`` mapped over examples would make a gradient of the shared weight for
-# each, to be summed after, and would not know how many there are.
-_pose_of_capsules = Primitive("pose_of_capsules")
 
-
-@_pose_of_capsules.def_abstract_eval
 def _type_of_pose(capsules, weight, bias, *start, rounds, by_votes):
     return capsules.update(shape=(capsules.shape[0], *weight.shape[1:3]))
 
 
-@_pose_of_capsules.def_impl
 def _pose(capsules, weight, bias, start=None, *, rounds, by_votes):
     return _route(capsules, weight, bias, start, rounds, by_votes)
 
 
-def _pose_and_tangent(arrays, tangents, **options):
-    function = functools.partial(_pose, **options)
-    return jax.jvp(function, arrays, tuple(map(ad.instantiate_zeros, tangents)))
-
-
-def _mapped_pose(arrays, axes, **options):
-    pose_of = functools.partial(_pose_of_capsules.bind, **options)
-    is_mapped = [axis is not None for axis in axes]
-    arrays = [
-        jnp.moveaxis(x, axis, 0) if y else x
-        for x, axis, y in zip(arrays, axes, is_mapped, strict=True)
-    ]
-    if any(is_mapped[1:3]):
-        return map_one_by_one(pose_of, is_mapped, arrays), 0
-    # Mapped examples are examples of the batch, and so are their initial logits.
-    size = next(len(x) for x, y in zip(arrays, is_mapped, strict=True) if y)
-    capsules, weight, bias, *start = arrays
-    if not is_mapped[0]:
-        capsules = jnp.broadcast_to(capsules, (size, *capsules.shape))
-    batch = capsules.shape[1]
-    if start and (is_mapped[3] or len(start[0]) > 1):
-        own = start[0].shape[-2:]
-        start = [jnp.broadcast_to(start[0], (size, batch, *own)).reshape(-1, *own)]
-    pose = pose_of(jax.lax.collapse(capsules, 0, 2), weight, bias, *start)
-    return pose.reshape(size, batch, *pose.shape[1:]), 0
-
-
-mlir.register_lowering(_pose_of_capsules, mlir.lower_fun(_pose, multiple_results=False))
-ad.primitive_jvps[_pose_of_capsules] = _pose_and_tangent
-batching.primitive_batchers[_pose_of_capsules] = _mapped_pose
+_pose_of_capsules = primitive_over_examples(
+    _pose, _type_of_pose, shared=(1, 2), optional=3
+)
 
 
 # ---- its gradient
@@ -279,7 +243,7 @@ def _backward(
         if r == 0 and start is None:
             gradients = _first_round(blocks, gradients, s_gradient, rounds)
         else:
-            pose_sum_gradient, gradients = _later_round(
+            pose_sum_gradient, gradients = pull_back(
                 blocks,
                 gradients,
                 poses[r - 1] if r else jnp.zeros_like(poses[0]),
@@ -291,35 +255,6 @@ def _backward(
             pose_gradient = pose_sum_gradient
     of_capsules, of_weight, *of_start = join(gradients, capsules, weight, start)
     return of_capsules, of_weight, bias_gradient.sum(-1), *of_start
-
-
-def _later_round(
-    blocks: Operands,
-    gradients: Operands,
-    pose_sum: Float[Array, "j d b"],
-    s_gradient: Float[Array, "j d b"],
-    pose_sum_gradient: Float[Array, "j d b"],
-    *,
-    rounds: Rounds,
-    platform: Platform,
-) -> tuple[Float[Array, "j d b"], Operands]:
-    """Adds one round's share of the gradients, in one pass over the blocks."""
-
-    def add_block(totals, block):
-        pose_sum_gradient, gradients = totals
-        votes = Votes(block, pose_sum.shape, platform)
-        coupling = votes.couple(pose_sum, rounds)
-        votes_gradient = coupling[:, :, None] * s_gradient[None]
-        logit_gradient = None
-        if not rounds.stop_gradient:
-            logit_gradient = votes.uncouple(coupling, s_gradient)
-            votes_gradient += logit_gradient[:, :, None] * pose_sum[None]
-            pose_sum_gradient = pose_sum_gradient + votes.gather(logit_gradient)
-        share = votes.uncast(votes_gradient, logit_gradient)
-        gradients = add_to_block(gradients, share, block[0])
-        return (pose_sum_gradient, gradients), None
-
-    return lax.scan(add_block, (pose_sum_gradient, gradients), numbered(blocks))[0]
 
 
 def _first_round(

@@ -219,3 +219,42 @@ def add_to_block(all_blocks: Operands, block: Operands, number: Array) -> Operan
         return lax.dynamic_update_index_in_dim(whole, total, number, axis=0)
 
     return jax.tree.map(add, all_blocks, block)
+
+
+def pull_back(
+    blocks: Operands,
+    gradients: Operands,
+    pose_sum: Float[Array, "j d b"],
+    s_gradient: Float[Array, "j d b"],
+    pose_sum_gradient: Float[Array, "j d b"],
+    *,
+    rounds: Rounds,
+    platform: Platform,
+) -> tuple[Float[Array, "j d b"], Operands]:
+    """Adds one round's share of the gradients, in one pass over the blocks.
+
+    Args:
+        blocks: The operands.
+        gradients: Their gradients so far.
+        pose_sum: The vector whose products with the votes are the logits.
+        s_gradient: Gradient of the sum of the votes in their shares.
+        pose_sum_gradient: Gradient of ``pose_sum`` so far.
+        rounds: Options of the routing.
+        platform: The platform.
+    """
+
+    def add_block(totals, block):
+        pose_sum_gradient, gradients = totals
+        votes = Votes(block, pose_sum.shape, platform)
+        coupling = votes.couple(pose_sum, rounds)
+        votes_gradient = coupling[:, :, None] * s_gradient[None]
+        logit_gradient = None
+        if not rounds.stop_gradient:
+            logit_gradient = votes.uncouple(coupling, s_gradient)
+            votes_gradient += logit_gradient[:, :, None] * pose_sum[None]
+            pose_sum_gradient = pose_sum_gradient + votes.gather(logit_gradient)
+        share = votes.uncast(votes_gradient, logit_gradient)
+        gradients = add_to_block(gradients, share, block[0])
+        return (pose_sum_gradient, gradients), None
+
+    return lax.scan(add_block, (pose_sum_gradient, gradients), numbered(blocks))[0]

@@ -12,30 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from capsjax.bounds import Rounds
 from capsjax.kernels import dynamic_routing as kernel
-from capsjax.kernels.varying import leave_sharding_to_xla, spec_of, vary_alike
 from capsjax.ops import safe_norm, squash
-from capsjax.routings.algorithm import (
-    BiasedAlgorithm,
-    Routed,
-    check_capsules,
-)
-from capsjax.routings.competition import (
-    Compete,
-    Competition,
-    check_competition,
-    over_outputs,
-)
+from capsjax.routings.algorithm import BiasedAlgorithm, Routed
+from capsjax.routings.competition import Competition
+from capsjax.routings.votes_free import VotesFreeAlgorithm
 from capsjax.votes import cast_votes
 
 Remat = Literal["none", "body", "full", "offload"]
 REMATS = get_args(Remat)
-Form = Literal["auto", "votes", "votes_free"]
-FORMS = get_args(Form)
 
 
 def routing(
@@ -121,7 +109,7 @@ def routing(
 
 
 @dataclasses.dataclass(frozen=True)
-class DynamicRouting(BiasedAlgorithm):
+class DynamicRouting(VotesFreeAlgorithm, BiasedAlgorithm):
     """Dynamic routing as a value for a layer; :func:`routing` describes it.
 
     Attributes:
@@ -130,10 +118,6 @@ class DynamicRouting(BiasedAlgorithm):
         stop_gradient: Whether the couplings are constants in the backward pass.
         unroll: How many iterations of the loop are written out; True for all.
         remat: What the backward pass recomputes: none, body, full or offload.
-        form: How capsules are routed. ``"votes"`` holds the votes, and has couplings
-            and forward-mode derivatives. ``"votes_free"`` never holds them
-            (:mod:`capsjax.kernels.dynamic_routing`). ``"auto"`` takes the faster form
-            for the size and platform (:mod:`capsjax.runtime.platforms`).
 
     Raises:
         ValueError: If a field has a value that is not allowed.
@@ -144,19 +128,17 @@ class DynamicRouting(BiasedAlgorithm):
     stop_gradient: bool = False
     unroll: int | bool = True
     remat: Remat = "none"
-    form: Form = "auto"
     # True == 1, yet they are two programs: without this they would share one in caches.
     _is_written_out: bool = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self):
+        super().__post_init__()
         _check_count("num_iterations", self.num_iterations)
         object.__setattr__(self, "_is_written_out", self.unroll is True)
         if self.unroll is not True and self.unroll is not False:
             _check_count("unroll", self.unroll)
         if self.remat not in REMATS:
             raise ValueError(f"remat must be one of {REMATS}, got {self.remat!r}.")
-        if self.form not in FORMS:
-            raise ValueError(f"form must be one of {FORMS}, got {self.form!r}.")
 
     @property
     def couplings_sum_to_one(self) -> bool:  # type: ignore[override]
@@ -181,103 +163,25 @@ class DynamicRouting(BiasedAlgorithm):
             agree = jax.checkpoint(agree)
         return agree(votes, parameters.get("bias"), competition)
 
-    def from_capsules(
+    def route_capsules(
         self,
-        capsules: Shaped[ArrayLike, "..."],
-        weight: Shaped[ArrayLike, "..."],
-        activation: Shaped[ArrayLike, "..."] | None = None,
-        *,
-        parameters: Mapping[str, Array] | None = None,
-        initial_logit: Shaped[ArrayLike, "..."] | None = None,
-        input_mask: Shaped[ArrayLike, "..."] | None = None,
-        output_mask: Shaped[ArrayLike, "..."] | None = None,
-        compete: Compete = over_outputs,
+        capsules: Float[Array, "*batch i c"],
+        weight: Float[Array, "i j d c"],
+        parameters: Mapping[str, Array],
+        start: Float[Array, "*_ i j"] | None,
     ) -> Routed:
-        """Routes the votes ``weight_ij capsule_i`` in the chosen ``form``.
-
-        The votes-free form makes votes again in every round, for a few input capsules
-        at a time: several times faster for a batch on a CPU, and in a fraction of the
-        memory. The other form holds the votes, and is chosen for fewer than 16 examples
-        on a CPU, for up to 2 GB of votes on accelerators, if the batch size is unknown,
-        if all inputs share one weight, and for another ``compete``. Only this form
-        heeds ``unroll`` and ``remat``.
-
-        ``jax.vmap`` over examples extends the batch. Mapped weights or biases are taken
-        one after the other.
-
-        Unless ``form`` is ``"votes"``, reverse mode only: ``jax.jvp`` of the poses
-        raises a TypeError. The gradient itself has derivatives in either mode: a
-        Hessian works.
-
-        Args:
-            capsules: The input capsules, ``[*batch, i, c]``.
-            weight: The matrices that turn them into votes, ``[i, j, d, c]``, or
-                ``[j, d, c]`` if all inputs share them.
-            activation: None; dynamic routing takes no activation.
-            parameters: The bias, if there is one.
-            initial_logit: As in :func:`routing`, like the masks.
-            input_mask: False for padding.
-            output_mask: False for outputs that get nothing.
-            compete: Turns logits into couplings.
-
-        Returns:
-            Poses and lengths as from :func:`routing`, to rounding. Couplings only with
-            ``form="votes"``.
-
-        Raises:
-            ValueError: If the arrays do not fit together, or an activation is given.
-        """
-        self._check_activation(activation)
-        capsules, weight = check_capsules(capsules, weight)
-        needs_votes = weight.ndim == 3 or compete is not over_outputs
-        if needs_votes and self.form == "votes_free":
-            raise ValueError(
-                "form='votes_free' needs a weight for each input, and the default "
-                "compete, among the layer's outputs; use form='auto'."
-            )
-        if needs_votes or self.form == "votes":
-            return super().from_capsules(
-                capsules,
-                weight,
-                parameters=parameters,
-                initial_logit=initial_logit,
-                input_mask=input_mask,
-                output_mask=output_mask,
-                compete=compete,
-            )
-        batch, (i, j) = capsules.shape[:-2], weight.shape[:2]
-        competition = check_competition(
-            initial_logit, input_mask, output_mask, compete, batch, i, j
+        """Routes as :mod:`capsjax.kernels.dynamic_routing` does."""
+        bias = parameters.get("bias")
+        if bias is None:
+            bias = jnp.zeros(weight.shape[1:3], weight.dtype)
+        rounds = kernel.Rounds(
+            self.num_iterations, self.none_of_the_above, self.stop_gradient
         )
-        sizes = dict(zip("ijdc", weight.shape, strict=True))
-        own = self.check_parameters(parameters, sizes, capsules.dtype)
-        return _route_capsules(capsules, weight, own.get("bias"), competition, self)
-
-
-@functools.partial(jax.jit, static_argnames="options")
-def _route_capsules(
-    capsules: Float[Array, "*batch i c"],
-    weight: Float[Array, "i j d c"],
-    bias: Float[Array, "j d"] | None,
-    competition: Competition,
-    options: DynamicRouting,
-) -> Routed:
-    wide = jnp.promote_types(capsules.dtype, jnp.float32)
-    capsules, weight = capsules.astype(wide), weight.astype(wide)
-    if bias is None:
-        bias = jnp.zeros(weight.shape[1:3], wide)
-    capsules = competition.without_masked_capsules(capsules)
-    start = competition.start_logit(wide)
-    *batch, _, _ = spec_of(capsules)
-    rounds = kernel.Rounds(
-        options.num_iterations, options.none_of_the_above, options.stop_gradient
-    )
-    by_votes = None if options.form == "votes_free" else _ByVotes(options)
-    route = functools.partial(kernel.route_capsules, rounds=rounds, by_votes=by_votes)
-    arrays = vary_alike(capsules, weight, bias, *([] if start is None else [start]))
-    pose = leave_sharding_to_xla(route, P(*batch, None, None), *arrays)
-    routed = Routed(pose=pose, activation=safe_norm(pose), coupling=None)
-    return options.without_absent(routed, competition)
+        by_votes = None if self.form == "votes_free" else _ByVotes(self)
+        pose = kernel.route_capsules(
+            capsules, weight, bias, start, rounds=rounds, by_votes=by_votes
+        )
+        return Routed(pose, safe_norm(pose), None)
 
 
 @dataclasses.dataclass(frozen=True)

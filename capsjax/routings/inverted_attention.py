@@ -5,7 +5,7 @@ Letters: ``i`` input capsules with ``c`` components, ``j`` output capsules with 
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -13,16 +13,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from capsjax.bounds import Rounds
+from capsjax.kernels.query_routing import sum_by_query
 from capsjax.losses import ActivationKind
-from capsjax.routings.algorithm import Algorithm, Parameter, Routed
+from capsjax.routings.algorithm import Parameter, Routed
 from capsjax.routings.competition import Competition
+from capsjax.routings.votes_free import VotesFreeAlgorithm
 
 # Added to the variance, which is in squared units of a sum of votes.
 _EPSILON = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
-class InvertedAttention(Algorithm):
+class InvertedAttention(VotesFreeAlgorithm):
     r"""Routing by the agreement of votes with the poses of the round before.
 
     Couplings of the first round are equal. Then, in each round,
@@ -78,7 +80,46 @@ class InvertedAttention(Algorithm):
         parameters: Mapping[str, Array],
         competition: Competition,
     ) -> Routed:
-        """Updates couplings and poses in turn.
+        """Updates couplings and poses in turn."""
+
+        def add(query):
+            coupling = competition.start(votes)
+            if query is not None:
+                agreement = jnp.einsum("...ijd,...jd->...ij", votes, query)
+                coupling = competition.couple(agreement)
+            return jnp.einsum("...ij,...ijd->...jd", coupling, votes), coupling
+
+        return self._attend(add, parameters)
+
+    def route_capsules(
+        self,
+        capsules: Float[Array, "*batch i c"],
+        weight: Float[Array, "i j d c"],
+        parameters: Mapping[str, Array],
+        start: Float[Array, "*_ i j"] | None,
+    ) -> Routed:
+        """Updates poses in turn, each from one pass over blocks of votes."""
+
+        def add(query):
+            total = jnp.einsum("...ic,ijdc->...jd", capsules, weight)
+            if query is None and start is None:
+                return total / total.shape[-2], None
+            query = jnp.zeros_like(total) if query is None else query
+            held = self.holds_votes
+            return sum_by_query(capsules, weight, query, start, holds_votes=held), None
+
+        return self._attend(add, parameters)
+
+    def _attend(
+        self,
+        add: Callable[[Array | None], tuple[Array, Array | None]],
+        parameters: Mapping[str, Array],
+    ) -> Routed:
+        """Routes, given a function that adds up votes by their agreement with queries.
+
+        Args:
+            add: Returns ``s`` and couplings for a query, or for None before the first.
+            parameters: The declared parameters, by name.
 
         Raises:
             ValueError: If the score is missing.
@@ -88,18 +129,11 @@ class InvertedAttention(Algorithm):
                 "InvertedAttention needs its parameters, at least the score [d], of "
                 "which it makes the activations; DenseCaps owns them."
             )
-
-        def pose_of(coupling):
-            s = jnp.einsum("...ij,...ijd->...jd", coupling, votes)
-            return _layer_norm(s, parameters)
-
-        coupling = competition.start(votes)
-        pose = pose_of(coupling)
+        s, coupling = add(None)
+        pose = _layer_norm(s, parameters)
         for _ in range(1, self.num_iterations):
-            query = pose / math.sqrt(votes.shape[-1])
-            agreement = jnp.einsum("...ijd,...jd->...ij", votes, query)
-            coupling = competition.couple(agreement)
-            pose = pose_of(coupling)
+            s, coupling = add(pose / math.sqrt(pose.shape[-1]))
+            pose = _layer_norm(s, parameters)
         logit = jnp.einsum("...jd,d->...j", pose, parameters["score"])
         if "score_bias" in parameters:
             logit = logit + jnp.broadcast_to(parameters["score_bias"], logit.shape)

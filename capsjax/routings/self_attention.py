@@ -12,13 +12,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from capsjax.bounds import Scale
+from capsjax.kernels.query_routing import sum_by_query
 from capsjax.ops import exponential_squash, safe_norm
-from capsjax.routings.algorithm import Algorithm, Parameter, Routed
+from capsjax.routings.algorithm import Parameter, Routed
 from capsjax.routings.competition import Competition
+from capsjax.routings.votes_free import VotesFreeAlgorithm
 
 
 @dataclasses.dataclass(frozen=True)
-class SelfAttention(Algorithm):
+class SelfAttention(VotesFreeAlgorithm):
     r"""Routing in one step, by the agreement of each vote with the sum of all votes.
 
     .. math::
@@ -64,11 +66,30 @@ class SelfAttention(Algorithm):
         competition: Competition,
     ) -> Routed:
         """Compares each vote with the sum of the votes, once."""
-        scale = math.sqrt(votes.shape[-1]) if self.scale is None else self.scale
-        query = votes.sum(-3) / scale
+        query = self._query(votes.sum(-3))
         coupling = competition.couple(jnp.einsum("...ijd,...jd->...ij", votes, query))
         share = coupling
         if "bias" in parameters:
             share = coupling + jnp.broadcast_to(parameters["bias"], coupling.shape)
         pose = exponential_squash(jnp.einsum("...ij,...ijd->...jd", share, votes))
         return Routed(pose, safe_norm(pose), coupling)
+
+    def route_capsules(
+        self,
+        capsules: Float[Array, "*batch i c"],
+        weight: Float[Array, "i j d c"],
+        parameters: Mapping[str, Array],
+        start: Float[Array, "*_ i j"] | None,
+    ) -> Routed:
+        """Adds up all votes in two products, and the attended ones by blocks."""
+        query = self._query(jnp.einsum("...ic,ijdc->...jd", capsules, weight))
+        s = sum_by_query(capsules, weight, query, start, holds_votes=self.holds_votes)
+        if "bias" in parameters:
+            biased = parameters["bias"][..., None, None] * weight
+            s = s + jnp.einsum("...ic,ijdc->...jd", capsules, biased)
+        pose = exponential_squash(s)
+        return Routed(pose, safe_norm(pose), None)
+
+    def _query(self, total: Float[Array, "*batch j d"]) -> Float[Array, "*batch j d"]:
+        scale = math.sqrt(total.shape[-1]) if self.scale is None else self.scale
+        return total / scale

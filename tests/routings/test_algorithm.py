@@ -84,14 +84,15 @@ def absent(value):
 
 
 def votes_free(value):
-    if not isinstance(value, DynamicRouting):
+    if not hasattr(value, "form"):
         return value
     return dataclasses.replace(value, form="votes_free")
 
 
 QUICK = (
     *("dynamic by votes", "dynamic by votes-free", "uniform by capsules"),
-    *("self-attention by capsules", "inverted attention by votes"),
+    *("self-attention by votes-free", "inverted attention by votes"),
+    "inverted attention by votes-free",
     *("self-routing by votes", "self-routing by capsules"),
     *("em by capsules", "variational Bayes by capsules"),
 )

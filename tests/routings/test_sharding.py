@@ -15,7 +15,15 @@ from jax.sharding import PartitionSpec as P
 from marks import first_of, variants
 from votes import UNOPTIMISED
 
-from capsjax import DynamicRouting, EMRouting, VariationalBayesRouting, routing
+from capsjax import (
+    DynamicRouting,
+    EMRouting,
+    InvertedAttention,
+    SelfAttention,
+    SelfRouting,
+    VariationalBayesRouting,
+    routing,
+)
 from capsjax.layers import Convolution, DenseCaps, PrimaryCaps
 from capsjax.models import CapsNet
 
@@ -82,9 +90,24 @@ CASES = {
     "convolution": ((layer, Convolution(8, 3, 2), 8, *IMAGE), ((), BATCH)),
     "primary capsules": ((layer, PrimaryCaps(2, 4, 3), 8, *IMAGE), ((), BATCH)),
     "network": ((layer, NETWORK, 8, *IMAGE), ((), BATCH)),
+    "self-attention, batch": (
+        (layer, DenseCaps(5, 6, SelfAttention()), 16, 24, 8),
+        ((), BATCH),
+    ),
+    "inverted attention, inputs": (
+        (layer, DenseCaps(5, 6, InvertedAttention()), 16, 24, 8),
+        ((), INPUTS),
+    ),
+    "network, self-routing": (
+        (layer, NETWORK.clone(routing=SelfRouting()), 8, *IMAGE),
+        ((), BATCH),
+    ),
 }
 
-QUICK = ("votes-free, batch", "few examples, batch", "network")
+QUICK = (
+    *("votes-free, batch", "few examples, batch", "network"),
+    *("self-attention, batch", "network, self-routing"),
+)
 
 
 @pytest.mark.parametrize("kind", [AxisType.Explicit, *variants(AxisType.Auto)])
