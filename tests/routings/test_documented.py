@@ -1,6 +1,7 @@
-"""The code in docs/algorithms.md keeps the page's promises."""
+"""The code in docs/algorithms.md, and the numbers in docs/routing.md."""
 
 import re
+import runpy
 
 import jax
 import numpy as np
@@ -52,3 +53,22 @@ def test_the_page_s_algorithm_routes_by_angle(key, page):
     np.testing.assert_allclose(
         masked.pose, apply(layer, short, capsules[:, :4]).pose, rtol=1e-5
     )
+
+
+def test_the_numbers_beside_the_picture_are_what_its_script_computes():
+    text = (ROOT / "docs" / "routing.md").read_text()
+    rows = re.findall(r"^\| `(\w+)`((?: \| -?\d\.\d\d){5}) \|$", text, re.M)
+    assert [word for word, _ in rows] == list(capsjax.ROUTINGS)
+    script = runpy.run_path(str(ROOT / "docs" / "figures" / "routing.py"))
+    points = script["scene"]()
+    for word, cells in rows:
+        routed = script["route"](capsjax.ROUTINGS[word](), points)
+        found = script["numbers"](points, routed)
+        expected = [float(cell) for cell in cells.split(" | ")[1:]]
+        np.testing.assert_allclose(found, expected, atol=0.006, err_msg=word)
+
+
+def test_every_algorithm_has_its_row_of_equations():
+    text = (ROOT / "docs" / "routing.md").read_text()
+    rows = re.search(r"\| word \| logit.*?\n\n", text, re.S)[0]
+    assert re.findall(r"^\| `(\w+)`", rows, re.M) == list(capsjax.ROUTINGS)
