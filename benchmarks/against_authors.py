@@ -733,8 +733,12 @@ def compare_normalisation(folder: pathlib.Path) -> list[dict[str, Any]]:
     for deviation in (0.2, 0.5, 1.0, 3.0):
         record = normalisation(module, deviation)
         ours, theirs = record["ours"], record["theirs"]
-        sides = ((f"{s['sum']:.2g}", s["is_finite"]) for s in (ours, theirs))
-        print_row(deviation, *(cell for cells in sides for cell in cells))
+        cells = (
+            cell
+            for side in (ours, theirs)
+            for cell in (f"{side['sum']:.2g}", "yes" if side["is_finite"] else "no")
+        )
+        print_row(deviation, *cells)
         record["passed"] = ours["is_finite"] and abs(ours["sum"] - 1) < 1e-12
         records.append(record)
     return records
