@@ -19,7 +19,7 @@ linear in every size and in the rounds.
 
 The batch is the last axis inside, so that all sums and products over ``j``, ``d`` or
 the ``i`` of a block use whole contiguous vectors. On a CPU a block's votes stay in the
-second-level cache, and ``_fold`` and ``_fence`` of
+second-level cache, and ``_fold`` and ``fence`` of
 :class:`capsjax.kernels.vote_blocks.Votes` work around two habits of XLA:CPU. Other
 platforms get ordinary reductions and larger blocks; on an H100 they take up to 3.5
 times as long as held votes.
@@ -42,6 +42,7 @@ from capsjax.kernels.vote_blocks import (
     Operands,
     Rounds,
     Votes,
+    flat_batch,
     join,
     numbered,
     pull_back,
@@ -87,10 +88,7 @@ def route_capsules(
     capsules = capsules.reshape(-1, i, c)
     operands = [capsules, weight, bias]
     if start is not None:
-        own = start.shape[:-2]
-        if math.prod(own) > 1:
-            start = jnp.broadcast_to(start, (*batch, *start.shape[-2:]))
-        operands.append(start.reshape(-1, *start.shape[-2:]))
+        operands.append(flat_batch(start, batch))
     pose = _pose_of_capsules.bind(*operands, rounds=rounds, by_votes=by_votes)
     return pose.reshape(*batch, *pose.shape[1:])
 

@@ -10,7 +10,6 @@ Letters: as there.
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +20,14 @@ from capsjax.kernels.batching import merge_mapped, primitive_over_examples
 from capsjax.kernels.vote_blocks import (
     Rounds,
     Votes,
+    by_form,
+    flat_batch,
     join,
     numbered,
     pull_back,
     split,
 )
-from capsjax.runtime.platforms import Platform, by_platform
+from capsjax.runtime.platforms import Platform
 
 _ROUND = Rounds(num_iterations=1, none_of_the_above=False, stop_gradient=False)
 
@@ -60,10 +61,7 @@ def sum_by_query(
         query.reshape(-1, *query.shape[-2:]),
     ]
     if start is not None:
-        own = start.shape[:-2]
-        if math.prod(own) > 1:
-            start = jnp.broadcast_to(start, (*batch, *start.shape[-2:]))
-        operands.append(start.reshape(-1, *start.shape[-2:]))
+        operands.append(flat_batch(start, batch))
     s = _sum_of_votes.bind(*operands, holds_votes=holds_votes)
     return s.reshape(*batch, *s.shape[1:])
 
@@ -91,13 +89,15 @@ def _sum(capsules, weight, query, start, holds_votes) -> Float[Array, "b j d"]:
 
 def _sum_forward(capsules, weight, query, start, holds_votes):
     operands, axes = _given(capsules, weight, query, start)
-    function = functools.partial(_by_form, _forward, _held, holds_votes)
+    function = functools.partial(by_form, _forward, _held, holds_votes=holds_votes)
     return merge_mapped(function, axes, 0)(*operands), (capsules, weight, query, start)
 
 
 def _sum_backward(holds_votes, residuals, s_gradient):
     operands, axes = _given(*residuals)
-    function = functools.partial(_by_form, _backward, _held_backward, holds_votes)
+    function = functools.partial(
+        by_form, _backward, _held_backward, holds_votes=holds_votes
+    )
     gradients = merge_mapped(function, (*axes, 0), axes)(*operands, s_gradient)
     return gradients if len(gradients) == 4 else (*gradients, None)
 
@@ -111,22 +111,6 @@ def _given(*operands):
     if start is None:
         return (capsules, weight, query), (0, None, 0)
     return operands, (0, None, 0, 0 if len(start) > 1 else None)
-
-
-def _by_form(votes_free, votes, holds_votes, *operands):
-    """Takes each platform's form for the operands' size."""
-
-    def choose(capsules, weight, *rest, platform):
-        batch = capsules.shape[0]
-        is_held = holds_votes
-        if is_held is None:
-            votes_bytes = batch * math.prod(weight.shape[:3]) * weight.dtype.itemsize
-            is_held = platform.routing_form(batch, votes_bytes) == "votes"
-        if is_held:
-            return votes(capsules, weight, *rest)
-        return votes_free(capsules, weight, *rest, platform=platform)
-
-    return by_platform(choose, *operands)
 
 
 def _held(capsules, weight, query, start=None) -> Float[Array, "b j d"]:

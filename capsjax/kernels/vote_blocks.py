@@ -4,8 +4,9 @@ Letters: as in :mod:`capsjax.kernels.dynamic_routing`.
 """
 
 import functools
+import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from jax import export, lax
 from jaxtyping import Array, Float, Int
 
-from capsjax.runtime.platforms import Platform
+from capsjax.runtime.platforms import Platform, by_platform
 
 
 class Rounds(NamedTuple):
@@ -25,18 +26,20 @@ class Rounds(NamedTuple):
 
 
 class Operands(NamedTuple):
-    """Weight, capsules and initial logits in blocks, or their gradients; batch last.
+    """Arrays in blocks of input capsules, or their gradients; batch last.
 
     Attributes:
         weight: The matrices.
         capsules: The input capsules.
         start: Initial logits, or None. Size one along inputs or batch if all share
             them.
+        activation: Activations of the input capsules, or None.
     """
 
     weight: Float[Array, "*k i n c"]
     capsules: Float[Array, "*k i c b"]
     start: Float[Array, "*k _ j _"] | None = None
+    activation: Float[Array, "*k i b"] | None = None
 
 
 class Votes:
@@ -55,44 +58,55 @@ class Votes:
 
     def agree(self, vector: Float[Array, "j d b"]) -> Float[Array, "i j b"]:
         """Returns the scalar product of each vote with a vector."""
-        return self._fence(
-            lambda votes, vector: self._sum(2, votes, vector[None]), self._votes, vector
+        return self.fence(
+            lambda votes, vector: self.total(2, votes, vector[None]),
+            self._votes,
+            vector,
         )
 
     def gather(self, share: Float[Array, "i j b"]) -> Float[Array, "j d b"]:
         """Returns the sum of all votes, each times its share."""
-        return self._sum(0, share[:, :, None], self._votes)
+        return self.total(0, share[:, :, None], self._votes)
 
     def couple(
         self, pose_sum: Float[Array, "j d b"], rounds: Rounds
     ) -> Float[Array, "i j b"]:
         """Returns the couplings: the softmax over ``j`` of the votes' agreement."""
-        # "None of the above" is one more output whose logit is zero.
-        nowhere = rounds.none_of_the_above
+        return self.softmax(self.agree(pose_sum), nowhere=rounds.none_of_the_above)
+
+    def softmax(
+        self, logit: Float[Array, "i j b"], *, nowhere: bool = False
+    ) -> Float[Array, "i j b"]:
+        """Returns the softmax over ``j`` of logits without the initial ones.
+
+        Args:
+            logit: The logits.
+            nowhere: Whether "none of the above" competes: one more output whose logit
+                is zero.
+        """
 
         def largest(logit):
             largest = self._fold(jnp.maximum, jnp.max, 1, logit)
             return jnp.maximum(largest, 0) if nowhere else largest
 
         def scale(share, offset):
-            total = self._sum(1, share)
+            total = self.total(1, share)
             return 1 / (total + jnp.exp(-offset) if nowhere else total)
 
-        logit = self.agree(pose_sum)
         if self._operands.start is not None:
             logit = logit + self._operands.start
-        offset = self._fence(largest, logit)
-        share = self._fence(lambda x, y: jnp.exp(x - y[:, None]), logit, offset)
-        scaled = self._fence(scale, share, offset)
-        return self._fence(lambda x, y: x * y[:, None], share, scaled)
+        offset = self.fence(largest, logit)
+        share = self.fence(lambda x, y: jnp.exp(x - y[:, None]), logit, offset)
+        scaled = self.fence(scale, share, offset)
+        return self.fence(lambda x, y: x * y[:, None], share, scaled)
 
     def uncouple(
         self, coupling: Float[Array, "i j b"], s_gradient: Float[Array, "j d b"]
     ) -> Float[Array, "i j b"]:
         """Returns the gradient of the logits, given the gradient of ``s``."""
         gradient = self.agree(s_gradient)
-        mean = self._fence(lambda x, y: self._sum(1, x, y), coupling, gradient)
-        return self._fence(
+        mean = self.fence(lambda x, y: self.total(1, x, y), coupling, gradient)
+        return self.fence(
             lambda x, y, mean: x * (y - mean[:, None]), coupling, gradient, mean
         )
 
@@ -102,7 +116,7 @@ class Votes:
         logit_gradient: Float[Array, "i j b"] | None,
     ) -> Operands:
         """Returns the operands' gradients, given gradients of votes and logits."""
-        weight, capsules, start = self._operands
+        weight, capsules, start, _ = self._operands
         gradient = lax.collapse(gradient, 1, 3)
         if start is not None:
             shared = [n for n in (0, 2) if start.shape[n] == 1]
@@ -114,7 +128,8 @@ class Votes:
             start,
         )
 
-    def _sum(self, axis: int, *factors: Array) -> Array:
+    def total(self, axis: int, *factors: Array) -> Array:
+        """Sums the product of the factors along an axis."""
         return self._fold(operator.add, jnp.sum, axis, *factors)
 
     def _fold(
@@ -137,7 +152,7 @@ class Votes:
         ]
         return functools.reduce(combine, terms)
 
-    def _fence(self, function: Callable, *operands: Array) -> Array:
+    def fence(self, function: Callable, *operands: Array) -> Array:
         """Computes ``function(*operands)`` once.
 
         XLA:CPU considers sums and products so cheap that it computes them again for
@@ -155,11 +170,54 @@ class Votes:
         return lax.cond(self._number >= 0, function, never, *operands)
 
 
+def by_form(
+    votes_free: Callable[..., Any],
+    votes: Callable[..., Any],
+    *operands: Array,
+    holds_votes: bool | None,
+) -> Any:
+    """Calls one of two functions that compute the same.
+
+    Args:
+        votes_free: Makes the votes block by block. Takes the operands and a platform.
+        votes: Holds the votes. Takes the operands.
+        operands: Capsules ``[b, i, c]``, weight ``[i, j, d, c]``, and others.
+        holds_votes: Which to take; None for each platform's faster one.
+    """
+
+    def choose(capsules, weight, *rest, platform):
+        is_held = holds_votes
+        if is_held is None:
+            batch = capsules.shape[0]
+            votes_bytes = batch * math.prod(weight.shape[:3]) * weight.dtype.itemsize
+            is_held = platform.routing_form(batch, votes_bytes) == "votes"
+        if is_held:
+            return votes(capsules, weight, *rest)
+        return votes_free(capsules, weight, *rest, platform=platform)
+
+    return by_platform(choose, *operands)
+
+
+def flat_batch(
+    start: Float[Array, "*_ i j"], batch: Sequence[Any]
+) -> Float[Array, "b i j"]:
+    """Returns initial logits with one batch axis, of size one if examples share them.
+
+    Args:
+        start: Initial logits, whose batch axes may be missing or have size one.
+        batch: The batch axes of the capsules.
+    """
+    if math.prod(start.shape[:-2]) > 1:
+        start = jnp.broadcast_to(start, (*batch, *start.shape[-2:]))
+    return start.reshape(-1, *start.shape[-2:])
+
+
 def split(
     capsules: Float[Array, "b i c"],
     weight: Float[Array, "i j d c"],
     start: Float[Array, "_ _ j"] | None,
     platform: Platform,
+    activation: Float[Array, "b i"] | None = None,
 ) -> Operands:
     """Cuts the input capsules into blocks of equal size."""
     (batch, i, c), n = capsules.shape, weight.shape[1] * weight.shape[2]
@@ -168,7 +226,7 @@ def split(
         largest = platform.block_bytes // max(1, batch * n * weight.dtype.itemsize)
         num_blocks = -(-i // max(1, min(largest, platform.largest_block)))
     size = -(-i // num_blocks)
-    # Zero capsules cast zero votes, which add nothing to any sum.
+    # Zero capsules cast zero votes, and without activation count as no votes.
     padding = [(0, num_blocks * size - i), (0, 0), (0, 0)]
     weight = jnp.pad(weight.reshape(i, n, c), padding)
     capsules = jnp.pad(capsules.transpose(1, 2, 0), padding)
@@ -178,10 +236,14 @@ def split(
             start = jnp.pad(start, padding).reshape(num_blocks, size, *start.shape[1:])
         else:
             start = jnp.broadcast_to(start, (num_blocks, *start.shape))
+    if activation is not None:
+        activation = jnp.pad(activation.T, padding[:2])
+        activation = activation.reshape(num_blocks, size, batch)
     return Operands(
         weight.reshape(num_blocks, size, n, c),
         capsules.reshape(num_blocks, size, c, batch),
         start,
+        activation,
     )
 
 
@@ -191,12 +253,14 @@ def join(
     weight: Float[Array, "i j d c"],
     start: Float[Array, "_ _ j"] | None,
 ) -> list[Array]:
-    """Reverses :func:`split`, to the shapes of capsules, weight and start."""
+    """Reverses :func:`split`, to the shapes of capsules, weight, activation, start."""
     i = capsules.shape[1]
     joined = [
         lax.collapse(blocks.capsules, 0, 2)[:i].transpose(2, 0, 1),
         blocks.weight.reshape(-1, *weight.shape[1:])[:i],
     ]
+    if blocks.activation is not None:
+        joined.append(lax.collapse(blocks.activation, 0, 2)[:i].T)
     if start is None or blocks.start is None:
         return joined
     if start.shape[1] == i and i > 1:

@@ -167,8 +167,9 @@ class DynamicRouting(VotesFreeAlgorithm, BiasedAlgorithm):
         self,
         capsules: Float[Array, "*batch i c"],
         weight: Float[Array, "i j d c"],
+        activation: Float[Array, "*batch i"] | None,
         parameters: Mapping[str, Array],
-        start: Float[Array, "*_ i j"] | None,
+        competition: Competition,
     ) -> Routed:
         """Routes as :mod:`capsjax.kernels.dynamic_routing` does."""
         bias = parameters.get("bias")
@@ -178,6 +179,7 @@ class DynamicRouting(VotesFreeAlgorithm, BiasedAlgorithm):
             self.num_iterations, self.none_of_the_above, self.stop_gradient
         )
         by_votes = None if self.form == "votes_free" else _ByVotes(self)
+        start = competition.start_logit(capsules.dtype)
         pose = kernel.route_capsules(
             capsules, weight, bias, start, rounds=rounds, by_votes=by_votes
         )

@@ -4,8 +4,7 @@ Letters: ``i`` input capsules, ``j`` output capsules with ``d`` components.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,19 +12,12 @@ from jaxtyping import Array, Float
 
 from capsjax.bounds import Rounds, Scale
 from capsjax.losses import ActivationKind
-from capsjax.routings.algorithm import Algorithm, Parameter, Routed
 from capsjax.routings.competition import Competition
-from capsjax.routings.gaussian import VOTE_DEVIATION, alternate, distance, moments
-
-
-class _Fit(NamedTuple):
-    mean: Float[Array, "*batch j d"]
-    variance: Float[Array, "*batch j d"]
-    logit: Float[Array, "*batch j"]
+from capsjax.routings.gaussian import Fit, GaussianAlgorithm, Moments
 
 
 @dataclasses.dataclass(frozen=True)
-class EMRouting(Algorithm):
+class EMRouting(GaussianAlgorithm):
     r"""Fits one Gaussian to the votes for each output, by expectation-maximisation.
 
     An input capsule with activation ``a_i`` spreads it over the outputs. In round
@@ -80,75 +72,43 @@ class EMRouting(Algorithm):
     """
 
     activation_kind: ClassVar[ActivationKind] = "probability"
-    takes_activation: ClassVar[bool] = True
-    activation_is_length: ClassVar[bool] = False
-    vote_deviation: ClassVar[float | None] = VOTE_DEVIATION
 
     num_iterations: Rounds = 2
     final_inverse_temperature: Scale = 0.01
     mass: Literal["relative", "sum"] = "relative"
     min_variance: Scale = 5e-4
-    unroll: bool = True
 
-    @property
-    def declared_parameters(self) -> Mapping[str, Parameter]:
-        """Declaration of ``beta_u`` and ``beta_a``."""
-        zeros = jax.nn.initializers.zeros
-        return {name: Parameter("j", zeros) for name in ("beta_u", "beta_a")}
-
-    @property
-    def num_rounds(self) -> int:
-        """Number of rounds."""
-        return self.num_iterations
-
-    def route(
+    def fit(
         self,
-        votes: Float[Array, "*batch i j d"],
-        activation: Float[Array, "*batch i"] | None,
-        parameters: Mapping[str, Array],
+        moments: Moments,
+        number: Any,
+        betas: tuple[Array, Array],
         competition: Competition,
-    ) -> Routed:
-        """Alternates M-steps and E-steps."""
-        assert activation is not None
-        activation = activation.astype(votes.dtype)[..., None]
-        factor = self._cost_factor(votes, competition)
+        num_inputs: int,
+    ) -> Fit:
+        """Makes the M-step's costs and activations, and what the E-step needs."""
+        variance = moments.variance + self.min_variance
+        beta_u, beta_a = betas
+        factor = 1.0
+        if self.mass == "relative":
+            factor = _cost_factor(moments.mass, num_inputs, competition)
+        entropy = jnp.sum(beta_u[..., None] + jnp.log(variance) / 2, -1)
+        inverse_temperature = self.final_inverse_temperature * (1 - 0.95**number)
+        logit = inverse_temperature * (beta_a - factor * moments.mass * entropy)
+        spread = jnp.sum(jnp.log(2 * jnp.pi * variance), -1)
+        offset = jax.nn.log_sigmoid(logit) - spread / 2
+        return Fit(moments.mean, variance, offset, jax.nn.sigmoid(logit))
 
-        def maximise(coupling: Array, number: Any) -> _Fit:
-            mass, mean, variance = moments(coupling * activation, votes)
-            variance = variance + self.min_variance
-            beta_u, beta_a = (
-                jnp.broadcast_to(parameters.get(name, 0), mass.shape)
-                for name in ("beta_u", "beta_a")
-            )
-            entropy = jnp.sum(beta_u[..., None] + jnp.log(variance) / 2, -1)
-            inverse_temperature = self.final_inverse_temperature * (1 - 0.95**number)
-            logit = inverse_temperature * (beta_a - factor * mass * entropy)
-            return _Fit(mean, variance, logit)
 
-        def expect(fit: _Fit) -> Array:
-            spread = jnp.sum(jnp.log(2 * jnp.pi * fit.variance), -1)
-            output = jax.nn.log_sigmoid(fit.logit) - spread / 2
-            away = distance(votes, fit.mean, fit.variance)
-            return jnp.expand_dims(output, -2) - away / 2
-
-        fit, coupling = alternate(
-            *(votes, competition, maximise, expect),
-            num_iterations=self.num_iterations,
-            unroll=self.unroll,
-        )
-        return Routed(fit.mean, jax.nn.sigmoid(fit.logit), coupling)
-
-    def _cost_factor(
-        self, votes: Float[Array, "*batch i j d"], competition: Competition
-    ) -> Float[Array, "*_"] | float:
-        """Returns the factor ``k`` of the cost."""
-        if self.mass == "sum":
-            return 1.0
-        num_inputs, num_outputs = votes.shape[-3:-1]
-        if competition.input_mask is not None:
-            sends = competition.input_mask.astype(votes.dtype)
-            num_inputs = jnp.maximum(jnp.sum(sends, -1, keepdims=True), 1)
-        if competition.output_mask is not None:
-            gets = competition.output_mask.astype(votes.dtype)
-            num_outputs = jnp.sum(gets, -1, keepdims=True)
-        return 100 * num_outputs / num_inputs
+def _cost_factor(
+    mass: Float[Array, "*batch j"], num_inputs: Any, competition: Competition
+) -> Any:
+    """Returns the factor ``k`` of the cost, which counts what takes part."""
+    num_outputs = mass.shape[-1]
+    if competition.input_mask is not None:
+        sends = competition.input_mask.astype(mass.dtype)
+        num_inputs = jnp.maximum(jnp.sum(sends, -1, keepdims=True), 1)
+    if competition.output_mask is not None:
+        gets = competition.output_mask.astype(mass.dtype)
+        num_outputs = jnp.sum(gets, -1, keepdims=True)
+    return 100 * num_outputs / num_inputs

@@ -1,20 +1,22 @@
-"""What the algorithms share that fit a Gaussian to the votes for each output.
+"""The loop of the algorithms that fit a Gaussian to the votes for each output.
 
-Letters: ``i`` input capsules, ``j`` output capsules with ``d`` components.
+Letters: ``i`` input capsules with ``c`` components, ``j`` output capsules with ``d``.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import abc
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from capsjax.bounds import Rounds
+from capsjax.kernels.gaussian_routing import Gaussians, sum_by_gaussians
+from capsjax.routings.algorithm import Parameter, Routed
 from capsjax.routings.competition import Competition
-
-# Standard deviation of the votes that a layer starts with. Of 1, 0.3 and 0.1, the small
-# network of ``experiments/mnist.py:smoke`` learned fastest with this one.
-VOTE_DEVIATION = 0.1
+from capsjax.routings.votes_free import VotesFreeAlgorithm
 
 # Below it an output counts as without inputs: its mean shrinks to zero, and gradients
 # stay finite.
@@ -38,7 +40,177 @@ class Moments(NamedTuple):
     variance: Float[Array, "*batch j d"]
 
 
-def moments(
+class Fit(NamedTuple):
+    """The outputs after a round.
+
+    Attributes:
+        mean: The poses.
+        variance: Variance of each component, for the logits of the next round.
+        offset: The logit of a vote that equals the mean.
+        activation: Activation of each output.
+    """
+
+    mean: Float[Array, "*batch j d"]
+    variance: Float[Array, "*batch j d"]
+    offset: Float[Array, "*batch j"]
+    activation: Float[Array, "*batch j"]
+
+
+@dataclasses.dataclass(frozen=True)
+class GaussianAlgorithm(VotesFreeAlgorithm):
+    """An algorithm that alternates moments of the votes and couplings.
+
+    A subclass has ``fit``. The logit of a vote is the fit's ``offset``, less half its
+    squared distance from the mean in units of the variance.
+
+    Attributes:
+        num_iterations: Rounds of routing ``R``, at least 1.
+        unroll: True to write out all rounds; False for a loop, which compiles sooner
+            with many rounds. Without votes they are always written out.
+    """
+
+    takes_activation: ClassVar[bool] = True
+    activation_is_length: ClassVar[bool] = False
+    # Of 1, 0.3 and 0.1, the small network of ``experiments/mnist.py:smoke`` learned
+    # fastest with this one.
+    vote_deviation: ClassVar[float | None] = 0.1
+
+    num_iterations: Rounds = 3
+    unroll: bool = True
+
+    @property
+    def declared_parameters(self) -> Mapping[str, Parameter]:
+        """Declaration of ``beta_u`` and ``beta_a``."""
+        zeros = jax.nn.initializers.zeros
+        return {name: Parameter("j", zeros) for name in ("beta_u", "beta_a")}
+
+    @property
+    def num_rounds(self) -> int:
+        """Number of rounds."""
+        return self.num_iterations
+
+    @abc.abstractmethod
+    def fit(
+        self,
+        moments: Moments,
+        number: Any,
+        betas: tuple[Array, Array],
+        competition: Competition,
+        num_inputs: int,
+    ) -> Fit:
+        """Fits the outputs to the moments of their votes.
+
+        Args:
+            moments: The moments.
+            number: The number of the round, from 1.
+            betas: The parameters ``beta_u`` and ``beta_a``, one number for each output.
+            competition: Has the masks.
+            num_inputs: Number of inputs, masked ones too.
+        """
+
+    def route(
+        self,
+        votes: Float[Array, "*batch i j d"],
+        activation: Float[Array, "*batch i"] | None,
+        parameters: Mapping[str, Array],
+        competition: Competition,
+    ) -> Routed:
+        """Alternates fits and couplings."""
+        assert activation is not None
+        activation = activation.astype(votes.dtype)[..., None]
+
+        def add(fit):
+            coupling = competition.start(votes)
+            if fit is not None:
+                square = _squared_distance(votes, fit.mean)
+                # A product keeps one array of the votes' size for the gradient, a
+                # quotient two.
+                away = jnp.einsum("...ijd,...jd->...ij", square, 1 / fit.variance)
+                coupling = competition.couple(fit.offset[..., None, :] - away / 2)
+            return _moments(coupling * activation, votes), coupling
+
+        own = parameters, competition, votes.shape[-3]
+        return self._alternate(add, *own, unroll=self.unroll)
+
+    def route_capsules(
+        self,
+        capsules: Float[Array, "*batch i c"],
+        weight: Float[Array, "i j d c"],
+        activation: Float[Array, "*batch i"] | None,
+        parameters: Mapping[str, Array],
+        competition: Competition,
+    ) -> Routed:
+        """Alternates fits and passes over blocks of votes."""
+        assert activation is not None
+        start = competition.start_logit(capsules.dtype)
+
+        def add(fit):
+            if fit is None:
+                gaussians = _around_the_mean(capsules, weight, activation)
+            else:
+                gaussians = Gaussians(fit.offset, fit.mean, 1 / fit.variance)
+            operands = capsules, weight, activation, gaussians, start
+            sums = sum_by_gaussians(*operands, holds_votes=self.holds_votes)
+            mass = jnp.maximum(sums.share, _LEAST_MASS)[..., None]
+            # Less than one if the output has almost no inputs.
+            whole = sums.share[..., None] / mass
+            away = sums.away / mass
+            moved = away - (1 - whole) * gaussians.centre
+            variance = sums.square / mass - moved * (2 * away - whole * moved)
+            # Rounding may leave less than nothing.
+            variance = jnp.maximum(variance, 0)
+            return Moments(sums.share, gaussians.centre + moved, variance), None
+
+        own = parameters, competition, len(weight)
+        # JAX does not differentiate a loop over these passes twice.
+        return self._alternate(add, *own, unroll=True)
+
+    def _alternate(
+        self,
+        add: Callable[[Fit | None], tuple[Moments, Any]],
+        parameters: Mapping[str, Array],
+        competition: Competition,
+        num_inputs: int,
+        *,
+        unroll: bool,
+    ) -> Routed:
+        """Alternates moments and fits.
+
+        Args:
+            add: Returns moments, and perhaps couplings, by a fit; by None at first.
+            parameters: The declared parameters, by name.
+            competition: Has the masks.
+            num_inputs: Number of inputs.
+            unroll: True to write out all rounds.
+        """
+
+        def fit(moments, number):
+            beta_u, beta_a = (
+                jnp.broadcast_to(parameters.get(name, 0), moments.mass.shape)
+                for name in ("beta_u", "beta_a")
+            )
+            return self.fit(moments, number, (beta_u, beta_a), competition, num_inputs)
+
+        def improve(number, own):
+            return fit(add(own)[0], number)
+
+        moments, coupling = add(None)
+        last = self.num_iterations
+        if last > 1:
+            # The first round stays outside: inside ``jax.shard_map`` its result varies
+            # over more mesh axes than the start.
+            own = fit(moments, 1)
+            if unroll:
+                for number in range(2, last):
+                    own = improve(number, own)
+            else:
+                own = jax.lax.fori_loop(2, last, improve, own)
+            moments, coupling = add(own)
+        result = fit(moments, last)
+        return Routed(result.mean, result.activation, coupling)
+
+
+def _moments(
     share: Float[Array, "*batch i j"], votes: Float[Array, "*batch i j d"]
 ) -> Moments:
     """Computes the moments of votes that count by the inputs' shares."""
@@ -51,54 +223,19 @@ def moments(
     return Moments(mass, mean, jnp.sum(weight[..., None] * square, -3))
 
 
-def distance(
-    votes: Float[Array, "*batch i j d"],
-    mean: Float[Array, "*batch j d"],
-    variance: Float[Array, "*batch j d"],
-) -> Float[Array, "*batch i j"]:
-    """Returns ``sum_h (v_ijh - mean_jh)^2 / variance_jh``."""
-    square = _squared_distance(votes, mean)
-    # A product keeps one array of the votes' size for the gradient, a quotient two.
-    return jnp.einsum("...ijd,...jd->...ij", square, 1 / variance)
-
-
 def _squared_distance(
     votes: Float[Array, "*batch i j d"], mean: Float[Array, "*batch j d"]
 ) -> Float[Array, "*batch i j d"]:
     return jnp.minimum((votes - jnp.expand_dims(mean, -3)) ** 2, _FARTHEST)
 
 
-def alternate(
-    votes: Float[Array, "*batch i j d"],
-    competition: Competition,
-    fit: Callable[[Float[Array, "*batch i j"], Any], Any],
-    score: Callable[[Any], Float[Array, "*batch i j"]],
-    *,
-    num_iterations: int,
-    unroll: bool,
-) -> tuple[Any, Float[Array, "*batch i j"]]:
-    """Alternates fits of the outputs and couplings of the inputs, a fit last.
-
-    Args:
-        votes: The votes.
-        competition: Makes the couplings.
-        fit: Fits the outputs, given the couplings and the number of the round from 1.
-        score: Returns the logits of the next couplings, given a fit.
-        num_iterations: Number of fits.
-        unroll: True to write out all rounds, False for a loop.
-
-    Returns:
-        The last fit, and its couplings.
-    """
-
-    def improve(number, coupling):
-        return competition.couple(score(fit(coupling, number)))
-
-    coupling = competition.start(votes)
-    if num_iterations > 1:
-        # The first round stays outside: inside ``jax.shard_map`` its result varies over
-        # more mesh axes than the start.
-        coupling = jax.lax.fori_loop(
-            2, num_iterations, improve, improve(1, coupling), unroll=unroll
-        )
-    return fit(coupling, num_iterations), coupling
+def _around_the_mean(
+    capsules: Float[Array, "*batch i c"],
+    weight: Float[Array, "i j d c"],
+    activation: Float[Array, "*batch i"],
+) -> Gaussians:
+    """Returns Gaussians without preference, centred where all inputs' mean vote is."""
+    total = jnp.sum(activation, -1, keepdims=True)
+    share = activation / jnp.maximum(total, _LEAST_MASS)
+    centre = jnp.einsum("...ic,ijdc->...jd", capsules * share[..., None], weight)
+    return Gaussians(jnp.zeros_like(centre[..., 0]), centre, jnp.zeros_like(centre))

@@ -95,10 +95,12 @@ class InvertedAttention(VotesFreeAlgorithm):
         self,
         capsules: Float[Array, "*batch i c"],
         weight: Float[Array, "i j d c"],
+        activation: Float[Array, "*batch i"] | None,
         parameters: Mapping[str, Array],
-        start: Float[Array, "*_ i j"] | None,
+        competition: Competition,
     ) -> Routed:
         """Updates poses in turn, each from one pass over blocks of votes."""
+        start = competition.start_logit(capsules.dtype)
 
         def add(query):
             total = jnp.einsum("...ic,ijdc->...jd", capsules, weight)

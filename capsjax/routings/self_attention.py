@@ -78,11 +78,13 @@ class SelfAttention(VotesFreeAlgorithm):
         self,
         capsules: Float[Array, "*batch i c"],
         weight: Float[Array, "i j d c"],
+        activation: Float[Array, "*batch i"] | None,
         parameters: Mapping[str, Array],
-        start: Float[Array, "*_ i j"] | None,
+        competition: Competition,
     ) -> Routed:
         """Adds up all votes in two products, and the attended ones by blocks."""
         query = self._query(jnp.einsum("...ic,ijdc->...jd", capsules, weight))
+        start = competition.start_logit(capsules.dtype)
         s = sum_by_query(capsules, weight, query, start, holds_votes=self.holds_votes)
         if "bias" in parameters:
             biased = parameters["bias"][..., None, None] * weight

@@ -4,33 +4,20 @@ Letters: ``i`` input capsules, ``j`` output capsules with ``d`` components.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 from jax.scipy.special import digamma
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from capsjax.bounds import Rounds, Scale, above
+from capsjax.bounds import Scale, above
 from capsjax.losses import ActivationKind
-from capsjax.routings.algorithm import Algorithm, Parameter, Routed
 from capsjax.routings.competition import Competition
-from capsjax.routings.gaussian import VOTE_DEVIATION, alternate, distance, moments
-
-
-class _Fit(NamedTuple):
-    """The posteriors' parameters, and two expectations."""
-
-    mean: Float[Array, "*batch j d"]
-    num_votes: Float[Array, "*batch j"]
-    variance: Float[Array, "*batch j d"]
-    log_share: Float[Array, "*batch j"]
-    log_precision: Float[Array, "*batch j"]
+from capsjax.routings.gaussian import Fit, GaussianAlgorithm, Moments
 
 
 @dataclasses.dataclass(frozen=True)
-class VariationalBayesRouting(Algorithm):
+class VariationalBayesRouting(GaussianAlgorithm):
     r"""Fits one Gaussian to the votes for each output, with priors on its parameters.
 
     The model is a Bayesian mixture: the shares ``pi`` of the outputs have a Dirichlet
@@ -90,76 +77,28 @@ class VariationalBayesRouting(Algorithm):
     """
 
     activation_kind: ClassVar[ActivationKind] = "logit"
-    takes_activation: ClassVar[bool] = True
-    activation_is_length: ClassVar[bool] = False
-    vote_deviation: ClassVar[float | None] = VOTE_DEVIATION
 
-    num_iterations: Rounds = 3
     prior_concentration: Scale = 1.0
     prior_count: Scale = 1.0
     prior_precision: Scale = 1.0
     prior_freedom: Annotated[float, above(-1)] = 1.0
-    unroll: bool = True
 
-    @property
-    def declared_parameters(self) -> Mapping[str, Parameter]:
-        """Declaration of ``beta_u`` and ``beta_a``."""
-        zeros = jax.nn.initializers.zeros
-        return {name: Parameter("j", zeros) for name in ("beta_u", "beta_a")}
-
-    @property
-    def num_rounds(self) -> int:
-        """Number of rounds."""
-        return self.num_iterations
-
-    def route(
+    def fit(
         self,
-        votes: Float[Array, "*batch i j d"],
-        activation: Float[Array, "*batch i"] | None,
-        parameters: Mapping[str, Array],
+        moments: Moments,
+        number: Any,
+        betas: tuple[Array, Array],
         competition: Competition,
-    ) -> Routed:
-        """Alternates updates of the posteriors and of the couplings."""
-        assert activation is not None
-        activation = activation.astype(votes.dtype)[..., None]
-        dim = votes.shape[-1]
-
-        def fit(coupling: Array, number: Any) -> _Fit:
-            del number
-            return self._fit(coupling * activation, votes, competition)
-
-        def score(fit: _Fit) -> Array:
-            output = fit.log_share + (fit.log_precision - dim / fit.num_votes) / 2
-            output = output - dim / 2 * jnp.log(2 * jnp.pi)
-            away = distance(votes, fit.mean, fit.variance)
-            return jnp.expand_dims(output, -2) - away / 2
-
-        last, coupling = alternate(
-            *(votes, competition, fit, score),
-            num_iterations=self.num_iterations,
-            unroll=self.unroll,
-        )
-        entropy = dim / 2 * jnp.log(2 * jnp.pi * jnp.e) - last.log_precision / 2
-        beta_u, beta_a = (
-            jnp.broadcast_to(parameters.get(name, 0), entropy.shape)
-            for name in ("beta_u", "beta_a")
-        )
-        logit = beta_a - beta_u - jnp.exp(last.log_share) * entropy
-        return Routed(last.mean, logit, coupling)
-
-    def _fit(
-        self,
-        share: Float[Array, "*batch i j"],
-        votes: Float[Array, "*batch i j d"],
-        competition: Competition,
-    ) -> _Fit:
-        dim = votes.shape[-1]
-        mass, mean, variance = moments(share, votes)
+        num_inputs: int,
+    ) -> Fit:
+        """Makes the posteriors, and their expectations."""
+        mass, mean, variance = moments
+        dim = mean.shape[-1]
         count = self.prior_count + mass
         freedom = self.prior_freedom + dim + mass
         pull = self.prior_count * (mass / count)[..., None] * mean**2
         inverse = 1 / self.prior_precision + mass[..., None] * variance + pull
-        lower = jnp.arange(dim, dtype=votes.dtype).reshape(*[1] * mass.ndim, dim)
+        lower = jnp.arange(dim, dtype=mean.dtype).reshape(*[1] * mass.ndim, dim)
         halves = (freedom[..., None] - lower) / 2
         concentration = self.prior_concentration + mass
         competing = concentration
@@ -173,10 +112,13 @@ class VariationalBayesRouting(Algorithm):
         shares = jnp.stack([concentration, total], -1)
         expected = digamma(jnp.concatenate([halves, shares], -1))
         log_precision = jnp.sum(expected[..., :dim] - jnp.log(inverse / 2), -1)
-        return _Fit(
+        log_share = expected[..., dim] - expected[..., dim + 1]
+        entropy = dim / 2 * jnp.log(2 * jnp.pi * jnp.e) - log_precision / 2
+        beta_u, beta_a = betas
+        offset = log_share + (log_precision - dim / count) / 2
+        return Fit(
             mean=mean * (mass / count)[..., None],
-            num_votes=count,
             variance=inverse / freedom[..., None],
-            log_share=expected[..., dim] - expected[..., dim + 1],
-            log_precision=log_precision,
+            offset=offset - dim / 2 * jnp.log(2 * jnp.pi),
+            activation=beta_a - beta_u - jnp.exp(log_share) * entropy,
         )

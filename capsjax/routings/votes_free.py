@@ -15,7 +15,12 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from capsjax.kernels.varying import leave_sharding_to_xla, spec_of, vary_alike
-from capsjax.routings.algorithm import Algorithm, Routed, check_capsules
+from capsjax.routings.algorithm import (
+    Algorithm,
+    Routed,
+    check_activation,
+    check_capsules,
+)
 from capsjax.routings.competition import (
     Compete,
     Competition,
@@ -56,17 +61,19 @@ class VotesFreeAlgorithm(Algorithm):
         self,
         capsules: Float[Array, "*batch i c"],
         weight: Float[Array, "i j d c"],
+        activation: Float[Array, "*batch i"] | None,
         parameters: Mapping[str, Array],
-        start: Float[Array, "*_ i j"] | None,
+        competition: Competition,
     ) -> Routed:
         """Routes capsules, perhaps without holding votes; nobody reads the couplings.
 
         Args:
             capsules: The input capsules, zero where masked, in float32 or float64.
             weight: The matrices that turn them into votes.
+            activation: Their activations, zero where masked, in the same type; None if
+                the algorithm takes none.
             parameters: The declared parameters, by name.
-            start: Initial logits, which exclude masked outputs; None if all start
-                alike.
+            competition: Has the initial logits, ``start_logit``.
         """
 
     def from_capsules(
@@ -88,7 +95,7 @@ class VotesFreeAlgorithm(Algorithm):
         memory. The other form holds the votes, and is chosen for fewer than 16 examples
         on a CPU, for up to 2 GB of votes on accelerators, if the batch size is unknown,
         if all inputs share one weight, and for another ``compete``. Only this form
-        heeds ``unroll`` and ``remat`` of dynamic routing.
+        heeds ``unroll``, and ``remat`` of dynamic routing.
 
         ``jax.vmap`` over examples extends the batch. Mapped weights or biases are taken
         one after the other.
@@ -101,7 +108,8 @@ class VotesFreeAlgorithm(Algorithm):
             capsules: The input capsules, ``[*batch, i, c]``.
             weight: The matrices that turn them into votes, ``[i, j, d, c]``, or
                 ``[j, d, c]`` if all inputs share them.
-            activation: None; these algorithms take no activation.
+            activation: Presence of the inputs, ``[*batch, i]``; only for algorithms
+                that take it.
             parameters: The declared parameters, by name.
             initial_logit: Log priors. See ``__call__`` for these and the masks.
             input_mask: False for padding.
@@ -113,7 +121,8 @@ class VotesFreeAlgorithm(Algorithm):
             ``form="votes"``.
 
         Raises:
-            ValueError: If the arrays do not fit together, or an activation is given.
+            ValueError: If the arrays do not fit together, or an activation is missing
+                or not taken.
         """
         self._check_activation(activation)
         capsules, weight = check_capsules(capsules, weight)
@@ -127,6 +136,7 @@ class VotesFreeAlgorithm(Algorithm):
             return super().from_capsules(
                 capsules,
                 weight,
+                activation,
                 parameters=parameters,
                 initial_logit=initial_logit,
                 input_mask=input_mask,
@@ -134,18 +144,23 @@ class VotesFreeAlgorithm(Algorithm):
                 compete=compete,
             )
         batch, (i, j) = capsules.shape[:-2], weight.shape[:2]
+        if activation is not None:
+            activation = check_activation(activation, (*batch, i))
         competition = check_competition(
             initial_logit, input_mask, output_mask, compete, batch, i, j
         )
         sizes = dict(zip("ijdc", weight.shape, strict=True))
         own = self.check_parameters(parameters, sizes, capsules.dtype)
-        return _route_capsules(capsules, weight, own, competition, algorithm=self)
+        return _route_capsules(
+            capsules, weight, activation, own, competition, algorithm=self
+        )
 
 
 @functools.partial(jax.jit, static_argnames="algorithm")
 def _route_capsules(
     capsules: Float[Array, "*batch i c"],
     weight: Float[Array, "i j d c"],
+    activation: Float[Array, "*batch i"] | None,
     parameters: dict[str, Array],
     competition: Competition,
     *,
@@ -154,7 +169,10 @@ def _route_capsules(
     wide = jnp.promote_types(capsules.dtype, jnp.float32)
     capsules, weight = capsules.astype(wide), weight.astype(wide)
     capsules = competition.without_masked_capsules(capsules)
-    operands = capsules, weight, parameters, competition.start_logit(wide)
+    if activation is not None:
+        activation = activation.astype(wide)[..., None]
+        activation = competition.without_masked_capsules(activation)[..., 0]
+    operands = capsules, weight, activation, parameters, competition
     arrays, structure = jax.tree.flatten(operands)
     operands = jax.tree.unflatten(structure, vary_alike(*arrays))
 
@@ -163,5 +181,5 @@ def _route_capsules(
 
     *batch, _, _ = spec_of(capsules)
     specs = P(*batch, None, None), P(*batch, None)
-    pose, activation = leave_sharding_to_xla(route, specs, *operands)
-    return algorithm.without_absent(Routed(pose, activation, None), competition)
+    routed = Routed(*leave_sharding_to_xla(route, specs, *operands), None)
+    return algorithm.without_absent(routed, competition)

@@ -177,6 +177,14 @@ def test_the_relative_mass_makes_activations_independent_of_the_layer_s_size(dra
         assert (np.abs(away).max() < 1e-5) == is_same
 
 
+def without_votes(votes, activation, **rest):
+    """Routes capsules that are votes for all outputs, by matrices of zeros and ones."""
+    weight = jnp.eye(J * D).reshape(J, D, J * D)
+    weight = jnp.broadcast_to(weight, (I, *weight.shape))
+    route = EMRouting(num_iterations=3, form="votes_free")
+    return route.from_capsules(votes.reshape(B, I, J * D), weight, activation, **rest)
+
+
 @functools.cache
 def finite(route):
     def loss(votes, activation, parameters):
@@ -197,16 +205,19 @@ def extreme(votes):
     yield "one output's at 1e18", votes.at[:, :, 0].multiply(1e18)
 
 
-@pytest.mark.parametrize("rounds", [2, 3])
-def test_values_and_gradients_are_finite_everywhere(drawn, rounds):
+ROUTES = {"2": EMRouting(2), "3": EMRouting(3), "without votes": without_votes}
+
+
+@pytest.mark.parametrize("name", ROUTES)
+def test_values_and_gradients_are_finite_everywhere(drawn, name):
     (votes, activation), rest = split(drawn)
-    run = finite(EMRouting(num_iterations=rounds))
+    run = finite(ROUTES[name])
     one = jnp.zeros_like(activation).at[:, 0].set(1)
     activations = (activation, 0 * activation, one, 1e-8 * activation, 1e-8 * one)
-    for name, array in extreme(votes):
+    for case, array in extreme(votes):
         for a in activations:
             found = jax.tree.leaves(run(array, a, rest["parameters"]))
-            assert all(np.isfinite(x).all() for x in found), name
+            assert all(np.isfinite(x).all() for x in found), case
 
 
 def test_an_output_with_one_vote_has_gradients_of_the_others_size(drawn):

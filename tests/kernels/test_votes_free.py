@@ -1,4 +1,4 @@
-"""Attention without votes: its numbers against held votes, its memory, its maps."""
+"""Routing without votes: its numbers against held votes, its memory, its maps."""
 
 import dataclasses
 import functools
@@ -8,38 +8,61 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from marks import variants
+from jax.test_util import check_grads
+from marks import first_of, variants
 from votes import UNOPTIMISED, assert_close
 
-from capsjax.routings import InvertedAttention, SelfAttention
+from capsjax.routings import (
+    EMRouting,
+    InvertedAttention,
+    SelfAttention,
+    VariationalBayesRouting,
+)
 from capsjax.runtime import platforms
 
 B, I, J, D, C = 16, 37, 3, 4, 2  # noqa: E741
-ALGORITHMS = {"self": SelfAttention(), "inverted": InvertedAttention(3)}
-
-
+# EM's temperature is that of few inputs: their sum would hardly matter at its default.
+ALGORITHMS = {
+    "self": SelfAttention(),
+    "inverted": InvertedAttention(3),
+    "em": EMRouting(3, final_inverse_temperature=0.1),
+    "variational_bayes": VariationalBayesRouting(),
+}
 OWN = {SelfAttention: "bias", InvertedAttention: "score"}
 
 
-@pytest.fixture(params=ALGORITHMS)
+def own_parameter(value):
+    """Returns the name and the axes of one of an algorithm's parameters."""
+    name = OWN.get(type(value), "beta_u")
+    return name, value.declared_parameters[name].axes
+
+
+@pytest.fixture(params=first_of(["self", "inverted", "em"], ALGORITHMS))
 def value(request):
     return ALGORITHMS[request.param]
 
 
 @pytest.fixture
 def drawn(value):
-    """Draws capsules, weight, initial logits, and the algorithm's own parameter."""
-    normal = np.random.default_rng(0).normal
-    own = (I, J) if OWN[type(value)] == "bias" else (D,)
+    """Draws capsules, weight, initial logits, and the algorithm's own parameter.
+
+    The activations follow if it takes any.
+    """
+    sizes = {"i": I, "j": J, "d": D}
+    own = tuple(sizes[axis] for axis in own_parameter(value)[1])
+    random = np.random.default_rng(0)
     shapes = (B, I, C), (I, J, D, C), (B, I, J), own
-    return [normal(size=shape).astype(np.float32) for shape in shapes]
+    arrays = [random.normal(size=shape) for shape in shapes]
+    if value.takes_activation:
+        arrays.append(random.uniform(0.1, 1, size=(B, I)))
+    return [array.astype(np.float32) for array in arrays]
 
 
-def route(value, form, capsules, weight, start, own):
+def route(value, form, capsules, weight, start, own, *activation):
     """Returns poses and activations."""
     return dataclasses.replace(value, form=form).from_capsules(
-        *(capsules, weight),
-        parameters={OWN[type(value)]: jnp.asarray(own)},
+        *(capsules, weight, *activation),
+        parameters={own_parameter(value)[0]: jnp.asarray(own)},
         initial_logit=start,
     )[:2]
 
@@ -80,8 +103,22 @@ def test_results_and_all_gradients_equal_those_of_held_votes(drawn, value, is_sh
 def test_block_size_and_platform_change_nothing(drawn, monkeypatch, value, platform):
     row = platforms.platform(platform)._replace(block_bytes=2**10)
     monkeypatch.setattr(platforms, "PLATFORMS", {"cpu": row})
-    operands = [drawn[0][:3], drawn[1], drawn[2][:3], drawn[3]]
+    capsules, weight, start, own, *rest = drawn
+    operands = [capsules[:3], weight, start[:3], own, *(x[:3] for x in rest)]
     assert_close(with_gradients(free(value), operands), exact(value, operands), 2e-5)
+
+
+@pytest.mark.parametrize("name", ["em", *variants("variational_bayes")])
+def test_second_derivatives_are_slopes(name):
+    value = ALGORITHMS[name]
+    random = np.random.default_rng(0)
+    shapes = (2, 5, 2), (5, 2, 3, 2), (2, 5, 2), (2,), (2, 5)
+    with jax.enable_x64(True):
+        operands = tuple(random.uniform(0.1, 1, size=shape) for shape in shapes)
+        gradient = jax.jit(
+            jax.grad(lambda *x: sum(jnp.sum(y**2) for y in free(value)(*x)), (0, 1, 4))
+        )
+        check_grads(gradient, operands, order=1, modes="rev", rtol=1e-5)
 
 
 def test_zero_capsules_give_zero_poses_and_finite_gradients(drawn, value):
@@ -93,32 +130,34 @@ def test_zero_capsules_give_zero_poses_and_finite_gradients(drawn, value):
 
 def test_mapped_examples_are_a_batch(drawn, value):
     expected = exact(value, drawn)
-    mapped = jax.vmap(free(value), (0, None, 0, None))
+    capsules, weight, start, own, *rest = drawn
+    mapped = jax.vmap(free(value), (0, None, 0, None, *[0] * len(rest)))
     assert_close(with_gradients(mapped, drawn), expected, 2e-5)
-    capsules, weight, start, own = drawn
-    halves = [x.reshape(2, B // 2, *x.shape[1:]) for x in (capsules, start)]
-    two = with_gradients(mapped, [halves[0], weight, halves[1], own])
+    halves = [x.reshape(2, B // 2, *x.shape[1:]) for x in (capsules, start, *rest)]
+    operands = [halves[0], weight, halves[1], own, *halves[2:]]
+    two = with_gradients(mapped, operands)
     two = [x.reshape(e.shape) for x, e in zip(two, expected, strict=True)]
     assert_close(two, expected, 2e-5)
 
 
 def test_mapped_batches_of_one_keep_their_own_queries(drawn, value):
-    capsules, weight, _, own = drawn
+    capsules, weight, _, own, *rest = drawn
 
-    def route_one(capsules):
-        return free(value)(capsules[None], weight, None, own)[0][0]
+    def route_one(capsules, *rest):
+        rest = (x[None] for x in rest)
+        return free(value)(capsules[None], weight, None, own, *rest)[0][0]
 
-    mapped = jax.jit(jax.vmap(route_one))(capsules)
-    batch = jax.jit(free(value))(capsules, weight, None, own)[0]
+    mapped = jax.jit(jax.vmap(route_one))(capsules, *rest)
+    batch = jax.jit(free(value))(capsules, weight, None, own, *rest)[0]
     np.testing.assert_allclose(mapped, batch, rtol=1e-4, atol=1e-5)
 
 
 def test_mapped_weights_share_the_capsules(drawn, value):
-    capsules, weight, start, own = drawn
+    capsules, weight, *rest = drawn
     weights = np.stack([weight, 2 * weight])
-    mapped = jax.jit(jax.vmap(free(value), (None, 0, None, None)))
-    results = [np.asarray(x)[1] for x in mapped(capsules, weights, start, own)]
-    assert_close(results, exact(value, [capsules, 2 * weight, start, own])[:2], 2e-5)
+    mapped = jax.jit(jax.vmap(free(value), (None, 0, *[None] * len(rest))))
+    results = [np.asarray(x)[1] for x in mapped(capsules, weights, *rest)]
+    assert_close(results, exact(value, [capsules, 2 * weight, *rest])[:2], 2e-5)
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
@@ -128,7 +167,7 @@ def test_a_sharded_function_s_gradients_equal_one_device_s(drawn, value, check_v
     function = jax.shard_map(
         free(value),
         mesh=mesh,
-        in_specs=(over, same, over, same),
+        in_specs=(over, same, over, same, *[over] * len(drawn[4:])),
         out_specs=over,
         check_vma=check_vma,
     )
@@ -136,8 +175,9 @@ def test_a_sharded_function_s_gradients_equal_one_device_s(drawn, value, check_v
 
 
 def test_memory_is_a_fraction_of_the_votes(value):
-    case = dict(b=128, i=500, j=8, d=16, c=8)
-    axes = ("bic", "ijdc", "ij", "ij" if isinstance(value, SelfAttention) else "d")
+    case = dict(b=128, i=1000, j=8, d=16, c=8)
+    axes = ["bic", "ijdc", "ij", own_parameter(value)[1]]
+    axes += ["bi"] * value.takes_activation
     shapes = [[case[axis] for axis in own] for own in axes]
     arrays = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
 
@@ -145,13 +185,17 @@ def test_memory_is_a_fraction_of_the_votes(value):
         return sum(jnp.sum(x) for x in route(value, "auto", *operands))
 
     program = jax.jit(jax.grad(loss, (0, 1))).lower(*arrays).compile()
-    votes_bytes = 4 * 128 * 500 * 8 * 16
+    votes_bytes = 4 * 128 * 1000 * 8 * 16
     assert program.memory_analysis().temp_size_in_bytes < votes_bytes / 2
 
     def one(capsules, *rest):
-        return sum(jnp.sum(x) for x in route(value, "auto", capsules[None], *rest))
+        *rest, last = rest
+        last = last[None] if value.takes_activation else last
+        return sum(
+            jnp.sum(x) for x in route(value, "auto", capsules[None], *rest, last)
+        )
 
     # One gradient of the weight for all mapped examples, not one for each.
-    mapped = jax.vmap(one, (0, None, None, None))
+    mapped = jax.vmap(one, [0 if "b" in own else None for own in axes])
     program = jax.jit(jax.grad(lambda *x: mapped(*x).sum(), 1)).lower(*arrays).compile()
     assert program.memory_analysis().temp_size_in_bytes < votes_bytes / 2
