@@ -181,5 +181,6 @@ def _route_capsules(
 
     *batch, _, _ = spec_of(capsules)
     specs = P(*batch, None, None), P(*batch, None)
-    routed = Routed(*leave_sharding_to_xla(route, specs, *operands), None)
+    pose, own_activation = leave_sharding_to_xla(route, specs, *operands)
+    routed = Routed(pose, own_activation, None)
     return algorithm.without_absent(routed, competition)
