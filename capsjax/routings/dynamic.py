@@ -174,7 +174,8 @@ class DynamicRouting(VotesFreeAlgorithm, BiasedAlgorithm):
         """Routes as :mod:`capsjax.kernels.dynamic_routing` does."""
         bias = parameters.get("bias")
         if bias is None:
-            bias = jnp.zeros(weight.shape[1:3], weight.dtype)
+            # Of the weight: it varies over the same axes inside ``jax.shard_map``.
+            bias = jnp.zeros_like(weight[0, :, :, 0])
         rounds = kernel.Rounds(
             self.num_iterations, self.none_of_the_above, self.stop_gradient
         )

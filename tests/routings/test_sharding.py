@@ -16,6 +16,7 @@ from marks import first_of, variants
 from votes import UNOPTIMISED
 
 from capsjax import (
+    ROUTINGS,
     DynamicRouting,
     EMRouting,
     InvertedAttention,
@@ -102,6 +103,10 @@ CASES = {
         (layer, NETWORK.clone(routing=SelfRouting()), 8, *IMAGE),
         ((), BATCH),
     ),
+    "network, EM": (
+        (layer, NETWORK.clone(routing=EMRouting()), 64, *IMAGE),
+        ((), BATCH),
+    ),
 }
 
 QUICK = (
@@ -141,6 +146,26 @@ def test_values_and_gradients_equal_one_device_s(kind, name):
         assert one.shape == other.shape
         scale = np.abs(other).max()
         np.testing.assert_allclose(one / scale, other / scale, rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("name", ROUTINGS)
+def test_a_layer_inside_a_sharded_function_gives_one_device_s_numbers(name):
+    """Its weight is on both devices, and 16 examples on each: no votes on a CPU."""
+    value = ROUTINGS[name]()
+    module, capsules = DenseCaps(3, 4, value), jnp.asarray(draw(32, 12, 5))
+    active = (jnp.abs(capsules[..., 0]),) if value.takes_activation else ()
+    params = jax.jit(module.init)(jax.random.key(0), capsules, *active)
+
+    def run(params, *operands):
+        pose, activation, _ = module.apply(params, *operands)
+        return pose, activation
+
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    specs = P(), P("data"), *[P("data")] * len(active)
+    sharded = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=P("data"))
+    actual, expected = (jax.jit(f)(params, capsules, *active) for f in (sharded, run))
+    for a, e in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-6)
 
 
 def test_the_arrays_own_mesh_is_enough():
