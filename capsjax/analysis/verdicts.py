@@ -27,8 +27,8 @@ def verdicts(run: Run, prediction: Prediction) -> list[dict[str, Any]]:
             for name, k in zip(names, order, strict=True)
         }
         answer: dict[str, Any] = {"verdict": names[0], "label": names[0]}
-        # In a softmax, one class is always present.
-        if kind != "logit" or run.num_shown != 1:
+        # The losses of probabilities and logits compare classes: one of them is there.
+        if kind == "length" or run.num_shown != 1:
             answer["num_present"] = int((activation >= PRESENT).sum())
             answer["verdict"] = _verdict(run, names, answer["num_present"])
         answer["lengths" if kind == "length" else "probabilities"] = numbers

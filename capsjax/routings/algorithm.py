@@ -308,7 +308,7 @@ def _route(
 # ---- checks
 
 
-def _check_routed(name: str, routed: Any, votes_shape: tuple[int, ...]) -> None:
+def _check_routed(name: str, routed: Any, votes_shape: tuple[Any, ...]) -> None:
     """Raises if ``route`` does not return what the contract says."""
     if not isinstance(routed, Routed):
         raise AlgorithmError(
@@ -366,7 +366,7 @@ def check_votes(votes: Shaped[ArrayLike, "..."]) -> Float[Array, "*batch i j d"]
 
 
 def check_activation(
-    activation: Shaped[ArrayLike, "..."], shape: tuple[int, ...]
+    activation: Shaped[ArrayLike, "..."], shape: tuple[Any, ...]
 ) -> Float[Array, "*batch i"]:
     """Returns the activations of the inputs as an array.
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from capsjax import CapsNet, load_run, predict
+from capsjax import ROUTINGS, CapsNet, load_run, predict
 from capsjax import config as configs
-from capsjax.analysis.verdicts import judge, verdicts
+from capsjax.analysis.verdicts import judge, numbers_name, verdicts
 from capsjax.data.preparation import Preparation
 from capsjax.storage.run import Prediction, Run
 
@@ -28,19 +28,27 @@ def test_a_folder_that_can_t_be_looked_into_is_reported(capsys):
     assert "name too long" in line
 
 
-def verdict_of(lengths, *, data="mnist", num_shown=1):
-    """The verdict on an image whose ten class capsules have these lengths."""
+def verdict_of(lengths, *, data="mnist", num_shown=1, routing="dynamic"):
+    """The verdict on an image whose ten class capsules have these activations."""
     length = np.full((1, 10), 0.05, np.float32)
     for label, value in lengths.items():
         length[0, label] = value
     run = object.__new__(Run)  # without a folder, and without weights
     run.class_names, run.num_shown = tuple("0123456789"), num_shown
-    run.model = CapsNet()
+    run.model = CapsNet(routing=ROUTINGS[routing]())
     run.config = configs.Config(data=configs.Data(data))
     pose = np.zeros((1, 10, 4), np.float32)
     (answer,) = verdicts(run, Prediction(length.argmax(-1), length, pose))
-    assert list(answer["lengths"].values()) == sorted(answer["lengths"].values())[::-1]
+    numbers = list(answer[numbers_name(answer)].values())
+    assert numbers == sorted(numbers)[::-1]
     return answer["verdict"]
+
+
+def test_a_loss_that_compares_classes_does_not_decide_whether_one_is_there():
+    for activations in ({7: 0.9}, {7: 0.4}, {7: 0.9, 2: 0.6}):
+        assert verdict_of(activations, routing="em") == "7"
+    assert verdict_of({7: 0.9, 2: 0.6}, routing="em", num_shown=None) == "7 and 2"
+    assert verdict_of({7: 0.4}, routing="em", num_shown=None) == "no digit"
 
 
 @pytest.mark.parametrize(
