@@ -13,6 +13,8 @@ authors   Their released code: margin loss / 20, primary capsules / 32, all bias
           truncated normals. They trained 640 epochs; this recipe trains 10.
 one_round, no_reconstruction, one_round_no_reconstruction
           ``paper`` with 1 round of routing, without reconstruction, or both.
+narrow    A quarter of the features and of the primary capsules, a small decoder: the
+          network of 1 million parameters that comes with capsjax.
 cnn       The paper's baseline of 35.4 million parameters, Adam at 0.001, cosine.
 smoke     A narrow network and a fifth of the images: half a minute on two cores.
 
@@ -76,6 +78,11 @@ RECIPES = {
         ),
         loss=AutoLoss(weight=1 / 20),
         optimizer=Adam(schedule="exponential", floor=1e-6),
+    ),
+    "narrow": Config(
+        num_epochs=12,
+        model=CapsNet(conv_features=64, primary_types=8, decoder_features=(128, 256)),
+        optimizer=Adam(learning_rate=0.003, b2=0.99),
     ),
     "cnn": Config(model=BaselineCNN()),
     "smoke": smoke(Config()),
