@@ -2,17 +2,20 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from capsjax.ops import safe_norm, squash
 from capsjax.routings.algorithm import BiasedAlgorithm, Routed
 from capsjax.routings.competition import Competition
+from capsjax.routings.votes_free import VotesFreeAlgorithm
 
 
 @dataclasses.dataclass(frozen=True)
-class UniformRouting(BiasedAlgorithm):
+class UniformRouting(VotesFreeAlgorithm, BiasedAlgorithm):
     r"""One round without agreement: ``v_j = squash(sum_i u_hat_{j|i} / J + bias_j)``.
 
     This is dynamic routing with one round, the baseline that shows the effect of more.
@@ -32,7 +35,32 @@ class UniformRouting(BiasedAlgorithm):
         """Adds up the votes in shares that only initial logits and masks change."""
         coupling = competition.start(votes)
         s = jnp.einsum("...ij,...ijd->...jd", coupling, votes)
-        if "bias" in parameters:
-            s = s + jnp.broadcast_to(parameters["bias"], s.shape)
-        pose = squash(s)
-        return Routed(pose, safe_norm(pose), coupling)
+        return _routed(s, parameters, coupling)
+
+    def route_capsules(
+        self,
+        capsules: Float[Array, "*batch i c"],
+        weight: Float[Array, "i j d c"],
+        activation: Float[Array, "*batch i"] | None,
+        parameters: Mapping[str, Array],
+        competition: Competition,
+    ) -> Routed:
+        """Adds up the votes in one product, as their shares are known before them."""
+        start = competition.start_logit(capsules.dtype)
+        if start is None:
+            s = jnp.einsum("...ic,ijdc->...jd", capsules, weight / weight.shape[1])
+        else:
+            # Shares of capsules, before the matrices: fewer numbers than votes have.
+            share = jax.nn.softmax(start, axis=-1)
+            sent = jnp.einsum("...ij,...ic->...ijc", share, capsules)
+            s = jnp.einsum("...ijc,ijdc->...jd", sent, weight)
+        return _routed(s, parameters, None)
+
+
+def _routed(
+    s: Float[Array, "*batch j d"], parameters: Mapping[str, Array], coupling: Any
+) -> Routed:
+    if "bias" in parameters:
+        s = s + jnp.broadcast_to(parameters["bias"], s.shape)
+    pose = squash(s)
+    return Routed(pose, safe_norm(pose), coupling)
