@@ -154,15 +154,14 @@ def couplings(
         num_iterations: Number of rounds; by default the network's own.
     """
     model = _staged(run)
-    weights = dict(run.params["params"]["class_caps"])
     primary = model.apply(run.params, jnp.asarray(image), method=model.primary)
     capsules = primary.reshape(len(image), -1, primary.shape[-1])
-    votes = cast_votes(capsules, weights.pop("weight"))
-    routing = model.routing
-    num_rounds = num_iterations or routing.num_rounds or 1
-    rounds: list[Any] = [
-        routing.with_rounds(r + 1)(votes, parameters=weights) for r in range(num_rounds)
-    ]
+    votes = cast_votes(capsules, run.params["params"]["class_caps"]["weight"])
+    routing = model.routing.with_couplings()
+    rounds: list[Any] = []
+    for number in range(1, 1 + (num_iterations or routing.num_rounds or 1)):
+        one = model.clone(routing=routing.with_rounds(number))
+        rounds.append(one.apply(run.params, primary, method=one.route))
     winner = jnp.argmax(rounds[-1].activation, axis=-1)
     shares, changes = [], []
     for routed in rounds:

@@ -101,6 +101,10 @@ class Algorithm(abc.ABC):
         value: Any = self
         return dataclasses.replace(value, num_iterations=num_rounds)
 
+    def with_couplings(self) -> "Algorithm":
+        """Returns the same algorithm, whose ``from_capsules`` returns couplings."""
+        return self
+
     @abc.abstractmethod
     def route(
         self,

@@ -51,6 +51,10 @@ class VotesFreeAlgorithm(Algorithm):
         if self.form not in FORMS:
             raise ValueError(f"form must be one of {FORMS}, got {self.form!r}.")
 
+    def with_couplings(self) -> "VotesFreeAlgorithm":
+        """Returns the same algorithm, which holds the votes."""
+        return dataclasses.replace(self, form="votes")
+
     @property
     def holds_votes(self) -> bool | None:
         """Whether the votes are held; None if size and platform decide."""

@@ -5,7 +5,6 @@
 Draws into routing.png, and prints the numbers of docs/routing.md.
 """
 
-import dataclasses
 import math
 import pathlib
 
@@ -55,8 +54,6 @@ def route(algorithm: Algorithm, points: np.ndarray) -> Routed:
     All inputs are equally active. Their poses are drawn with length 1/3, and have
     matrices that turn them into the votes.
     """
-    if hasattr(algorithm, "form"):  # Only held votes have couplings.
-        algorithm = dataclasses.replace(algorithm, form="votes")
     votes = (points @ TO_VOTE.T).astype(np.float32)
     i, j, d = votes.shape
     capsules = np.random.default_rng(1).normal(size=(i, d)).astype(np.float32)
@@ -68,7 +65,9 @@ def route(algorithm: Algorithm, points: np.ndarray) -> Routed:
         for name, own in algorithm.declared_parameters.items()
     }
     active = np.ones(i, np.float32) if algorithm.takes_activation else None
-    routed = algorithm.from_capsules(capsules, weight, active, parameters=parameters)
+    routed = algorithm.with_couplings().from_capsules(
+        capsules, weight, active, parameters=parameters
+    )
     return Routed(*(np.asarray(array) for array in routed))
 
 
