@@ -10,6 +10,7 @@ Tables in Markdown go to stdout. All programs are compiled first; then each repe
 every program, so that other work on the machine disturbs all alike. It runs twice; the
 second run is timed, with its memory at hand. Compare rows of one run only, by "times
 faster": the median over the repeats of the plain loop's time divided by the form's own.
+``routing_algorithms.py`` measures the other algorithms.
 """
 
 import argparse
@@ -137,7 +138,7 @@ class Program(NamedTuple):
     """One compiled function with its operands."""
 
     run: Callable[..., Any]
-    operands: tuple[jax.Array, ...]
+    operands: tuple[Any, ...]
     compile_seconds: float
     temporary_bytes: int
 
@@ -146,6 +147,16 @@ class Program(NamedTuple):
         start = time.perf_counter()
         jax.block_until_ready(self.run(*self.operands))
         return 1e3 * (time.perf_counter() - start)
+
+
+def compile_function(function: Callable[..., Any], *operands: Any) -> Program:
+    """Compiles a function for its operands."""
+    start = time.perf_counter()
+    run = jax.jit(function).lower(*operands).compile()
+    seconds = time.perf_counter() - start
+    memory = run.memory_analysis()
+    assert memory is not None
+    return Program(run, operands, seconds, memory.temp_size_in_bytes)
 
 
 def compile_program(form: Form, problem: Problem, *, backward: bool) -> Program:
@@ -157,12 +168,7 @@ def compile_program(form: Form, problem: Problem, *, backward: bool) -> Program:
         return pose, pullback(gradient)
 
     operands = problem.operands(form.dtype)[: 3 if backward else 2]
-    start = time.perf_counter()
-    run = jax.jit(with_gradients if backward else route).lower(*operands).compile()
-    seconds = time.perf_counter() - start
-    memory = run.memory_analysis()
-    assert memory is not None
-    return Program(run, operands, seconds, memory.temp_size_in_bytes)
+    return compile_function(with_gradients if backward else route, *operands)
 
 
 def measure(programs: dict[Any, Program], repeats: int) -> dict[Any, list[float]]:

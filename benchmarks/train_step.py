@@ -45,6 +45,8 @@ BATCHES |= {"inference": (128, 1), "pages": (128,)}
 TYPED_PARTS = ("conv", "primary", "decoder")
 OTHER_PARTS = ("shift", "warp", "elastic", "squash", "routing", "adam")
 DTYPES = ("float32", "bfloat16")
+# Programs that run in PyTorch's environment.
+TORCH = {"torch": "torch_capsnet.py", "torch routing": "torch_routings.py"}
 # Large pages, and freed memory kept: what glibc does without privilege.
 LARGE = "glibc.malloc.hugetlb=1"
 KEPT = f"{LARGE}:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold={2**40}"
@@ -65,8 +67,8 @@ class Contender(NamedTuple):
 
     def command(self, torch_python):
         script = [sys.executable, FOLDER / "worker.py", "--program", self.program]
-        if self.program == "torch":
-            script = [torch_python, FOLDER / "peers" / "torch_capsnet.py"]
+        if self.program in TORCH:
+            script = [torch_python, FOLDER / "peers" / TORCH[self.program]]
         flags = [
             part
             for name, value in self.options.items()

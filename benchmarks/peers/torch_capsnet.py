@@ -39,10 +39,14 @@ def squash(s):
     return s * length / (1 + length * length)
 
 
+def cast_votes(capsules, weight):
+    # In this order of axes the products of a routing read memory in order: 1.4 times
+    # faster than [b, i, j, d].
+    return torch.einsum("ijdc,bic->bjid", weight, capsules).contiguous()
+
+
 def route(capsules, weight, num_iterations=3):
-    # In this order of axes the products below read memory in order: 1.4 times faster
-    # than [b, i, j, d].
-    votes = torch.einsum("ijdc,bic->bjid", weight, capsules).contiguous()
+    votes = cast_votes(capsules, weight)
     logit = votes.new_zeros(votes.shape[:-1])
     for iteration in range(num_iterations):
         coupling = torch.softmax(logit, dim=1)
