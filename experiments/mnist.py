@@ -14,7 +14,7 @@ authors   Their released code: margin loss / 20, primary capsules / 32, all bias
 one_round, no_reconstruction, one_round_no_reconstruction
           ``paper`` with 1 round of routing, without reconstruction, or both.
 narrow    A quarter of the features and of the primary capsules, a small decoder: the
-          network of 1 million parameters that comes with capsjax.
+          network of 1 million parameters that comes with capsjax. Images are warped.
 cnn       The paper's baseline of 35.4 million parameters, Adam at 0.001, cosine.
 smoke     A narrow network and a fifth of the images: half a minute on two cores.
 
@@ -26,7 +26,7 @@ import dataclasses
 from capsjax import CapsNet, DynamicRouting
 from capsjax.config import Adam, Config
 from capsjax.config.recipes import choose, smoke
-from capsjax.data.augment import Shift
+from capsjax.data.augment import Shift, Warp
 from capsjax.losses import AutoLoss
 from capsjax.models import BaselineCNN
 
@@ -81,6 +81,7 @@ RECIPES = {
     ),
     "narrow": Config(
         num_epochs=12,
+        augmentation=Warp(),
         model=CapsNet(conv_features=64, primary_types=8, decoder_features=(128, 256)),
         optimizer=Adam(learning_rate=0.003, b2=0.99),
     ),
