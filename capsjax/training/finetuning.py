@@ -26,6 +26,8 @@ class Start(NamedTuple):
         variables: Its variables, on the host.
         taken: Names of the variables that replace the random ones.
         anew: Names of the variables that start at random.
+        num_taken: Number of the arrays that replace random ones.
+        num_arrays: Number of all arrays of the network.
     """
 
     run: str
@@ -33,11 +35,14 @@ class Start(NamedTuple):
     variables: Any
     taken: tuple[str, ...]
     anew: tuple[str, ...]
+    num_taken: int
+    num_arrays: int
 
     def __str__(self) -> str:
         anew = f"; {', '.join(self.anew)} start anew" if self.anew else ""
         return (
-            f"the weights start as {self.run} has them after step {self.step}: "
+            f"{self.num_taken} of the network's {self.num_arrays} arrays start as "
+            f"{self.run} has them after step {self.step}: "
             f"{', '.join(self.taken)}{anew}"
         )
 
@@ -55,7 +60,8 @@ def read_start(
     """Reads the weights that ``config.init_from`` names; None if it names none.
 
     Raises:
-        ConfigError: If there is no such run, or none of its weights fits.
+        ConfigError: If there is no such run, none of its weights fits, or weights start
+            anew that ``config.freeze`` names.
     """
     if not config.init_from:
         return None
@@ -78,9 +84,16 @@ def read_start(
             f"which has {', '.join(_short(own, own))}."
         )
     anew = [name for name in own if name not in taken]
-    return Start(
-        config.init_from, run.step, variables, _short(taken, own), _short(anew, own)
-    )
+    for name in anew:
+        collection, part, *_ = name.split("/")
+        if collection == "params" and part in config.freeze:
+            there = f"{other[name].shape} there" if name in other else "not there"
+            raise configs.ConfigError(
+                f"config.freeze has {part!r}, which starts anew in spite of {where}: "
+                f"{name} is {own[name].shape} in this network and {there}."
+            )
+    lists = _short(taken, own), _short(anew, own)
+    return Start(config.init_from, run.step, variables, *lists, len(taken), len(own))
 
 
 def check_freeze(config: configs.Config, variables: Any) -> None:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from bars import bars
-from tiny import tiny
+from tiny import tiny, tiny_model
 
 import capsjax
 from capsjax import config as configs
@@ -61,6 +61,7 @@ def test_history_names_what_was_taken_and_what_starts_anew(source, tuned):
         "primary_caps",
     ]
     assert about["anew"] == ["class_caps", "decoder/Dense_0/kernel"]
+    assert (about["num_taken"], about["num_arrays"]) == (7, 9)
 
 
 def test_without_a_step_all_weights_are_the_other_runs(source, tmp_path, monkeypatch):
@@ -116,6 +117,18 @@ WRONG = [
         "decoder leaves nothing to train: the network has class_caps, conv, ",
     ),
     ({"model": capsjax.models.BaselineCNN()}, "none of its weights has a name and sha"),
+    (
+        {"freeze": ("conv",), "model": tiny_model().clone(conv_features=4)},
+        r"config.freeze has 'conv', which starts anew in spite of config.init_from=.*: "
+        r"params/conv/kernel is \(9, 9, 1, 4\) in this network and \(9, .*, 8\) there",
+    ),
+    (
+        {
+            "freeze": ("class_caps",),
+            "model": tiny_model(routing=capsjax.DynamicRouting(bias=0.1)),
+        },
+        r"'class_caps', which .*: params/class_caps/bias is \(4, 4\) .* and not there",
+    ),
 ]
 
 
