@@ -17,6 +17,9 @@ from capsjax.bounds import Share, Weight
 from capsjax.ops import require_unit_scale
 
 ActivationKind = Literal["length", "probability", "logit"]
+# The least length or probability of a class that is present: half way between the
+# margin loss's lengths of absent and present capsules.
+PRESENT = 0.5
 
 
 def margin_loss(

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from capsjax.training.objective import PRESENT
+from capsjax.losses import PRESENT
 
 
 class Scores(NamedTuple):

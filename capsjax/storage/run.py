@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped, UInt8
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
 from capsjax import config as configs
 from capsjax.data.augment import scale_to_unit
 from capsjax.data.crop import crop_middle, cropped_shape
 from capsjax.data.preparation import LARGEST_SIDE, Preparation, first_edition
-from capsjax.losses import ActivationKind, Loss, fitting_loss
+from capsjax.losses import PRESENT, ActivationKind, Loss, fitting_loss
 from capsjax.models import Network, prepare
 from capsjax.models.network import (
     activation_kind,
@@ -51,6 +51,14 @@ class Prediction(NamedTuple):
     def length(self) -> Float[np.ndarray, "n classes"]:
         """Former name of ``activation``."""
         return self.activation
+
+    @property
+    def present(self) -> Bool[np.ndarray, "n classes"]:
+        """True for each class whose activation is at least 0.5.
+
+        This is the verdict where images show different numbers of classes.
+        """
+        return self.activation >= PRESENT
 
 
 class Features(NamedTuple):
@@ -187,6 +195,11 @@ class Run:
             image: One image ``[h, w, c]`` or several ``[n, h, w, c]`` of
                 ``image_shape``, uint8 from 0 to 255. A network trained on crops sees
                 the middle of them.
+
+        Returns:
+            The prediction: ``label``, the most active class of each image; ``present``,
+            all of its classes, where images show several or none; ``activation`` and
+            ``pose`` of every class.
 
         Raises:
             ValueError: If the images have another shape.

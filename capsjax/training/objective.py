@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from capsjax.losses import ActivationKind, Loss, reconstruction_loss
+from capsjax.losses import PRESENT, ActivationKind, Loss, reconstruction_loss
 from capsjax.models import Network
 from capsjax.models.network import can_draw
 from capsjax.ops import mask_longest, split_mask
@@ -18,8 +18,6 @@ Label = Int[Array, " batch"] | Bool[Array, "batch n"]
 # Factors of the loss by the image's class; or, where images show several, by class, for
 # absent and for present ones.
 ClassWeight = Float[np.ndarray, " n"] | Float[np.ndarray, "2 n"]
-# Half way between the margin loss's lengths of absent and present capsules.
-PRESENT = 0.5
 
 
 class Metrics(NamedTuple):

@@ -72,6 +72,13 @@ def test_features_are_the_capsules_of_the_network(trained):
         run.features(seen)
 
 
+def test_a_class_is_present_from_one_half_on(trained):
+    run, _ = trained
+    prediction = run.predict(SETS[1].image[:2])
+    prediction = prediction._replace(activation=np.array([[0.5, 0.7, 0.49]]))
+    assert prediction.present.tolist() == [[True, True, False]]
+
+
 def test_an_exception_in_on_metrics_ends_the_run_which_resumes(trained, tmp_path):
     whole, _ = trained
 
