@@ -192,7 +192,6 @@ def tweaked(
     """Draws a class capsule while each component of its pose moves."""
     moved = np.asarray(tweak_pose(pose, low=low, high=high, num_steps=_NUM_STEPS))
     dim = moved.shape[-1]
-    poses = np.zeros((dim * _NUM_STEPS, len(run.class_names), dim), np.float32)
-    poses[:, label] = moved.reshape(-1, dim)
+    poses = moved.reshape(-1, dim)
     drawn = run.draw(poses, np.full(len(poses), label))
     return drawn.reshape(dim, _NUM_STEPS, *run.model.image_shape)

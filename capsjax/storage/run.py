@@ -263,29 +263,55 @@ class Run:
         return np.asarray(crop_middle(image, self.model.image_shape))
 
     def draw(
-        self, pose: Float[Any, "n classes d"], label: Int[Any, " n"]
+        self, pose: Shaped[Any, "..."], label: Shaped[Any, "..."]
     ) -> Float[np.ndarray, "n h w c"]:
         """Draws images from the labels' capsules, with pixels from 0 to 1.
 
         Args:
-            pose: The poses of all class capsules.
-            label: The capsule to draw from, for each image.
+            pose: The poses of all class capsules, ``[n, classes, d]``, or of the
+                labels' capsules alone, ``[n, d]``.
+            label: The capsule to draw from, for each image: integers ``[n]``.
 
         Returns:
             Images of the size that the network sees.
 
         Raises:
-            ValueError: If the network draws nothing.
+            ValueError: If the network draws nothing, or poses or labels do not fit it.
         """
         if not can_draw(self.model):
             raise ValueError(
                 f"the network of {self.workdir.path} draws nothing: "
                 f"{type(self.model).__name__} has no decode."
             )
+        pose, label = np.asarray(pose), np.asarray(label)
+        classes, d = self._pose_shape
+        if pose.shape[1:] not in ((classes, d), (d,)):
+            raise ValueError(
+                f"pose must be [n, {classes}, {d}], or [n, {d}] of the labels' "
+                f"capsules; got shape {pose.shape}."
+            )
         if not len(pose):
             return np.zeros((0, *self.model.image_shape), np.float32)
-        mask = jax.nn.one_hot(label, len(self.class_names), dtype=jnp.float32)
+        if label.shape != pose.shape[:1] or not np.issubdtype(label.dtype, np.integer):
+            raise ValueError(
+                f"label must be {len(pose)} integers, one for each pose; got "
+                f"{label.dtype} of shape {label.shape}."
+            )
+        if (outside := label[(label < 0) | (label >= classes)]).size:
+            raise ValueError(
+                f"label must be from 0 to {classes - 1}; got {outside[0]}."
+            )
+        if pose.ndim == 2:  # The mask lets through no other capsule's.
+            pose = np.broadcast_to(pose[:, None], (len(pose), classes, d))
+        mask = jax.nn.one_hot(label, classes, dtype=jnp.float32)
         return np.asarray(self._decode(self.params, pose, mask))
+
+    @functools.cached_property
+    def _pose_shape(self) -> tuple[int, ...]:
+        """Number of class capsules, and of the components of each."""
+        image = jnp.zeros((1, *self.model.image_shape), jnp.float32)
+        encode = functools.partial(self.model.apply, method=self.model.encode)
+        return jax.eval_shape(encode, self.params, image).pose.shape[1:]
 
     @functools.cached_property
     def _decode(self) -> Any:

@@ -79,6 +79,25 @@ def test_a_class_is_present_from_one_half_on(trained):
     assert prediction.present.tolist() == [[True, True, False]]
 
 
+def test_the_labels_capsules_alone_are_drawn_from(trained):
+    """Tweaked poses are drawn as they are."""
+    run, _ = trained
+    pose, label = run.predict(SETS[1].image[:3]).pose, np.array([2, 0, 1])
+    own = pose[np.arange(3), label]
+    np.testing.assert_array_equal(run.draw(own, label), run.draw(pose, label))
+    moved = capsjax.tweak_pose(own[0]).reshape(-1, 4)
+    assert run.draw(moved, np.full(44, 2)).shape == (44, 28, 28, 1)
+    for poses, labels, message in (
+        (pose[:, :2], label, r"pose must be \[n, 3, 4\], or \[n, 4\] .*\(3, 2, 4\)"),
+        (own[0], label, r"pose must be .* got shape \(4,\)"),
+        (pose, label[:2], r"label must be 3 integers, .* got int64 of shape \(2,\)"),
+        (pose, label / 1, "label must be 3 integers, one for each pose; got float64"),
+        (pose, label + 1, "label must be from 0 to 2; got 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run.draw(poses, labels)
+
+
 def test_an_exception_in_on_metrics_ends_the_run_which_resumes(trained, tmp_path):
     whole, _ = trained
 
