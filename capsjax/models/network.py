@@ -106,6 +106,25 @@ def bind(network: Any, image_shape: tuple[int, int, int], num_classes: int) -> N
     Raises:
         NetworkError: If it is not a Linen module, or lacks a field or ``encode``.
     """
+    _require_network(network)
+    whole: Any = network.clone(image_shape=image_shape, num_classes=num_classes)
+    activation_kind(whole)
+    return whole
+
+
+def require_bound(network: Any) -> None:
+    """Raises if a network does not fulfil the contract, or is not bound to a data set.
+
+    Raises:
+        NetworkError: If it lacks a field, ``encode`` or the kind of its activations.
+        ValueError: If ``image_shape`` or ``num_classes`` have no values yet.
+    """
+    _require_network(network)
+    require_data(network)
+    activation_kind(network)
+
+
+def _require_network(network: Any) -> None:
     name = type(network).__name__
     if not isinstance(network, nn.Module):
         raise NetworkError(f"{name} is no Flax Linen module, got {network!r}.")
@@ -115,9 +134,6 @@ def bind(network: Any, image_shape: tuple[int, int, int], num_classes: int) -> N
         missing.append("the method encode(image, *, is_training)")
     if missing:
         raise NetworkError(f"{name} must have {' and '.join(missing)}.")
-    whole: Any = network.clone(image_shape=image_shape, num_classes=num_classes)
-    activation_kind(whole)
-    return whole
 
 
 def _takes_training(encode: Any) -> bool:
@@ -254,7 +270,7 @@ def num_parameters(params: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-# ---- checks for the networks of capsjax
+# ---- checks of fields and images
 
 
 def require_data(network: Network) -> None:

@@ -7,8 +7,7 @@ from typing import Any
 
 from capsjax import config as configs
 from capsjax.data.preparation import Preparation
-from capsjax.models import Network
-from capsjax.models.network import UNKNOWN_SHAPE, bind
+from capsjax.models.network import UNKNOWN_SHAPE, require_bound
 from capsjax.models.variables import require_variables
 from capsjax.storage.checkpoints import Checkpoints
 from capsjax.storage.files import WorkdirError, write_json
@@ -21,7 +20,7 @@ UNKNOWN_DATA = "unknown"
 
 def save_run(
     path: str | os.PathLike[str],
-    model: Network,
+    model: Any,
     params: Any,
     *,
     class_names: Sequence[str] | None = None,
@@ -35,20 +34,22 @@ def save_run(
 
     Args:
         path: The folder of the run, which must not hold one.
-        model: The network, with its ``image_shape`` and ``num_classes``.
-        params: Its variables, as Flax's ``init`` returns them.
+        model: The network: a Flax Linen module with ``encode``, and with values in its
+            fields ``image_shape`` and ``num_classes``. See docs/networks.md.
+        params: Its variables, as ``model.init(key, image, method="encode")`` returns
+            them; with those of ``decode``, if the network draws.
         class_names: Names of the classes; by default their numbers.
         preparation: How a picture becomes an image of that shape; by default it is
             scaled at most.
         config: A config whose loss and data set the run keeps.
 
     Raises:
-        ValueError: If the network lacks a field, or the variables or the names do not
-            fit it.
+        ValueError: If the network lacks a field or ``encode``, or the variables or the
+            names do not fit it.
         WorkdirError: If the folder holds a run, or can't be written.
     """
     # Check network, variables and names; nothing is written yet.
-    bind(model, model.image_shape, model.num_classes)
+    require_bound(model)
     require_variables(model, params)
     names = [str(n) for n in range(model.num_classes)]
     if class_names is not None:
@@ -61,8 +62,7 @@ def save_run(
     config = config or configs.Config(data=configs.Data(name=UNKNOWN_DATA))
     if config.data.crop:
         raise ValueError("config.data.crop must be 0: images are of model.image_shape.")
-    unbound: Any = model
-    unbound = unbound.clone(image_shape=UNKNOWN_SHAPE, num_classes=0)
+    unbound = model.clone(image_shape=UNKNOWN_SHAPE, num_classes=0)
     config = dataclasses.replace(config, model=unbound)
     configs.validate(config)
     preparation = preparation or Preparation("as_is", *model.image_shape)

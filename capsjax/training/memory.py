@@ -18,7 +18,7 @@ from capsjax import config as configs
 from capsjax.data import Batch, Dataset, Generated
 from capsjax.losses import Loss, fitting_loss
 from capsjax.models import Network
-from capsjax.models.network import activation_kind, bind
+from capsjax.models.network import activation_kind, require_bound
 from capsjax.runtime.devices import AXIS
 from capsjax.training.evaluation import make_eval_step
 from capsjax.training.feed import is_held, num_bytes, steps_per_dispatch
@@ -79,7 +79,7 @@ def estimate_memory(
 
 
 def memory_estimate(
-    model: Network, batch: int, *, config: configs.Config | None = None
+    model: Any, batch: int, *, config: configs.Config | None = None
 ) -> Memory:
     """Estimates the memory of training a network, before any is allocated.
 
@@ -101,7 +101,7 @@ def memory_estimate(
             f"batch must be a positive multiple of the {jax.device_count()} devices, "
             f"got {batch!r}."
         )
-    bind(model, model.image_shape, model.num_classes)
+    require_bound(model)
     config = dataclasses.replace(config or configs.Config(), batch_size=batch)
     config.eval_batch_size = batch
     loss = fitting_loss(config.loss, activation_kind(model))

@@ -1,5 +1,6 @@
 """Weights that somebody trained in a loop of their own become a run."""
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -127,6 +128,22 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(
     with pytest.raises(ValueError, match=message):
         capsjax.save_run(tmp_path / "run", MODEL, params, **options)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Dense(3), "Dense must have the annotated field image_shape and .* encode"),
+        (tiny_model(), "CapsNet needs image_shape and num_classes, got image_shape=.0"),
+    ],
+)
+def test_what_is_no_bound_network_is_named(params, tmp_path, model, message):
+    for use in (
+        lambda: capsjax.save_run(tmp_path / "run", model, params),
+        lambda: capsjax.memory_estimate(model, 8),
+    ):
+        with pytest.raises(ValueError, match=message):
+            use()
 
 
 def test_a_folder_with_a_run_is_left_alone(saved, params):
