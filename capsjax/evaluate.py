@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--data",
         metavar="NAME",
-        help="another data set with the same image shape and classes, or its folder",
+        help="another data set with the same image shape and classes: its name, its "
+        "folder, FILE.npz or FILE.csv",
     )
     parser.add_argument(
         "--no-figures", action="store_true", help="only print, write nothing"
@@ -69,7 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for run in runs:
         is_alone = len(runs) == 1
         members.append(evaluate_run(run, dataset, looks_inside=is_alone))
-        what = f"{run.workdir.path}, step {run.step}, learnt {run.config.data.name}"
+        origin = f"step {run.step}, learnt {run.config.data.name}"
+        if run.workdir.is_untrained:
+            origin = "weights of save_run"
+        what = f"{run.workdir.path}, {origin}"
         result = summary(members[-1].metrics, len(dataset))
         lines.append(what if is_alone else f"{what}: {result}")
     evaluation = members[0]

@@ -94,7 +94,7 @@ def read_run(path: str | pathlib.Path, own: configs.Config | None = None) -> Run
     workdir = Workdir(path)
     # Fields newer than the file get their defaults.
     config = configs.to_dict(workdir.read_config(own))
-    if not workdir.result.exists() and not workdir.metrics.exists():
+    if workdir.is_untrained:
         raise WorkdirError(
             f"{path} has no training to report on: its weights were saved by save_run. "
             "capsjax.evaluate measures them."

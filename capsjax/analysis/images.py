@@ -38,9 +38,11 @@ def load_test_set(runs: Sequence[Run], name: str | None) -> Dataset:
         dataset = _load_pictures(first, *pictures, load_split)
     else:
         if name is None and first.in_memory:
+            whose = f"{first.workdir.path} keeps no images, which were arrays in memory"
+            if first.workdir.is_untrained:
+                whose = f"save_run made {first.workdir.path}, which has no images"
             raise DatasetError(
-                f"the images of {first.workdir.path} were arrays in memory, which it "
-                "does not keep: name them by --data FILE.npz, FILE.csv or FOLDER"
+                f"{whose}: name them by --data FILE.npz, FILE.csv or FOLDER"
             )
         rule = first.workdir.split_rule()
         try:

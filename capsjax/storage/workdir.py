@@ -132,6 +132,13 @@ class Workdir:
         """True if there is a checkpoint, perhaps a damaged one."""
         return self.checkpoints.exists() and any(self.checkpoints.iterdir())
 
+    @property
+    def is_untrained(self) -> bool:
+        """True if ``save_run`` made the run, of weights: it has no images."""
+        with contextlib.suppress(WorkdirError, AttributeError):
+            return self.read_json(self.dataset).get("splits") == {}
+        return False
+
     def require_plain_files(self) -> None:
         """Raises if the folder holds anything besides files and folders.
 

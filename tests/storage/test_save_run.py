@@ -47,11 +47,13 @@ def test_evaluate_and_predict_open_it(saved, tmp_path, capsys):
     path = str(saved.workdir.path)
     data = str(tmp_path / "pictures")
     assert evaluate.main(["--workdir", path, "--data", data, "--no-figures"]) == 0
-    assert capsys.readouterr().out.startswith("6 test images of ")
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith("6 test images of ")
+    assert second == f"{path}, weights of save_run"
     assert predict.main(["--workdir", path, f"{data}/a/0.png"]) == 0
     # Without --data nobody knows which images are meant.
     assert evaluate.main(["--workdir", path]) == 1
-    message = "were arrays in memory, which it does not keep: name them by --data FILE"
+    message = f"save_run made {path}, which has no images: name them by --data FILE"
     assert message in capsys.readouterr().err
     assert report.main([path]) == 1
     assert "its weights were saved by save_run" in capsys.readouterr().err
