@@ -25,7 +25,12 @@ from capsjax.runtime.devices import require_devices
 from capsjax.storage.checkpoints import CheckpointError
 from capsjax.storage.files import WorkdirError, write_json
 from capsjax.storage.run import Run, load_run
-from capsjax.training.command_line import UsageError, add_experiment, experiment
+from capsjax.training.command_line import (
+    Once,
+    UsageError,
+    add_experiment,
+    experiment,
+)
 
 
 @command("capsjax.evaluate", WorkdirError, CheckpointError, UsageError, ValueError)
@@ -37,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--workdir",
+        action=Once,
         nargs="+",
         required=True,
         metavar="DIR",
@@ -44,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--data",
+        action=Once,
         metavar="NAME",
         help="another data set with the same image shape and classes: its name, its "
         "folder, FILE.npz or FILE.csv",

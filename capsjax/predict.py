@@ -24,7 +24,12 @@ from capsjax.runtime.paths import expanded
 from capsjax.storage.checkpoints import CheckpointError
 from capsjax.storage.files import WorkdirError
 from capsjax.storage.run import load_run
-from capsjax.training.command_line import UsageError, add_experiment, experiment
+from capsjax.training.command_line import (
+    Once,
+    UsageError,
+    add_experiment,
+    experiment,
+)
 
 _NAME = "capsjax.predict"
 
@@ -36,7 +41,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files or folders")
-    parser.add_argument("--workdir", required=True, help="the folder of a trained run")
+    parser.add_argument(
+        "--workdir", action=Once, required=True, help="the folder of a trained run"
+    )
     parser.add_argument(
         "--invert",
         action=argparse.BooleanOptionalAction,

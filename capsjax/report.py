@@ -10,17 +10,26 @@ Runs of a recipe must agree in everything but the seed.
 
 ``--average data.path`` averages over that field too, for example over the folders of a
 cross validation; ``--by model.routing.num_iterations`` makes a row for each value of a
-field. Runs whose settings changed are averaged only with runs of the same changes.
+field. ``--config`` may be given several times, for runs with classes of their own.
+Runs whose settings changed are averaged only with runs of the same changes.
 """
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 
 from capsjax.analysis.comparison import gather, name_of, notes, read_run, table
+from capsjax.config import Config
 from capsjax.runtime.console import answer, command
 from capsjax.storage.files import WorkdirError
-from capsjax.training.command_line import UsageError, add_experiment, experiment
+from capsjax.storage.workdir import Workdir
+from capsjax.training.command_line import (
+    Once,
+    UsageError,
+    add_experiment,
+    experiment,
+)
 
 
 @command("capsjax.report", WorkdirError, UsageError, ValueError)
@@ -32,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("workdirs", nargs="+", metavar="DIR", help="folders of runs")
-    parser.add_argument("--figure", help="file to draw the validation curves into")
+    parser.add_argument(
+        "--figure", action=Once, help="file to draw the validation curves into"
+    )
     for name, what in (
         ("average", "average runs that differ in this field too, e.g. data.path"),
         ("by", "make a row for each value of this field"),
@@ -40,10 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument(
             f"--{name}", action="append", default=[], metavar="FIELD", help=what
         )
-    add_experiment(parser)
+    add_experiment(parser, action="append")
     arguments = parser.parse_args(argv)
-    own = experiment(arguments.config)
-    runs = [read_run(path, own) for path in arguments.workdirs]
+    owns = [experiment(file) for file in arguments.config or [None]]
+    runs = [read_run(path, _fitting(path, owns)) for path in arguments.workdirs]
     groups = gather(runs, average=arguments.average, by=arguments.by)
     try:
         answer(*table(groups, arguments.by).splitlines(), *notes(groups))
@@ -56,6 +67,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             }
             plots.save(plots.validation_curves(curves), arguments.figure)
     return 0
+
+
+def _fitting(path: str, owns: Sequence[Config | None]) -> Config | None:
+    """Returns the config that has a run's own classes; the last one if none has."""
+    for own in owns[:-1]:
+        with contextlib.suppress(WorkdirError):
+            Workdir(path).read_config(own)
+            return own
+    return owns[-1]
 
 
 if __name__ == "__main__":

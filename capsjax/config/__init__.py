@@ -16,7 +16,7 @@ from capsjax.config.sections import (
     to_dict,
     validate,
 )
-from capsjax.config.values import ConfigError, is_own, replaced, word_of, words
+from capsjax.config.values import ConfigError, is_own, paths, replaced, word_of, words
 
 __all__ = [
     "CHANGEABLE",
@@ -35,6 +35,7 @@ __all__ = [
     "from_dict",
     "is_own",
     "override",
+    "paths",
     "replaced",
     "to_dict",
     "validate",

@@ -65,6 +65,15 @@ def _hint(kind: type, field: dataclasses.Field) -> Any:
         return Any
 
 
+def paths(section: Any) -> list[str]:
+    """Returns the dotted names of a section's fields; those of its sections follow."""
+    names = [*fields_of(section)]
+    for name in fields_of(section):
+        if is_section(value := getattr(section, name)):
+            names += [f"{name}.{one}" for one in paths(value)]
+    return names
+
+
 def replaced(section: Any, **values: Any) -> Any:
     """Returns a copy of a section with other values in some fields."""
     if isinstance(section, nn.Module):

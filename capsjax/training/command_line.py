@@ -63,6 +63,7 @@ def parse(argv: Sequence[str], about: str) -> Command:
     except RecipeError as error:
         raise UsageError(str(error)) from error
     argv, assignments = _split_overrides(argv)
+    _require_once(argv)
     config_flags = _config_flags()
     try:
         holder = config_flags.DEFINE_config_file(
@@ -83,6 +84,8 @@ def parse(argv: Sequence[str], about: str) -> Command:
         raise
     except configs.ConfigError as error:
         raise UsageError(str(error)) from error
+    except flags.UnrecognizedFlagError as error:
+        raise UsageError(_unknown(error.flagname) or _last_line(error)) from error
     except (flags.Error, OSError) as error:
         hint = packaged_hint(argv) if "No such file" in str(error) else ""
         raise UsageError(f"{_last_line(error)}{hint}") from error
@@ -129,10 +132,23 @@ def parse(argv: Sequence[str], about: str) -> Command:
     )
 
 
-def add_experiment(parser: argparse.ArgumentParser) -> None:
+class Once(argparse.Action):
+    """Stores the value of an option, which may be given once."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        """Stores the value; ends the program at a second one."""
+        if getattr(namespace, self.dest) is not self.default:
+            parser.error(f"{option_string} is given twice")
+        setattr(namespace, self.dest, values)
+
+
+def add_experiment(
+    parser: argparse.ArgumentParser, action: type[argparse.Action] | str = Once
+) -> None:
     """Adds ``--config`` to a command that opens runs."""
     parser.add_argument(
         "--config",
+        action=action,
         metavar="FILE[:VARIANT]",
         help="the experiment file, if it puts classes of its own into the config",
     )
@@ -206,6 +222,23 @@ def _flags_help() -> str:
                                or a TPU pod, or by these three, set for each process:
   --coordinator_address HOST:PORT  --num_processes N  --process_id I
   --heartbeat_seconds S        time until the others end after one dies; default 100"""
+
+
+def _require_once(argv: Sequence[str]) -> None:
+    """Raises if an option is given twice: only one value would count."""
+    given = [re.fullmatch(r"--?([a-z]\w*)(=.*)?", one, re.DOTALL) for one in argv]
+    names = collections.Counter(match[1] for match in given if match)
+    for name, number in names.items():
+        if number > 1:
+            raise UsageError(f"--{name} is given {number} times; give it once")
+
+
+def _unknown(option: str) -> str | None:
+    """Names the field that an unknown option means if ``config.`` is missing."""
+    for path in configs.paths(configs.Config()):
+        if f".{path}".endswith(f".{option}"):
+            return f"unknown option --{option}; did you mean --config.{path}?"
+    return None
 
 
 def _last_line(error: Exception) -> str:

@@ -7,9 +7,10 @@ import sys
 import pytest
 
 from capsjax import config as configs
-from capsjax import report
+from capsjax import evaluate, predict, report
 from capsjax.analysis import comparison
 from capsjax.storage.files import WorkdirError
+from capsjax.training.command_line import experiment
 
 
 def changed(section, names, value):
@@ -168,6 +169,40 @@ def test_balanced_accuracy_is_compared_where_a_run_has_class_weights(made, capsy
     assert "balanced" not in capsys.readouterr().out
     assert report.main([str(plain), str(weighted)]) == 0
     assert [row[-1] for row in rows(capsys.readouterr().out)] == ["80.00", "80.00"]
+
+
+def test_each_run_is_opened_with_the_file_that_has_its_classes(made, tmp_path, capsys):
+    words, paths = [], []
+    for name in ("First", "Second"):
+        file = tmp_path / f"{name}.py"
+        file.write_text(
+            "import dataclasses\nfrom capsjax.config import Adam, Config\n"
+            f"@dataclasses.dataclass(frozen=True)\nclass {name}(Adam): pass\n"
+            f"def get_config(variant=''): return Config(optimizer={name}())\n"
+        )
+        words += ["--config", str(file)]
+        own = experiment(str(file))
+        paths.append(str(made(name, experiment=name, optimizer=own.optimizer)))
+    for order in (paths, paths[::-1]):
+        assert report.main([*words, *order]) == 0
+        assert "| First" in capsys.readouterr().out
+    assert report.main([*words[:2], *paths]) == 1
+    assert "optimizer is Second in the run, and First in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("door", "words"),
+    [
+        (evaluate, ["--workdir", "a", "--workdir", "b"]),
+        (evaluate, ["--workdir", "a", "--data", "b.npz", "--data=c.npz"]),
+        (predict, ["1.png", "--workdir", "a", "--config", "b.py", "--config=c.py"]),
+        (report, ["a", "--figure", "b.png", "--figure", "c.png"]),
+    ],
+)
+def test_an_option_with_one_value_is_given_once(door, words, capsys):
+    with pytest.raises(SystemExit):
+        door.main(words)
+    assert "is given twice" in capsys.readouterr().err
 
 
 def test_runs_of_another_configuration_are_not_averaged(made, capsys):
