@@ -241,6 +241,13 @@ def _load_whole(
         return dataclasses.replace(dataset, preparation=preparation)
     if _is_file(name, ".npz"):
         return npz.load_npz(expanded(name), split, max_bytes=max_bytes)
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix == ".npy" or (suffix and os.path.isfile(expanded(name))):
+        raise DatasetError(
+            f"{name} is no file that is read: arrays come as FILE.npz, made by "
+            "np.savez('FILE.npz', x_train=..., y_train=..., x_test=..., y_test=...), "
+            "pictures as FILE.csv or as a folder"
+        )
     if _is_folder(name):
         return load_idx_folder(expanded(name), split, max_bytes=max_bytes)
     return import_tfds_reader(name).load_tfds(

@@ -61,6 +61,22 @@ def test_validation_images_and_class_names_may_be_there(tmp_path):
     assert dataset.class_names == ("ant", "bee", "cat")
 
 
+def test_a_single_array_is_no_data_set(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((2, 28, 28), np.uint8))
+    np.savetxt(tmp_path / "a.txt", np.zeros(3))
+    for name in (str(tmp_path / "a.npy"), "nowhere.npy", str(tmp_path / "a.txt")):
+        assert "arrays come as FILE.npz, made by np.savez('FI" in error_of(name)
+
+
+def test_a_note_names_the_arrays_that_are_not_read(tmp_path):
+    own = arrays(2)
+    name = save(tmp_path / "own.npz", x_val=own["x_test"], y_val=own["y_test"])
+    assert load(name, "train").notes == load(name, "test").notes
+    (note,) = load(name, "train").notes
+    assert note.startswith(f"{name} has arrays that are not read: x_val, y_val; those")
+    assert "x_validation, y_validation, x_test" in note
+
+
 def test_compressed_arrays_of_bool_rows_are_scaled(tmp_path):
     label = np.eye(12, 4, dtype=bool)
     path = tmp_path / "own.NPZ"

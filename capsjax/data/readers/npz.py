@@ -20,6 +20,10 @@ from capsjax.data.dataset import Dataset
 from capsjax.data.errors import DatasetError, NotFoundError
 from capsjax.data.readers.layout import shortened
 
+_READ = (
+    *(f"{axis}_{split}" for split in ("train", "validation", "test") for axis in "xy"),
+    "class_names",
+)
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
@@ -28,7 +32,7 @@ def load_npz(path: Path, split: str, *, max_bytes: int | None = None) -> Dataset
 
     ``x_train``, ``x_test`` and, if there are images for it, ``x_validation`` hold
     images, ``y_train`` and so on their labels, and ``class_names`` the names of the
-    classes, if they have names.
+    classes, if they have names. A note names the arrays that have other names.
 
     Args:
         path: The file.
@@ -76,7 +80,13 @@ def load_npz(path: Path, split: str, *, max_bytes: int | None = None) -> Dataset
         require_names(label, class_names, place, y)
         image = as_images(read(x), place, x)
     require_same_number(image, label, place, f"{x} and {y}")
-    return Dataset(place, image, label, class_names)
+    notes = ()
+    if others := [name for name in there if name not in _READ]:
+        notes = (
+            f"{path} has arrays that are not read: {shortened(others)}; those with "
+            f"these names are: {', '.join(_READ)}",
+        )
+    return Dataset(place, image, label, class_names, notes=notes)
 
 
 def has_validation(path: Path) -> bool:
