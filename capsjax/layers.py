@@ -34,9 +34,9 @@ from capsjax.kernels.convolution import (
     convolve_prepared,
     prepare_kernel,
 )
-from capsjax.ops import require_unit_scale, squash
+from capsjax.ops import require_axes, require_unit_scale, squash
 from capsjax.routings import Algorithm, DynamicRouting, Routed
-from capsjax.routings.algorithm import parameter_shapes
+from capsjax.routings.algorithm import parameter_shapes, require_algorithm
 
 
 class Convolution(nn.Module):
@@ -70,8 +70,15 @@ class Convolution(nn.Module):
 
         Raises:
             TypeError: If the images are not floating-point numbers.
+            ValueError: If an axis is missing, or an image is smaller than the kernel.
         """
         require_unit_scale("image", image)
+        require_axes("image", image, "hwc")
+        if self.padding == "VALID" and min(image.shape[-3:-1]) < self.kernel_size:
+            raise ValueError(
+                f"image must be at least as large as the kernel, {self.kernel_size}x"
+                f"{self.kernel_size}, got shape {image.shape}."
+            )
         *batch, height, width, channels = image.shape
         shape = (self.kernel_size, self.kernel_size, channels, self.features)
         kernel = self.param("kernel", initializer(self.kernel_init), shape, jnp.float32)
@@ -142,7 +149,12 @@ class PrimaryCaps(nn.Module):
     def __call__(
         self, image: Float[Array, "*batch h w n"]
     ) -> Float[Array, "*batch H W t c"]:
-        """Computes the capsules of every window of the image."""
+        """Computes the capsules of every window of the image.
+
+        Raises:
+            TypeError: If the image is not floating-point numbers.
+            ValueError: If an axis is missing, or the image is smaller than a window.
+        """
         features = self.num_types * self.dim
         s = Convolution(
             features,
@@ -206,7 +218,14 @@ class DenseCaps(nn.Module):
             activation: Presence of each input capsule, if the algorithm takes it.
             competition: ``initial_logit``, ``input_mask``, ``output_mask`` and
                 ``compete``: see :class:`capsjax.routings.Algorithm`.
+
+        Raises:
+            TypeError: If ``routing`` is no value of an algorithm.
+            ValueError: If the capsules lack an axis, or the arrays do not fit the
+                algorithm.
         """
+        require_algorithm(self.routing)
+        require_axes("capsules", capsules, "ic")
         i, c = capsules.shape[-2:]
         size = {"i": i, "j": self.num_capsules, "d": self.dim, "c": c}
         scaled = scaled_votes(self.input_length, self.routing.vote_deviation)
@@ -256,7 +275,23 @@ class Decoder(nn.Module):
     def __call__(
         self, pose: Float[Array, "*batch j d"], mask: Float[Array, "*batch j"]
     ) -> Float[Array, "*batch h w c"]:
-        """Draws pixels from 0 to 1; ignores poses where the mask is zero."""
+        """Draws pixels from 0 to 1; ignores poses where the mask is zero.
+
+        Raises:
+            ValueError: If an axis is missing, the mask does not fit the poses, or
+                ``image_shape`` lacks a number.
+        """
+        if len(self.image_shape) != 3:
+            raise ValueError(
+                "image_shape must be (height, width, channels), got "
+                f"{self.image_shape}."
+            )
+        require_axes("pose", pose, "jd")
+        if mask.shape[-1:] != pose.shape[-2:-1]:
+            raise ValueError(
+                "mask must have one number for each capsule, [*batch, j] = "
+                f"{pose.shape[:-1]}, got shape {mask.shape}."
+            )
         masked = pose * mask[..., None]
         hidden = masked.reshape(*masked.shape[:-2], math.prod(masked.shape[-2:]))
         dense = functools.partial(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from capsjax.bounds import Share, Weight
-from capsjax.ops import require_unit_scale
+from capsjax.ops import require_axes, require_unit_scale
 
 ActivationKind = Literal["length", "probability", "logit"]
 # The least length or probability of a class that is present: half way between the
@@ -49,7 +49,8 @@ def margin_loss(
         The loss of each example, summed over classes, not averaged.
 
     Raises:
-        ValueError: If the label is neither one integer nor one row per example.
+        ValueError: If the label is neither one integer nor one row per example, or the
+            lengths have no axis of classes.
         TypeError: If the lengths are not floating-point numbers.
 
     References:
@@ -81,13 +82,15 @@ def spread_loss(
         The loss of each example, summed over classes.
 
     Raises:
-        ValueError: If the label is not one integer per example.
+        ValueError: If the label is not one integer per example, or the activations have
+            no axis of classes.
         TypeError: If the activations are not floating-point numbers.
 
     References:
         Hinton, Sabour and Frosst 2018, Eq. 3, *Matrix Capsules with EM Routing*.
     """
     require_unit_scale("probability", probability)
+    require_axes("probability", probability, "n")
     probability, own = _own(probability, label)
     num_classes = probability.shape[-1]
     is_label = jax.nn.one_hot(label, num_classes, dtype=probability.dtype)
@@ -105,8 +108,10 @@ def cross_entropy(
         label: The class of each example, an integer.
 
     Raises:
-        ValueError: If the label is not one integer per example.
+        ValueError: If the label is not one integer per example, or the logits have no
+            axis of classes.
     """
+    require_axes("logit", logit, "n")
     logit = jnp.asarray(logit)
     wide = logit.astype(jnp.promote_types(logit.dtype, jnp.float32))
     return -_own(jax.nn.log_softmax(wide), label)[1]
@@ -130,7 +135,7 @@ def reconstruction_loss(
         The error of each example.
 
     Raises:
-        ValueError: If ``reduction`` is neither, or the shapes differ.
+        ValueError: If ``reduction`` is neither, or the shapes differ or lack an axis.
         TypeError: If either array is not floating-point numbers.
 
     References:
@@ -145,6 +150,7 @@ def reconstruction_loss(
         )
     require_unit_scale("reconstruction", reconstruction)
     require_unit_scale("image", image)
+    require_axes("image", image, "hwc")
     wide = jnp.promote_types(reconstruction.dtype, jnp.float32)
     error = (reconstruction.astype(wide) - image.astype(wide)) ** 2
     return getattr(jnp, reduction)(error, axis=(-3, -2, -1))
@@ -372,6 +378,7 @@ def _margin_terms(
 ) -> Float[Array, "*batch n"]:
     """Returns each class's term of the margin loss."""
     require_unit_scale("length", length)
+    require_axes("length", length, "n")
     length = jnp.asarray(length)
     is_present = _multi_hot(jnp.asarray(label), length.shape)
     length = length.astype(jnp.promote_types(length.dtype, jnp.float32))

@@ -34,10 +34,14 @@ def _norm_jvp(primals, tangents):
 
 
 def _at_least_float32(
-    x: Shaped[ArrayLike, "..."], name: str
+    x: Shaped[ArrayLike, "..."], name: str, axis: int = -1
 ) -> tuple[Array, jnp.dtype]:
     """Returns the array in float32 or float64, and the type of the result."""
     x = jnp.asarray(x)
+    if not -x.ndim <= axis < x.ndim:
+        raise ValueError(
+            f"{name} must have vectors along axis {axis}, got shape {x.shape}."
+        )
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise ValueError(f"{name} must be real, got an array of type {x.dtype}.")
     wide = jnp.promote_types(x.dtype, jnp.float32)
@@ -62,8 +66,11 @@ def safe_norm(
 
     Returns:
         Lengths of at least zero, in the type of ``x`` (float32 for integers).
+
+    Raises:
+        ValueError: If ``x`` has no such axis, or complex numbers.
     """
-    x, dtype = _at_least_float32(x, "x")
+    x, dtype = _at_least_float32(x, "x", axis)
     norm = jnp.moveaxis(_norm(jnp.moveaxis(x, axis, -1)), -1, axis)
     return (norm if keepdims else jnp.squeeze(norm, axis)).astype(dtype)
 
@@ -83,10 +90,13 @@ def squash(s: Shaped[ArrayLike, "..."], *, axis: int = -1) -> Float[Array, "..."
     Returns:
         Vectors with the same shape and type; their length is at most 1 + 2 ulp.
 
+    Raises:
+        ValueError: If ``s`` has no such axis, or complex numbers.
+
     References:
         Sabour, Frosst and Hinton 2017, Eq. 1, https://arxiv.org/abs/1710.09829.
     """
-    s, dtype = _at_least_float32(s, "s")
+    s, dtype = _at_least_float32(s, "s", axis)
     return _squash(s, axis).astype(dtype)
 
 
@@ -138,10 +148,13 @@ def exponential_squash(
     Returns:
         Vectors with the same shape and type; their length is at most 1 + 2 ulp.
 
+    Raises:
+        ValueError: If ``s`` has no such axis, or complex numbers.
+
     References:
         Mazzia, Salvetti and Chiaberge 2021, https://arxiv.org/abs/2101.12491.
     """
-    s, dtype = _at_least_float32(s, "s")
+    s, dtype = _at_least_float32(s, "s", axis)
     return _exponential_squash(s, axis).astype(dtype)
 
 
@@ -165,6 +178,24 @@ def _exponential_squash_jvp(axis, primals, tangents):
     along = jnp.sum(direction * s_dot, axis=axis, keepdims=True)
     slope = jnp.exp(-norm) - scale
     return _exponential_squash(s, axis), scale * s_dot + slope * along * direction
+
+
+def require_axes(name: str, x: Shaped[ArrayLike, "..."], axes: str) -> None:
+    """Refuses an array that lacks axes.
+
+    Args:
+        name: Name of the array in the message.
+        x: The array, which may have batch axes, too.
+        axes: Letters of its last axes.
+
+    Raises:
+        ValueError: If it has fewer axes.
+    """
+    if jnp.ndim(x) < len(axes):
+        raise ValueError(
+            f"{name} must have the axes [*batch, {', '.join(axes)}], got shape "
+            f"{jnp.shape(x)}."
+        )
 
 
 def require_unit_scale(
@@ -220,8 +251,6 @@ def tweak_pose(
         https://arxiv.org/abs/1710.09829.
     """
     pose, dtype = _at_least_float32(pose, "pose")
-    if pose.ndim < 1:
-        raise ValueError("pose must have its components along the last axis, got none.")
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
     steps = jnp.linspace(low, high, num_steps, dtype=pose.dtype)
@@ -238,6 +267,7 @@ def mask_longest(
 
     This is the mask at inference. The first of equally active capsules wins.
     """
+    require_axes("activation", activation, "n")
     # The mask has no gradient, and JAX's gradient of a sort fails under explicit
     # sharding.
     activation = jax.lax.stop_gradient(activation)

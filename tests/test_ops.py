@@ -199,7 +199,7 @@ def test_a_tweak_works_under_jit_vmap_and_keeps_the_type(key):
     ("pose", "options", "message"),
     [
         (np.zeros(4), {"num_steps": 0}, "num_steps must be at least 1, got 0"),
-        (np.zeros(()), {}, "pose must have its components along the last axis"),
+        (np.zeros(()), {}, "pose must have vectors along axis -1, got shape"),
     ],
 )
 def test_a_wrong_tweak_is_refused(pose, options, message):

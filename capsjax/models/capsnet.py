@@ -21,6 +21,7 @@ from capsjax.layers import (
 from capsjax.models.network import UNKNOWN_SHAPE, require_data, require_shape
 from capsjax.ops import mask_longest, safe_norm
 from capsjax.routings import Algorithm, DynamicRouting, Routed
+from capsjax.routings.algorithm import require_algorithm
 
 
 class CapsNet(nn.Module):
@@ -83,6 +84,7 @@ class CapsNet(nn.Module):
     def setup(self):
         """Checks the image's size and makes the layers."""
         require_data(self)
+        require_algorithm(self.routing)
         smallest = self.conv_kernel + self.primary_kernel - 1
         height, width, _ = self.image_shape
         if min(height, width) < smallest:

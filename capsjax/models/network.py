@@ -279,10 +279,12 @@ def require_data(network: Network) -> None:
     Raises:
         ValueError: With the values of the two fields.
     """
-    if not network.num_classes or 0 in network.image_shape:
+    shape = network.image_shape
+    if not network.num_classes or len(shape) != 3 or 0 in shape:
         raise ValueError(
-            f"{type(network).__name__} needs image_shape and num_classes, got "
-            f"image_shape={network.image_shape} and num_classes={network.num_classes}."
+            f"{type(network).__name__} needs image_shape=(height, width, channels) and "
+            f"num_classes, got image_shape={shape} and "
+            f"num_classes={network.num_classes}."
         )
 
 

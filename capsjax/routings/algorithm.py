@@ -155,8 +155,8 @@ class Algorithm(abc.ABC):
                 or not taken.
         """
         votes = check_votes(votes)
-        self._check_activation(activation)
         *batch, i, j, d = votes.shape
+        self._check_activation(activation, (*batch, i))
         if activation is not None:
             activation = check_activation(activation, (*batch, i))
         competition = check_competition(
@@ -257,14 +257,20 @@ class Algorithm(abc.ABC):
             checked[name] = array
         return checked
 
-    def _check_activation(self, activation: Any) -> None:
+    def _check_activation(
+        self, activation: Any, shape: tuple[Any, ...] | None = None
+    ) -> None:
         if activation is not None and not self.takes_activation:
             raise ValueError(
                 f"{type(self).__name__} does not use activations of the inputs; it "
                 "compares votes with poses only."
             )
         if activation is None and self.takes_activation:
-            raise ValueError(f"{type(self).__name__} needs the inputs' activations.")
+            axes = "[*batch, i]" + (f" = {shape}" if shape is not None else "")
+            raise ValueError(
+                f"{type(self).__name__} needs the inputs' activations: give "
+                f"activation, {axes}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,6 +316,19 @@ def _route(
 
 
 # ---- checks
+
+
+def require_algorithm(routing: Any) -> None:
+    """Raises if a layer's ``routing`` is no value of an algorithm.
+
+    Raises:
+        TypeError: With the value.
+    """
+    if not isinstance(routing, Algorithm):
+        hint = f": write {routing.__name__}()" if isinstance(routing, type) else ""
+        raise TypeError(
+            f"routing must be a value, such as DynamicRouting(), got {routing!r}{hint}."
+        )
 
 
 def _check_routed(name: str, routed: Any, votes_shape: tuple[Any, ...]) -> None:

@@ -6,7 +6,7 @@ Letters: ``i`` input capsules with ``c`` components, ``j`` output capsules with 
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +82,30 @@ class SelfRouting(Algorithm):
             "route_bias": Parameter("ij", jax.nn.initializers.zeros),
         }
 
+    def __call__(
+        self,
+        votes: Shaped[ArrayLike, "..."],
+        activation: Shaped[ArrayLike, "..."] | None = None,
+        *,
+        initial_logit: Shaped[ArrayLike, "..."] | None = None,
+        **others: Any,
+    ) -> Routed:
+        """Averages votes in shares of the initial logits.
+
+        Raises:
+            ValueError: If there are no initial logits, or on the same arrays as every
+                algorithm.
+        """
+        if initial_logit is None:
+            raise ValueError(
+                "SelfRouting makes its logits of the input capsules, not of votes: "
+                "call from_capsules(capsules, weight, activation), or give "
+                "initial_logit."
+            )
+        return super().__call__(
+            votes, activation, initial_logit=initial_logit, **others
+        )
+
     def route(
         self,
         votes: Float[Array, "*batch i j d"],
@@ -89,17 +113,8 @@ class SelfRouting(Algorithm):
         parameters: Mapping[str, Array],
         competition: Competition,
     ) -> Routed:
-        """Averages votes in shares of the initial logits.
-
-        Raises:
-            ValueError: If there are no initial logits.
-        """
-        if competition.initial_logit is None or activation is None:
-            raise ValueError(
-                "SelfRouting makes its logits of the input capsules, not of votes: "
-                "call from_capsules(capsules, weight, activation), or give "
-                "initial_logit."
-            )
+        """Averages votes in shares of the initial logits."""
+        assert activation is not None
         coupling = competition.couple(jnp.zeros_like(votes[..., 0]))
 
         def add(share):
@@ -136,9 +151,9 @@ class SelfRouting(Algorithm):
         Raises:
             ValueError: If the arrays do not fit together, or the activation is missing.
         """
-        self._check_activation(activation)
         capsules, weight = check_capsules(capsules, weight)
         (*batch, i, c), (j, d) = capsules.shape, weight.shape[-3:-1]
+        self._check_activation(activation, (*batch, i))
         competition = check_competition(
             initial_logit, input_mask, output_mask, compete, tuple(batch), i, j
         )

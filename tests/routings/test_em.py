@@ -271,7 +271,7 @@ def test_a_network_s_capsules_send_their_lengths(key):
 
 
 WRONG = [
-    ({}, "EMRouting needs the inputs' activations."),
+    ({}, "EMRouting needs the inputs' activations: give activation, "),
     (
         {"activation": np.ones(J)},
         r"activation must have the votes' axes \[\*batch, i\]",
