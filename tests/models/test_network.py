@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 from PIL import Image
-from places import ROOT
+from places import blocks
 from tiny import TINY_MODEL, digits, tiny
 
 import capsjax
@@ -34,10 +34,6 @@ from capsjax.training.step import make_train_step
 from capsjax.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("without_estimate")
-
-
-def blocks(page):
-    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
 
 
 @pytest.fixture(scope="module")
