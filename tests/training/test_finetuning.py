@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from bars import bars
+from places import blocks
 from tiny import tiny, tiny_model
 
 import capsjax
@@ -49,6 +50,17 @@ def test_frozen_weights_keep_their_bits_and_all_others_move(source, tuned):
     for name, array in after.items():
         is_same = np.array_equal(before[name], array)
         assert is_same == (name.split("/")[1] in FROZEN), name
+
+
+def test_the_page_fine_tunes_in_python(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(source.workdir.path, "runs/mnist-smoke-seed0")
+    (block,) = blocks("training.md")
+    names = {"sets": (bars(150, 4), bars(16, 4))}
+    exec(block, names)
+    before, after = source.params["params"], names["run"].params["params"]
+    np.testing.assert_array_equal(after["conv_bias"], before["conv_bias"])
+    assert after["class_caps"]["weight"].shape[1] == 4
 
 
 def test_history_names_what_was_taken_and_what_starts_anew(source, tuned):
