@@ -5,11 +5,13 @@ import jax
 import numpy as np
 import pytest
 from bars import bars
+from places import blocks
 from tiny import tiny, tiny_model
 
 import capsjax
 from capsjax import config as configs
 from capsjax import evaluate, predict, report
+from capsjax.data.augment import scale_to_unit
 from capsjax.data.preparation import Preparation
 from capsjax.models.network import init_variables
 from capsjax.storage.files import WorkdirError
@@ -79,6 +81,16 @@ def test_a_training_can_start_from_it(saved, tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         train(config, tmp_path, (bars(40), bars(16)))
     jax.tree.map(np.testing.assert_array_equal, states[0].params, saved.params)
+
+
+def test_the_page_trains_a_network_in_its_own_loop(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (block,) = [one for one in blocks("your-code.md") if "save_run" in one]
+    names = {"image": scale_to_unit(bars(30).image), "label": bars(30).label}
+    names["__name__"] = __name__  # The module of its class.
+    exec(block, names)
+    run = capsjax.load_run("runs/rows", config=configs.Config(model=names["Rows"]()))
+    assert (run.predict(bars(30).image).label == bars(30).label).mean() > 0.9
 
 
 def test_it_is_not_resumed(saved):

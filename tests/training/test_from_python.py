@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from bars import bars
+from places import blocks
 from tiny import tiny
 
 import capsjax
@@ -96,6 +97,13 @@ def test_the_labels_capsules_alone_are_drawn_from(trained):
     ):
         with pytest.raises(ValueError, match=message):
             run.draw(poses, labels)
+
+
+def test_the_page_draws_what_each_component_means(trained):
+    (block,) = [one for one in blocks("your-code.md") if "tweak_pose" in one]
+    names = {"run": trained[0], "images": SETS[1].image}
+    exec(block, names)
+    assert names["drawn"].shape == (44, 28, 28, 1)
 
 
 def test_an_exception_in_on_metrics_ends_the_run_which_resumes(trained, tmp_path):
