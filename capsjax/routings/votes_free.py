@@ -128,8 +128,8 @@ class VotesFreeAlgorithm(Algorithm):
             ValueError: If the arrays do not fit together, or an activation is missing
                 or not taken.
         """
-        self._check_activation(activation)
         capsules, weight = check_capsules(capsules, weight)
+        self._check_activation(activation, capsules.shape[:-1])
         needs_votes = weight.ndim == 3 or compete is not over_outputs
         if needs_votes and self.form == "votes_free":
             raise ValueError(
