@@ -26,6 +26,7 @@ from capsjax.runtime.devices import AXIS as DEVICE_AXIS
 if TYPE_CHECKING:
     from capsjax.layers import Decoder, DenseCaps, PrimaryCaps
     from capsjax.models import CapsNet
+    from capsjax.storage.pretrained import load_pretrained
     from capsjax.storage.run import load_run
     from capsjax.storage.save_run import save_run
     from capsjax.training.memory import memory_estimate
@@ -45,6 +46,7 @@ __all__ = [
     "SelfRouting",
     "UniformRouting",
     "VariationalBayesRouting",
+    "load_pretrained",
     "load_run",
     "margin_loss",
     "memory_estimate",
@@ -63,6 +65,7 @@ _HOMES = {
     "Decoder": "capsjax.layers",
     "DenseCaps": "capsjax.layers",
     "PrimaryCaps": "capsjax.layers",
+    "load_pretrained": "capsjax.storage.pretrained",
     "load_run": "capsjax.storage.run",
     "memory_estimate": "capsjax.training.memory",
     "save_run": "capsjax.storage.save_run",

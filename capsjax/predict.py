@@ -1,5 +1,7 @@
 """Classifies pictures: ``python -m capsjax.predict --workdir DIR image.png``.
 
+Without ``--workdir`` the network for digits that comes with capsjax answers.
+
 A picture is prepared like the run's own images. A network for MNIST's digits gets a
 digit light on dark, its longer side 20 of 28 pixels, its centre of mass in the middle.
 If foreground and background cannot be told apart, both ways are tried, and the longer
@@ -23,6 +25,7 @@ from capsjax.runtime.devices import require_devices
 from capsjax.runtime.paths import expanded
 from capsjax.storage.checkpoints import CheckpointError
 from capsjax.storage.files import WorkdirError
+from capsjax.storage.pretrained import DIGITS
 from capsjax.storage.run import load_run
 from capsjax.training.command_line import (
     Once,
@@ -42,7 +45,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files or folders")
     parser.add_argument(
-        "--workdir", action=Once, required=True, help="the folder of a trained run"
+        "--workdir",
+        action=Once,
+        default=DIGITS,
+        help="the folder of a trained run; default: the network for digits that comes "
+        "with capsjax",
     )
     parser.add_argument(
         "--invert",

@@ -101,7 +101,8 @@ def read_run(path: str | pathlib.Path, own: configs.Config | None = None) -> Run
         )
     if not workdir.result.exists():
         raise WorkdirError(f"{path} has not ended: it has no result.json.")
-    result, lines = workdir.read_json(workdir.result), workdir.read_metrics()
+    result = workdir.read_json(workdir.result)
+    lines = [] if workdir.is_shared else workdir.read_metrics()
     try:
         is_tested = result["test"] is not None
         best, last = (

@@ -1,5 +1,6 @@
 """Variables of a network by name: their check, and their exchange between networks."""
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,19 @@ def named(variables: Any) -> dict[str, Any]:
     return dict(flatten_dict(variables, sep="/"))
 
 
+def nested(arrays: Mapping[str, Any]) -> Any:
+    """Returns nested variables, from the arrays by name: the inverse of ``named``."""
+    return unflatten_dict(dict(arrays), sep="/")
+
+
+def checksum(variables: Any) -> str:
+    """Returns a checksum of the names and numbers of nested variables."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, array in sorted(named(variables).items()):
+        digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
 def fits(own: Mapping[str, Any], other: Mapping[str, Any], name: str) -> bool:
     """Returns True if both have a variable of that name, in one shape."""
     return name in other and other[name].shape == own[name].shape
@@ -24,7 +38,7 @@ def replace_fitting(variables: Any, others: Any) -> Any:
     """Replaces each variable of which another tree has one of that name and shape."""
     own, other = named(variables), named(others)
     new = {name: other[name] if fits(own, other, name) else own[name] for name in own}
-    return unflatten_dict(new, sep="/")
+    return nested(new)
 
 
 def require_variables(network: Network, variables: Any) -> None:

@@ -30,6 +30,7 @@ from capsjax.models.network import (
 )
 from capsjax.storage.checkpoints import Checkpoints
 from capsjax.storage.files import WorkdirError
+from capsjax.storage.weights import read_variables
 from capsjax.storage.workdir import Workdir
 
 
@@ -158,6 +159,9 @@ class Run:
         self.model, self._encoders = self._make_model(), {}
 
     def _restored(self, shapes: Any) -> tuple[int, Any]:
+        if self.workdir.is_shared:
+            step, variables = read_variables(self.workdir.weights, self.model)
+            return step, jax.device_put(variables, jax.local_devices()[0])
         nothing = WorkdirError(
             f"{self.workdir.path} has no checkpoint yet: train it for an epoch first."
         )
@@ -325,14 +329,16 @@ def load_run(
     """Opens the best network of a run by validation loss, or the last without one.
 
     Opens the last network if the config sets ``stop_at``. Opens a run that is still
-    training, too.
+    training, too, and a folder that ``capsjax.export`` wrote, with the file
+    ``weights.safetensors`` in place of checkpoints. Nothing in that file is executed.
 
     Args:
         path: The run's folder, the ``--workdir`` of the training.
         config: The config of the run's experiment file, if it has classes of its own.
 
     Raises:
-        WorkdirError: If the folder holds no run, or the run has saved nothing.
+        WorkdirError: If the folder holds no run, the run has saved nothing, or the file
+            of weights is damaged or of another network.
         CheckpointError: If the checkpoint can't be read.
     """
     return Run(Workdir(path), config)

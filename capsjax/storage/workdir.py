@@ -1,17 +1,19 @@
 """The folder of one run: its layout, its lock, and the checks of its content.
 
-=====================  =================================================================
-``config.json``        the configuration, written when the run starts
-``history.json``       settings that changed between starts, see ``storage.history``
-``dataset.json``       the data: name, image shape, class names, number of classes in
-                       each image, and the images of each split
-``metrics.jsonl``      one JSON object per line, see ``capsjax.storage.metrics``
-``checkpoints/``       the latest state and the best by validation loss
-``result.json``        the result, once the run has ended
-``figures/``           figures that ``capsjax.evaluate`` drew
-``bad_batches/``       batches whose loss or gradient was not finite
-``lock``               held while a process works here
-=====================  =================================================================
+=======================  ===============================================================
+``config.json``          the configuration, written when the run starts
+``history.json``         settings that changed between starts, see ``storage.history``
+``dataset.json``         the data: name, image shape, class names, number of classes in
+                         each image, and the images of each split
+``metrics.jsonl``        one JSON object per line, see ``capsjax.storage.metrics``
+``checkpoints/``         the latest state and the best by validation loss
+``weights.safetensors``  weights to share, in place of the checkpoints: such a folder
+                         is opened as a run is, and not trained in
+``result.json``          the result, once the run has ended
+``figures/``             figures that ``capsjax.evaluate`` drew
+``bad_batches/``         batches whose loss or gradient was not finite
+``lock``                 held while a process works here
+=======================  ===============================================================
 """
 
 import contextlib
@@ -53,6 +55,7 @@ class Workdir:
         self.dataset = self.path / "dataset.json"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
+        self.weights = self.path / "weights.safetensors"
         self.result = self.path / "result.json"
         self.figures = self.path / "figures"
         self.bad_batches = self.path / "bad_batches"
@@ -139,6 +142,11 @@ class Workdir:
             return self.read_json(self.dataset).get("splits") == {}
         return False
 
+    @property
+    def is_shared(self) -> bool:
+        """True if ``weights.safetensors`` is there in place of checkpoints."""
+        return self.weights.exists() and not self.has_saved
+
     def require_plain_files(self) -> None:
         """Raises if the folder holds anything besides files and folders.
 
@@ -184,6 +192,12 @@ class Workdir:
         """
         # Read the configuration in the folder.
         self.require_plain_files()
+        if self.is_shared:
+            raise WorkdirError(
+                f"{self.path} holds weights to share, which no training changes: "
+                "choose another --workdir, and --config.init_from="
+                f"{self.path} to start from them."
+            )
         if not self.config.exists():
             # A process killed as it began leaves an empty folder.
             if self.has_saved or self.metrics.exists():

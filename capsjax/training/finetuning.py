@@ -1,6 +1,5 @@
 """Starts a run from another run's weights: ``init_from`` and ``freeze`` of a config."""
 
-import hashlib
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +8,7 @@ import numpy as np
 from capsjax import config as configs
 from capsjax.models import Network
 from capsjax.models.network import init_variables
-from capsjax.models.variables import fits, named
+from capsjax.models.variables import checksum, fits, named
 from capsjax.runtime.paths import expanded
 from capsjax.storage.checkpoints import CheckpointError
 from capsjax.storage.files import WorkdirError
@@ -48,10 +47,7 @@ class Start(NamedTuple):
 
     def about(self) -> dict[str, Any]:
         """Returns what ``history.json`` keeps, with a checksum of the weights."""
-        digest = hashlib.blake2b(digest_size=16)
-        for name, array in sorted(named(self.variables).items()):
-            digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
-        return {**self._asdict(), "variables": digest.hexdigest()}
+        return {**self._asdict(), "variables": checksum(self.variables)}
 
 
 def read_start(
