@@ -39,6 +39,7 @@ OWNERS = {
     "flax": {"layers", "models", "config"},
     "optax": {"training", "config.optimizers"},
     "orbax": {"storage"},
+    "safetensors": {"storage"},
     "tensorflow_datasets": {"data.readers"},
     "tensorboardX": {"storage"},
     "matplotlib": {"analysis.plots.canvas"},

@@ -61,8 +61,11 @@ class Config:
             metrics only, and a later start may test it.
         data: The source of the images.
         augmentation: The random changes of training images.
-        init_from: Folder of another run, whose weights replace the random ones of the
-            same name and shape; empty to start at random.
+        init_from: Folder of another run, or a safetensors file, whose weights replace
+            the random ones of the same name and shape; empty to start at random.
+        init_names: For a file whose arrays have other names: the array to take for each
+            of the network's, ``conv/kernel = conv1.weight oihw->hwio``. The letters
+            transpose it, and are left out if the axes are the same.
         freeze: Names of weights that stay as they start, at the top level of the
             network's ``params``: ``conv``, ``primary_caps``. Its batch statistics
             still follow the batches.
@@ -86,6 +89,7 @@ class Config:
     tensorboard: bool = False
     test: bool = True
     init_from: str = ""
+    init_names: Names = ()
     freeze: Names = ()
     data: Data = dataclasses.field(default_factory=Data)
     augmentation: Augmentation = dataclasses.field(default_factory=Shift)
@@ -127,6 +131,11 @@ def validate(config: Config) -> None:
         raise ConfigError(
             f"config.stop_at={config.stop_at} is a validation accuracy, and must be 0 "
             "if config.data.num_validation is 0."
+        )
+    if config.init_names and not config.init_from:
+        raise ConfigError(
+            "config.init_names names arrays of a file, so config.init_from must be "
+            "FILE.safetensors, got ''."
         )
 
 

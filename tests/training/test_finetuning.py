@@ -1,4 +1,4 @@
-"""Another run's weights: where a run takes them, and which it keeps."""
+"""Other weights: where a run takes them, and which it keeps."""
 
 import dataclasses
 import json
@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 from bars import bars
 from places import blocks
+from safetensors.numpy import save_file
 from tiny import tiny, tiny_model
 
 import capsjax
 from capsjax import config as configs
+from capsjax.exporting.safetensors import export
 from capsjax.models.variables import named
+from capsjax.storage.workdir import Workdir
 from capsjax.training import train
+from capsjax.training.finetuning import read_start
 from capsjax.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("without_estimate")
@@ -164,3 +168,117 @@ def test_names_to_freeze_come_from_the_command_line():
     config.freeze = (1,)
     with pytest.raises(configs.ConfigError, match=r"freeze must be a tuple of names"):
         configs.validate(config)
+
+
+# ---- files
+
+MODEL = tiny_model().clone(image_shape=(28, 28, 1), num_classes=3)
+# Arrays with PyTorch's names and axes, and where the network has them.
+TABLE = ("conv/kernel = stem.weight oihw->hwio", "conv_bias=stem.bias")
+STEM = {
+    "stem.weight": np.random.default_rng(0).normal(size=(8, 1, 9, 9)),
+    "stem.bias": np.arange(8, dtype=np.float16),
+    "head.weight": np.zeros((10, 8)),
+}
+
+
+def start_from(path, **fields):
+    config = tiny(init_from=str(path), **fields)
+    return read_start(config, MODEL, Workdir("run"))
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    path = tmp_path_factory.mktemp("backbone") / "x.safetensors"
+    save_file(STEM, path)
+    return path
+
+
+def test_a_folder_or_a_file_of_weights_starts_a_run_as_the_run_does(source, tmp_path):
+    export(source, tmp_path)
+    file = tmp_path / "weights.safetensors"
+    expected = start_from(source.workdir.path)
+    for path in (tmp_path, file):
+        start = start_from(path)
+        assert start == expected._replace(run=str(path), variables=start.variables)
+        jax.tree.map(np.testing.assert_array_equal, start.variables, expected.variables)
+
+
+def test_a_table_names_and_transposes_the_arrays_of_a_backbone(
+    backbone, tmp_path, monkeypatch, capsys
+):
+    config = recipe(backbone, init_names=TABLE)
+    states = []
+
+    def begin(trainer):
+        states.append(trainer.state)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "_introduce", begin)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run", (bars(40, 3), bars(16, 3)))
+    weights = jax.tree.map(np.asarray, states[0].params["params"])
+    # Weight [o, i, h, w] of PyTorch is kernel [h, w, i, o] of Flax.
+    kernel = weights["conv"]["kernel"]
+    assert kernel.dtype == np.float32
+    for h, w, o in ((0, 0, 0), (2, 7, 5)):
+        assert kernel[h, w, 0, o] == np.float32(STEM["stem.weight"][o, 0, h, w])
+    np.testing.assert_array_equal(weights["conv_bias"], np.arange(8))
+    line = f"arrays start as {backbone} has them: conv, conv_bias; class_caps, "
+    assert line in capsys.readouterr().out
+    (stage,) = json.loads((tmp_path / "run" / "history.json").read_text())
+    assert stage["init_from"]["taken"] == ["conv", "conv_bias"]
+    assert stage["init_from"]["step"] is None
+    written = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert configs.from_dict(written).init_names == TABLE
+
+
+WRONG_FILES = [
+    ((), "none of its weights has a name and shape of this network"),
+    (("conv/kernel",), "has 'conv/kernel': write OURS = THEIRS, or OURS = THEIRS oihw"),
+    (("conv/bias = stem.bias",), "the network has no conv/bias, but class_caps/"),
+    (("conv_bias = stem.b",), r"the file has no stem.b, but head.weight, stem.bias, s"),
+    (
+        ("conv/kernel = stem.weight",),
+        r"conv/kernel is \(9, 9, 1, 8\) in this .* stem.weight is \(8, 1, 9, 9\)\.",
+    ),
+    (("conv/kernel = stem.weight oihw->hwoi",), r"\(9, 9, 8, 1\) so transposed"),
+    *(
+        ((f"conv/kernel = stem.weight {axes}",), "must have each of 4 letters once")
+        for axes in ("oi->io", "oihw->hwii", "oihh->hhio", "oihw->hwix")
+    ),
+    ((*TABLE, "params/conv_bias = stem.bias"), "has an array of ours twice"),
+]
+
+
+@pytest.mark.parametrize(("table", "message"), WRONG_FILES)
+def test_a_table_that_does_not_fit_is_one_line(backbone, table, message):
+    with pytest.raises(configs.ConfigError, match=message) as error:
+        start_from(backbone, init_names=table)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_of_no_weights_is_one_line(tmp_path, source):
+    path = tmp_path / "backbone.pt"
+    path.write_bytes(b"\x80\x02}q\x00.")
+    bad = {"params/conv_bias": np.full(8, np.inf, np.float32)}
+    save_file(bad, tmp_path / "infinite.safetensors")
+    save_file({"params/conv_bias": np.zeros(8, int)}, tmp_path / "int.safetensors")
+    for name, message in (
+        ("backbone.pt", r"backbone.pt is damaged, or no safetensors file: "),
+        ("none.safetensors", r"can't read .*none.safetensors: No such file"),
+        ("infinite.safetensors", "params/conv_bias has numbers that are not finite"),
+        ("int.safetensors", "params/conv_bias must be float32, got int64"),
+    ):
+        with pytest.raises(configs.ConfigError, match=message) as error:
+            start_from(tmp_path / name)
+        assert "\n" not in str(error.value)
+    with pytest.raises(configs.ConfigError, match=r"config.init_names is for a file"):
+        start_from(source.workdir.path, init_names=TABLE)
+    with pytest.raises(configs.ConfigError, match=r"so config.init_from must be FILE"):
+        configs.validate(tiny(init_names=TABLE))
+
+
+def test_a_table_comes_from_the_command_line():
+    text = ", ".join(TABLE)
+    assert configs.override(tiny(), [("init_names", text)]).init_names == TABLE
