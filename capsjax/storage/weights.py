@@ -104,12 +104,11 @@ def read_variables(path: pathlib.Path, network: Network) -> tuple[int, Any]:
     for name, array in arrays.items():
         if name in own:
             arrays[name] = in_type_of(own[name], array)
-    variables = nested(arrays)
     try:
-        require_variables(network, variables)
+        require_variables(network, arrays)
     except NetworkError as error:
         raise WorkdirError(f"{path}: {error}") from error
-    return step or 0, variables
+    return step or 0, nested(arrays)
 
 
 def in_type_of(own: Any, array: np.ndarray) -> np.ndarray:

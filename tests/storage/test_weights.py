@@ -166,6 +166,10 @@ BAD = {
         changed(lambda arrays: arrays.update(x=arrays["params/conv_bias"])),
         "weights.safetensors: the variables have unknown x: CapsNet has params/",
     ),
+    "an array in the place of others": (
+        changed(lambda arrays: arrays.update(params=arrays["params/conv_bias"])),
+        "weights.safetensors: the variables have unknown params: CapsNet has params/",
+    ),
     "another shape": (
         set_bias(np.zeros(9, np.float32)),
         r"params/conv_bias of CapsNet must have the shape \(8,\), got \(9,\)",
