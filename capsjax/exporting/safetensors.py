@@ -28,28 +28,29 @@ def export(
     """Writes a folder that ``load_run`` opens, and opens it.
 
     It has the run's ``config.json``, ``dataset.json`` and ``result.json``, the weights
-    that are evaluated in ``weights.safetensors``, and a card, ``README.md``. Files of
-    these names are replaced.
+    that are evaluated in ``weights.safetensors``, and a card, ``README.md``.
 
     Args:
         run: The run.
-        folder: The folder; made if it does not exist.
+        folder: The folder: a new one, or one from before, whose files are replaced.
         half: True to store weights in float16, which halves the file. The network
             computes in the same type as before.
-        licence: Licence of the weights, for the card; empty to leave it to the reader
-            of the card to ask.
-        note: A paragraph for the card, such as the accuracies of other seeds.
+        licence: Licence of the weights, for the card; empty if there is none yet.
+        note: One more paragraph for the card, such as the accuracies of other seeds.
 
     Returns:
         The paths of the files.
 
     Raises:
-        WorkdirError: If the folder holds a run in training, a weight is too large for
+        WorkdirError: If the folder holds other files, a weight is too large for
             float16, or a file can't be written.
     """
     workdir = Workdir(expanded(folder))
-    if workdir.has_saved or workdir.metrics.exists():
-        raise WorkdirError(f"{workdir.path} holds a run; choose another --output.")
+    if workdir.path.exists() and not workdir.is_shared and any(workdir.path.iterdir()):
+        raise WorkdirError(
+            f"{workdir.path} holds other files: choose a new folder for --output, or "
+            "one that this format has written."
+        )
     about = run.workdir.read_json(run.workdir.dataset)
     text = card(run, half=half, licence=licence, note=note)
     with writing(workdir.path):

@@ -81,9 +81,12 @@ def test_the_licence_is_its_authors_to_name(run, tmp_path, monkeypatch):
     assert "before the weights were rounded" not in card
 
 
-def test_a_run_is_not_written_over(run, capsys):
-    assert write(run, "--output", str(run.workdir.path)) == 1
-    assert "holds a run; choose another --output" in capsys.readouterr().err
+def test_other_files_are_not_written_over(run, tmp_path, capsys):
+    (tmp_path / "README.md").write_text("mine")
+    for folder in (tmp_path, run.workdir.path):
+        assert write(run, "--output", str(folder)) == 1
+        assert f"{folder} holds other files: choose a new" in capsys.readouterr().err
+    assert (tmp_path / "README.md").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
