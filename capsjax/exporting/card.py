@@ -51,7 +51,10 @@ def _rows(run: Run, *, half: bool) -> Iterator[str]:
     """Yields the rows of the table: training, measurements, type of the weights."""
     config, result = run.config, run.result or {}
     recipe = ":".join(filter(None, (config.experiment, config.variant)))
-    yield f"| recipe | {recipe or 'no name'}, seed {config.seed}, step {run.step} |"
+    origin = f"{recipe or 'no name'}, seed {config.seed}, step {run.step}"
+    if run.workdir.is_untrained:
+        origin = "its author's own loop"
+    yield f"| recipe | {origin} |"
     yield f"| settings | {', '.join(_settings(config))} |"
     yield f"| commit | {result.get('commit') or 'not known'} |"
     for split in ("test", "validation"):

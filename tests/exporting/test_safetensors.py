@@ -1,5 +1,6 @@
 """The command ``capsjax.export``, and the folder that it writes to share."""
 
+import json
 import sys
 
 import jax
@@ -35,6 +36,9 @@ def run(tmp_path_factory):
     )
     test = {"accuracy": 0.9928, "loss": 0.0123}
     write_json(path / "result.json", {"test": test, "commit": "abc123"})
+    about = json.loads((path / "dataset.json").read_text())
+    # As if it had been trained.
+    write_json(path / "dataset.json", {**about, "splits": {"train": {"checksum": "0"}}})
     return capsjax.load_run(path)
 
 

@@ -35,11 +35,13 @@ RESULT = {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of weights that nothing has learnt, as if it had been tested."""
+    """A run of first weights, as if it had been trained and tested."""
     params = init_variables(MODEL, jax.random.key(0))
     path = tmp_path_factory.mktemp("saved") / "run"
     capsjax.save_run(path, MODEL, params, class_names="abc")
     write_json(path / "result.json", RESULT)
+    about = json.loads((path / "dataset.json").read_text())
+    write_json(path / "dataset.json", {**about, "splits": {"train": {"checksum": "0"}}})
     return capsjax.load_run(path)
 
 
@@ -96,6 +98,14 @@ def test_a_weight_beyond_float16_is_named(tmp_path):
 def test_the_same_weights_make_the_same_bytes(run, folder, tmp_path):
     for path in export(run, tmp_path):
         assert path.read_bytes() == (folder / path.name).read_bytes(), path
+
+
+def test_the_card_of_save_run_names_no_recipe(run, tmp_path):
+    own = capsjax.save_run(tmp_path / "run", MODEL, run.params)
+    export(own, tmp_path / "folder")
+    card = (tmp_path / "folder" / "README.md").read_text()
+    assert "| recipe | its author's own loop |" in card
+    assert not (tmp_path / "folder" / "result.json").exists()
 
 
 def test_evaluate_and_report_open_it(folder, tmp_path, capsys):
