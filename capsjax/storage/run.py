@@ -197,7 +197,8 @@ class Run:
 
         Args:
             image: One image ``[h, w, c]`` or several ``[n, h, w, c]`` of
-                ``image_shape``, uint8 from 0 to 255. A network trained on crops sees
+                ``image_shape``, uint8 from 0 to 255. Grey images may lack the last
+                axis. A network trained on crops sees
                 the middle of them.
 
         Returns:
@@ -256,6 +257,8 @@ class Run:
     def _seen(self, image: Any) -> UInt8[np.ndarray, "n h w c"]:
         """Checks images, and returns the middle that the network sees."""
         image = np.asarray(image)
+        if self.image_shape[-1] == 1 and image.shape[-2:] == self.image_shape[:2]:
+            image = image[..., None]  # Grey images without an axis for the colours.
         if image.ndim not in (3, 4) or image.shape[-3:] != self.image_shape:
             raise ValueError(
                 f"images must be of shape {self.image_shape}, one or [n, ...]; got an "

@@ -66,7 +66,8 @@ def test_it_answers_as_the_model_however_many_images_there_are(run):
         np.testing.assert_allclose(pose, routed.pose[:n], rtol=1e-3, atol=1e-6)
         np.testing.assert_allclose(length, routed.activation[:n], rtol=1e-3, atol=1e-6)
         assert (label == length.argmax(-1)).all()
-    np.testing.assert_array_equal(run.predict(image[0]).label, label[:1])
+    for one in (image[0], image[0, ..., 0], image[:1, ..., 0]):
+        np.testing.assert_array_equal(run.predict(one).label, label[:1])
 
 
 def test_it_draws_from_the_labels_capsule(run):

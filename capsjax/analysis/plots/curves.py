@@ -31,15 +31,18 @@ def training_curves(
         how: Any = {"marker": marker, "color": colour, "linestyle": style}
         how |= {"label": label, "linewidth": 1}
         loss_axes.semilogy(epoch, loss, **how)
-        # Zero errors have no place on a logarithmic axis.
-        wrong = np.where(accuracy < 1, 100 * (1 - accuracy), np.nan)
-        error_axes.semilogy(epoch, wrong, **how)
+        error_axes.semilogy(epoch, _percent_wrong(accuracy), **how)
     loss_axes.set(xlabel="epoch", ylabel="loss")
     error_axes.set(xlabel="epoch", ylabel="wrong, %")
     for axes in (loss_axes, error_axes):
         axes.grid(visible=True, which="both", alpha=0.2)
     draw_legend(loss_axes)
     return figure
+
+
+def _percent_wrong(accuracy: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Returns error rates; not zero, which has no place on a logarithmic axis."""
+    return np.where(accuracy < 1, 100 * (1 - accuracy), np.nan)
 
 
 def validation_curves(
@@ -53,7 +56,7 @@ def validation_curves(
             epochs, accuracy = np.array(curve).reshape(-1, 2).T
             axes.semilogy(
                 epochs,
-                100 * (1 - accuracy),
+                _percent_wrong(accuracy),
                 color=COLOURS[n % len(COLOURS)],
                 linestyle=STYLES[n % len(STYLES)],
                 marker=".",
