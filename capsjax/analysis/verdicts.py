@@ -38,15 +38,20 @@ def verdicts(run: Run, prediction: Prediction) -> list[dict[str, Any]]:
 
 def _verdict(run: Run, names: Sequence[str], num_present: int) -> str:
     """Names the classes present, given the names from the longest capsule on."""
-    are_digits = run.config.data.name in _DIGITS
-    noun, nouns = ("digit", "digits") if are_digits else ("class", "classes")
+    one, several = nouns(run)
     if num_present == 0:
-        return f"no {noun}"
+        return f"no {one}"
     if run.num_shown != 1:
         return " and ".join(names[: min(num_present, run.num_shown or num_present)])
     if num_present == 1:
         return names[0]
-    return f"{names[0]}, or two {nouns}? ({names[0]} and {names[1]})"
+    return f"{names[0]}, or two {several}? ({names[0]} and {names[1]})"
+
+
+def nouns(run: Run) -> tuple[str, str]:
+    """Returns the noun for one class of a run, and for several."""
+    are_digits = run.config.data.name in _DIGITS
+    return ("digit", "digits") if are_digits else ("class", "classes")
 
 
 def numbers_name(answer: dict[str, Any]) -> str:

@@ -225,6 +225,19 @@ class Run:
             activation = np.asarray(squash(activation))
         return Prediction(activation.argmax(-1), activation, routed.pose)
 
+    def explore(self) -> Any:
+        """Makes the page that looks inside the network; a notebook shows it in a cell.
+
+        Its ``write(path)`` writes the page to a file.
+
+        Raises:
+            ExplorerError: If the page can't show the network.
+        """
+        # A method of this class, as people look for it here: the one arrow upwards.
+        from capsjax.explorer.page import make_page
+
+        return make_page(self)
+
     def features(self, image: Shaped[Any, "..."]) -> Features:
         """Computes the primary capsules and the poses of the class capsules of images.
 

@@ -1,0 +1,1 @@
+"""The explorer: a page that shows what a capsule network sees, and what builds it."""
