@@ -17,6 +17,7 @@ from capsjax.runtime.console import answer, command, warn
 from capsjax.runtime.devices import require_devices
 from capsjax.storage.checkpoints import CheckpointError
 from capsjax.storage.files import WorkdirError
+from capsjax.storage.pretrained import DIGITS
 from capsjax.storage.run import load_run
 from capsjax.training.command_line import UsageError, add_experiment, experiment
 
@@ -29,7 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--workdir", metavar="RUN", help="the folder of a trained run")
+    parser.add_argument(
+        "--workdir",
+        default=DIGITS,
+        metavar="RUN",
+        help="the folder of a trained run; default: the network for digits that comes "
+        "with capsjax",
+    )
     parser.add_argument(
         "--output", default="explorer.html", metavar="FILE", help="the page to write"
     )

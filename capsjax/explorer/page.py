@@ -88,13 +88,11 @@ class Page:
             WorkdirError: If it can't be written.
         """
         place = pathlib.Path(expanded(path)).absolute()
-        if place.exists():
-            start = _FIRST_LINE.encode()
-            if not place.is_file() or place.open("rb").read(len(start)) != start:
-                raise ExplorerError(
-                    f"{path} exists and is no page of the explorer: name another file "
-                    "by --output."
-                )
+        if place.exists() and not _is_page(place):
+            raise ExplorerError(
+                f"{path} exists and is no page of the explorer: name another file by "
+                "--output."
+            )
         write_text(place, self.html)
         return place
 
@@ -133,6 +131,14 @@ def make_page(run: Run) -> Page:
     page = files.joinpath("page.html").read_text("utf-8")
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], page)
     return Page(f"{_FIRST_LINE}\n{page}", note)
+
+
+def _is_page(path: pathlib.Path) -> bool:
+    start = _FIRST_LINE.encode()
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(start)) == start
 
 
 def require_known(run: Run) -> CapsNet:
