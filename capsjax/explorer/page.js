@@ -189,7 +189,10 @@ function show(canvas, image, [height, width, channels]) {
 function render() {
   const begin = performance.now();
   document.body.classList.toggle("empty", !state.seen);
-  samples.forEach(({ button }, n) => { button.ariaPressed = n === state.test; });
+  samples.forEach(({ button }, n) => {
+    button.ariaPressed = n === state.test;
+    button.tabIndex = n === (state.test ?? 0) ? 0 : -1;
+  });
   $("undo").disabled = !state.strokes.length;
   $("hint").textContent = net.image_shape[2] !== 1 || state.seen ? "" : `draw a ${net.drawn ? "digit" : "picture"} here`;
   if (state.seen) { renderCapsules(); renderPose(); renderRouting(); } else renderNothing();
@@ -432,6 +435,15 @@ function listen() {
     openPicture(event.dataTransfer.files[0]);
   };
 
+  // One stop for the Tab key; the arrow keys go from image to image.
+  $("samples").onkeydown = event => {
+    const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -10, ArrowDown: 10 }[event.key];
+    const next = samples[samples.findIndex(({ button }) => button === event.target) + by];
+    if (!next) return;
+    event.preventDefault();
+    next.button.focus();
+    next.button.click();
+  };
   $("reset").onclick = () => { state.moved = {}; renderPose(); remember(); };
   $("num-rounds").oninput = event => change({ rounds: +event.target.value });
   $("chart").onclick = event => {
@@ -568,8 +580,8 @@ function restore() {
 // ---- the walk-through
 
 const SEVEN = [[[70, 70], [110, 68], [200, 66], [180, 110], [158, 160], [140, 225]]];
-const FOUR = [[[100, 55], [84, 150], [190, 150]], [[165, 60], [158, 235]]];
-const SCRIBBLE = [[[60, 60], [220, 90], [70, 130], [215, 165], [75, 205], [220, 230]], [[140, 40], [140, 240]]];
+const FOUR = [[[160, 35], [144, 130], [250, 130]], [[225, 40], [218, 215]]];
+const HOUSE = [[[60, 130], [60, 230], [220, 230], [220, 130], [60, 130], [140, 50], [220, 130]]];
 
 function steps() {
   const isGrey = net.image_shape[2] === 1, isDigits = net.drawn && net.class_names.join("") === "0123456789";
@@ -599,7 +611,7 @@ function steps() {
     slant,
     { on: "capsules", title: "Draw a 4 over it", text: () => "The network never saw two digits at once. Draw a 4 over the 7, and watch the bars: capsules need not add up to one, so that two may be long, or none. Then choose a class, to see what its capsule makes of the ink.", does: "Draw it for me", act: () => draw([...(state.strokes.length ? state.strokes : SEVEN), ...FOUR]) },
     rounds,
-    { on: "capsules", title: "Draw no digit at all", text: () => "Scribble, or drop a photograph on the page. Most networks must name some class. Here every capsule may stay short: no digit. It is not always that wise: find a scribble that fools it.", does: "Scribble for me", act: () => draw(SCRIBBLE) },
+    { on: "capsules", title: "Draw no digit at all", text: () => "Draw a house, or open a photograph. Most networks must name some class. Here every capsule may stay short: no digit. The network is not always that wise. Find a drawing that fools it.", does: "Draw a house for me", act: () => draw(HOUSE) },
   ];
   return [
     { on: "input", title: "Choose an image", text: () => `Pick a test image${isGrey ? ", or draw one" : ", or drop a picture on the page"}. Each class has a capsule: the longest one names the image.`, does: "Pick one for me", act: pick(0) },

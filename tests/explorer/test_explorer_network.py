@@ -1,7 +1,6 @@
 """The page's network computes the numbers of JAX, and sees what ``predict`` sees."""
 
 import json
-import shutil
 import subprocess
 
 import numpy as np
@@ -55,7 +54,7 @@ def test_twenty_digits_have_the_numbers_of_jax(tab, tiny_run, tmp_path, before):
     ids=["uniform", "self_attention", "colour", "every option"],
 )
 def test_other_networks_have_the_numbers_of_jax(tab, tmp_path, fields):
-    run = made(tmp_path / "run", **fields)
+    run = made(**fields)
     page = make_page(run)
     assert page.note.startswith("no test images: ")
     opened(tab, page, tmp_path / "page.html")
@@ -122,7 +121,7 @@ def test_dropped_pictures_are_seen_as_predict_sees_them(tab, tiny_run, tmp_path)
 
 @pytest.mark.parametrize("shape", [(20, 18, 3), (31, 40, 1)])
 def test_other_pictures_are_scaled_as_predict_scales_them(tab, tmp_path, shape):
-    run = made(tmp_path / "run", image_shape=shape, routing=UniformRouting())
+    run = made(image_shape=shape, routing=UniformRouting())
     opened(tab, make_page(run), tmp_path / "page.html")
     rng = np.random.default_rng(2)
     for size in ((64, 64), (17, 90), (301, 20), shape[:2]):
@@ -147,11 +146,9 @@ def test_the_verdict_is_in_the_words_of_predict(tab, tiny_run, tmp_path):
             assert tab.js(f"verdict(Float32Array.of(...{row}))") == answer["verdict"]
 
 
-def test_convolve_wasm_is_made_of_its_source(tmp_path):
-    if shutil.which("wat2wasm") is None:
-        pytest.skip("no wat2wasm here: it comes with wabt")
+def test_convolve_wasm_is_made_of_its_source(wat2wasm, tmp_path):
     folder = capsjax.__path__[0] + "/explorer"
     out = tmp_path / "convolve.wasm"
-    subprocess.run(["wat2wasm", f"{folder}/convolve.wat", "-o", out], check=True)
+    subprocess.run([wat2wasm, f"{folder}/convolve.wat", "-o", out], check=True)
     with open(f"{folder}/convolve.wasm", "rb") as file:
         assert out.read_bytes() == file.read()

@@ -78,6 +78,15 @@ def test_the_page_is_small():
     assert len(pretrained()[1].html.encode()) < 3e6
 
 
+def test_test_digits_are_chosen_by_the_keyboard(page):
+    page.js("document.querySelector('#samples button').focus()")
+    page.press("ArrowDown")
+    assert page.js("state.test") == 10
+    page.press("ArrowRight")
+    assert page.js("state.test") == 11
+    assert page.text("#verdict") == str(page.js("net.samples.labels[11]"))
+
+
 def test_a_stroke_can_be_undone_and_drawn_over(page):
     draw(page, SEVEN)
     seven = lengths(page)
@@ -249,8 +258,8 @@ def test_the_command_writes_the_page_and_opens_it(tmp_path, monkeypatch, capsys)
     assert path.read_text() == "my notes"
 
 
-def test_other_networks_are_refused_in_one_line(tmp_path, monkeypatch):
-    run = made(tmp_path / "run", routing=UniformRouting())
+def test_other_networks_are_refused_in_one_line(monkeypatch):
+    run = made(routing=UniformRouting())
     known = run.model
     for model, words in (
         (known.clone(routing=EMRouting()), "dynamic or uniform or self_attention"),

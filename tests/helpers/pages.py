@@ -4,14 +4,19 @@ import base64
 import functools
 import io
 import json
+import pathlib
+import types
 
 import jax
 import numpy as np
 
-from capsjax import CapsNet, save_run
+from capsjax import CapsNet
+from capsjax import config as configs
 from capsjax.data import load
 from capsjax.data.augment import scale_to_unit
+from capsjax.data.preparation import Preparation
 from capsjax.models.network import init_variables
+from capsjax.storage.run import Run
 
 ROUNDS = 8
 
@@ -29,8 +34,8 @@ def halved(params):
     return jax.tree.map(lambda x: x.astype("float16").astype("float32"), params)
 
 
-def made(path, **fields):
-    """A run with its first weights."""
+def made(**fields):
+    """A network of random weights, as a run without a folder."""
     model = CapsNet(
         **{
             "image_shape": (20, 20, 1),
@@ -41,14 +46,23 @@ def made(path, **fields):
             "primary_dim": 4,
             "class_dim": 6,
             "decoder_features": (16,),
-            "weight_init": "normal(0.5)",
-            "bias_init": "normal(0.1)",
             **fields,
         }
     )
-    params = halved(init_variables(model, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(  # Of NumPy, which compiles nothing.
+        lambda leaf: rng.normal(scale=0.2, size=leaf.shape).astype(np.float32),
+        jax.eval_shape(lambda: init_variables(model, jax.random.key(0))),
+    )
     names = ["</script><b>", '"quoted"', "größer\u2028"][: model.num_classes]
-    return save_run(path, model, params, class_names=names)
+    run = object.__new__(Run)
+    run.workdir = types.SimpleNamespace(path=pathlib.Path("run"))
+    run.config = configs.Config(data=configs.Data("unknown"))
+    run.class_names, run.image_shape = tuple(names), model.image_shape
+    run.num_shown, run.in_memory, run.step, run.result = 1, True, 0, None
+    run.preparation = Preparation("as_is", *model.image_shape)
+    run.model, run.params, run._encoders = model, halved(params), {}
+    return run
 
 
 def in_jax(run, image, rounds):
