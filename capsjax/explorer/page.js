@@ -62,7 +62,7 @@ function build() {
   $("pad").ariaLabel = isGrey ? "Drawing board. Draw by mouse, pen or finger; without them pick a test image below." : "The image that the network gets.";
   $("clear").hidden = $("undo").hidden = !isGrey;
   if (!isGrey) $("pad").style.cursor = "default";
-  $("samples-title").textContent = `Or pick a test ${net.drawn ? "digit" : "image"}`;
+  $("samples-title").textContent = `${isGrey ? "Or pick" : "Pick"} a test ${net.drawn ? "digit" : "image"}`;
   $("credit").textContent = net.credit ?? "";
   const correct = net.accuracy ? `; it names ${(100 * net.accuracy).toFixed(2)} % of the test images right` : "";
   $("about-network").textContent = `The network: ${net.name}, ${net.num_parameters.toLocaleString("en")} parameters, trained on ${net.data} for ${net.step.toLocaleString("en")} steps${correct}. Its weights are rounded to 16 bits here.`;
@@ -87,7 +87,7 @@ function build() {
     $("classes").append(row);
     rows.push({ row, bar, track, number, thumb, name });
   });
-  document.querySelector(".head").firstElementChild.append(make("span", { className: "name", textContent: net.class_names.reduce((a, b) => b.length > a.length ? b : a), style: "visibility:hidden" }));
+  $("capsules").style.setProperty("--name", `${Math.min(14, Math.max(...net.class_names.map(name => name.length)) + 1)}ch`);
 
   for (let k = 0; k < net.class_dim; k++) {
     const input = make("input", { type: "range", min: -1, max: 1, step: 0.005 }), number = make("output");
@@ -205,7 +205,7 @@ function renderNothing() {
   $("verdict").textContent = net.drawn ? "Draw a digit." : net.image_shape[2] === 1 ? "Draw something." : "Choose an image.";
   $("because").textContent = "";
   for (const { row, bar, number, thumb } of rows) { bar.style.width = number.textContent = ""; thumb.style.opacity = 0; row.disabled = true; row.ariaPressed = false; }
-  for (const { input, number } of sliders) { input.disabled = true; number.textContent = ""; }
+  for (const { input, number } of sliders) { input.disabled = true; input.value = 0; number.textContent = ""; }
   for (const id of ["seen", "drawn"]) show($(id), new Float32Array(net.seen_shape.reduce((a, b) => a * b, 1)), net.seen_shape);
   for (const id of ["chart", "votes", "senders"]) $(id).replaceChildren();
   $("ground").hidden = true;

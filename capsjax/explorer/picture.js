@@ -8,33 +8,32 @@ const FAINTEST = 0.1;
 // Returns the image; two of them, dark on light first, if its ground is unclear.
 function makeImages({ image_shape, drawn }, picture) {
   if (!drawn) return [fit(image_shape[2] === 1 ? toGrey(picture) : picture, image_shape)];
-  const grey = toGrey(picture), { height, width } = grey;
+  const grey = toGrey(picture);
   const frame = { height: drawn.frame, width: drawn.frame, channels: 1 };
   if (isMade(grey, drawn, image_shape)) return [fit(grey, image_shape)];
-  const unit = new Float32Array(grey.values);
-  for (let n = 0; n < unit.length; n++) unit[n] /= 255;
-  const edge = ground(unit, height, width);
+  const edge = ground(grey, Math.fround);
   const inverts = edge > 0.4 && edge < 0.6 ? [true, false] : [edge > 0.5];
-  return inverts.map(invert => fit({ ...frame, values: placed(unit, height, width, edge, drawn, invert) }, image_shape));
+  return inverts.map(invert => fit({ ...frame, values: placed(grey, edge, drawn, invert) }, image_shape));
 }
 
-function isMade({ height, width, values }, drawn, [imageHeight, imageWidth]) {
+function isMade(grey, drawn, [imageHeight, imageWidth]) {
+  const { height, width, values } = grey;
   const isFrame = height === drawn.frame && width === drawn.frame;
   if (!isFrame && !(height === imageHeight && width === imageWidth)) return false;
-  if (ground(new Float64Array(values).map(value => value / 255), height, width) > FAINTEST) return false;
+  if (ground(grey, value => value) > FAINTEST) return false;
   if (!drawn.is_centred || values.every(value => value === 0)) return true;
   const centre = centreOfMass(values, height, width), parts = [height, width];
   const off = centre.map((middle, axis) => (middle + 0.5) / parts[axis] * drawn.frame - 0.5 - drawn.frame / 2);
   return Math.max(...off.map(Math.abs)) < (isFrame ? 0.5 : 0.6) + 1e-6;
 }
 
-// The brightness of the edge: the median.
-function ground(grey, height, width) {
-  const edge = [...grey.subarray(0, width), ...grey.subarray((height - 1) * width)];
-  for (let y = 0; y < height; y++) edge.push(grey[y * width], grey[(y + 1) * width - 1]);
+// The brightness of the edge, from 0 to 1: the median, in the precision of `number`.
+function ground({ height, width, values }, number) {
+  const edge = [...values.subarray(0, width), ...values.subarray((height - 1) * width)];
+  for (let y = 0; y < height; y++) edge.push(values[y * width], values[(y + 1) * width - 1]);
   edge.sort((a, b) => a - b);
-  const sum = edge[edge.length / 2 - 1] + edge[edge.length / 2];
-  return grey instanceof Float32Array ? Math.fround(Math.fround(sum) / 2) : sum / 2;
+  const [low, high] = edge.slice(edge.length / 2 - 1).map(value => number(value / 255));
+  return number(low + high) / 2;
 }
 
 function centreOfMass(ink, height, width) {
@@ -47,10 +46,10 @@ function centreOfMass(ink, height, width) {
 }
 
 // Scales and places a drawing as MNIST's makers did.
-function placed(grey, height, width, edge, drawn, invert) {
+function placed({ height, width, values }, edge, drawn, invert) {
   const result = new Uint8Array(drawn.frame * drawn.frame);
-  const ink = new Float32Array(grey.length), sign = invert ? -1 : 1;
-  for (let n = 0; n < ink.length; n++) ink[n] = sign * (grey[n] - edge);
+  const ink = new Float32Array(values.length), sign = invert ? -1 : 1;
+  for (let n = 0; n < ink.length; n++) ink[n] = sign * (Math.fround(values[n] / 255) - edge);
   const most = largest(ink);
   if (most < Math.fround(FAINTEST)) return result;
   let top = height, bottom = -1, left = width, right = -1;
