@@ -594,7 +594,7 @@ function steps() {
     act: () => {
       if (!state.seen) return;
       const k = tellingComponent(), { own } = current(), way = state.moved[k] > own[k] ? -1 : 1;
-      state.moved = { [k]: Math.min(1, Math.max(-1, Math.round(200 * (own[k] + 0.35 * way)) / 200)) };
+      state.moved = { [k]: Math.min(1, Math.max(-1, Math.round(200 * (own[k] + 0.25 * way)) / 200)) };
       renderPose();
       remember();
     },

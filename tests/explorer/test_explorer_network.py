@@ -10,10 +10,10 @@ from pages import (
     board,
     digits,
     drop,
-    halved,
     made,
     opened,
     png,
+    pretrained,
     seen,
 )
 from PIL import Image
@@ -23,16 +23,15 @@ from capsjax import DynamicRouting, SelfAttention, UniformRouting
 from capsjax.analysis.verdicts import judge, verdicts
 from capsjax.data.picture import UnclearGroundError
 from capsjax.explorer.page import make_page
-from capsjax.storage.run import Prediction, load_run
+from capsjax.storage.run import Prediction
 
 WITHOUT_WASM = "delete window.WebAssembly"
 
 
 @pytest.mark.parametrize("before", ["", WITHOUT_WASM], ids=["wasm", "without wasm"])
-def test_twenty_digits_have_the_numbers_of_jax(tab, tiny_run, tmp_path, before):
-    run = load_run(tiny_run)
-    run.params = halved(run.params)
-    opened(tab, make_page(run), tmp_path / "page.html", before=before)
+def test_twenty_digits_have_the_numbers_of_jax(tab, tmp_path, before):
+    run, page = pretrained()
+    opened(tab, page, tmp_path / "page.html", before=before)
     assert tab.js("net.convolve !== null") == (before == "")
     assert_equal_numbers(tab, run, digits())
 
@@ -71,9 +70,9 @@ def test_other_networks_have_the_numbers_of_jax(tab, tmp_path, fields):
     assert not tab.errors()
 
 
-def test_drawings_are_seen_as_predict_sees_them(tab, tiny_run, tmp_path):
-    run = load_run(tiny_run)
-    opened(tab, make_page(run), tmp_path / "page.html")
+def test_drawings_are_seen_as_predict_sees_them(tab, tmp_path):
+    run, page = pretrained()
+    opened(tab, page, tmp_path / "page.html")
     rng = np.random.default_rng(0)
     for _ in range(20):
         length = rng.integers(1, 8, rng.integers(1, 4))
@@ -99,9 +98,9 @@ def pictures():
     yield Image.fromarray(rng.integers(0, 256, (57, 43, 3), np.uint8))
 
 
-def test_dropped_pictures_are_seen_as_predict_sees_them(tab, tiny_run, tmp_path):
-    run = load_run(tiny_run)
-    opened(tab, make_page(run), tmp_path / "page.html")
+def test_dropped_pictures_are_seen_as_predict_sees_them(tab, tmp_path):
+    run, page = pretrained()
+    opened(tab, page, tmp_path / "page.html")
     for n, picture in enumerate(pictures()):
         path = tmp_path / f"{n}.png"
         path.write_bytes(png(picture))
@@ -133,12 +132,12 @@ def test_other_pictures_are_scaled_as_predict_scales_them(tab, tmp_path, shape):
         np.testing.assert_array_equal(image, run.preparation.apply(path).ravel())
 
 
-def test_the_verdict_is_in_the_words_of_predict(tab, tiny_run, tmp_path):
-    run = load_run(tiny_run)
-    opened(tab, make_page(run), tmp_path / "page.html")
+def test_the_verdict_is_in_the_words_of_predict(tab, tmp_path, monkeypatch):
+    run, page = pretrained()
+    opened(tab, page, tmp_path / "page.html")
     rng = np.random.default_rng(3)
     for num_shown in (1, 2, None):
-        run.num_shown = num_shown
+        monkeypatch.setattr(run, "num_shown", num_shown)
         tab.js(f"net.num_shown = {json.dumps(num_shown)}")
         activation = rng.choice([0.1, 0.3, 0.5, 0.7, 0.9], (30, 10)).astype(np.float32)
         answers = verdicts(run, Prediction(activation.argmax(-1), activation, None))

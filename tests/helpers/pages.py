@@ -15,10 +15,19 @@ from capsjax import config as configs
 from capsjax.data import load
 from capsjax.data.augment import scale_to_unit
 from capsjax.data.preparation import Preparation
+from capsjax.explorer.page import make_page
 from capsjax.models.network import init_variables
+from capsjax.storage.pretrained import load_pretrained
 from capsjax.storage.run import Run
 
 ROUNDS = 8
+
+
+@functools.cache
+def pretrained():
+    """The network that comes with capsjax, and its page."""
+    run = load_pretrained("mnist")
+    return run, make_page(run)
 
 
 def opened(tab, page, path, **options):
@@ -56,7 +65,7 @@ def made(**fields):
     )
     names = ["</script><b>", '"quoted"', "größer\u2028"][: model.num_classes]
     run = object.__new__(Run)
-    run.workdir = types.SimpleNamespace(path=pathlib.Path("run"))
+    run.workdir = types.SimpleNamespace(path=pathlib.Path("run"), is_untrained=True)
     run.config = configs.Config(data=configs.Data("unknown"))
     run.class_names, run.image_shape = tuple(names), model.image_shape
     run.num_shown, run.in_memory, run.step, run.result = 1, True, 0, None
