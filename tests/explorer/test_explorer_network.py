@@ -60,13 +60,13 @@ def test_other_networks_have_the_numbers_of_jax(tab, tmp_path, fields):
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (4, *run.image_shape), np.uint8)
     assert_equal_numbers(tab, run, image)
-    # The names did no harm, and stand there as they are.
-    assert tab.js("document.querySelectorAll('.class b').length") == 0
-    tab.js(
-        "change({picture: [new Uint8Array(net.image_shape.reduce((a, b) => a * b))]})"
-    )
+    # The names do no harm, and stand there as they are.
+    size = image[0].size
+    tab.js(f"change({{picture: [new Uint8Array({size}).fill(99)], chosen: 0}})")
     tab.frame()
     assert tab.text(".class .name") == "</script><b>"
+    assert "</script><b>" in tab.text("#senders th:last-child")
+    assert tab.js("document.querySelectorAll('b').length") == 0
     assert not tab.errors()
 
 
