@@ -17,7 +17,8 @@ function safeNorm(x, dim) {
 }
 
 function scaled(s, dim, scale) {
-  const norm = safeNorm(s, dim), result = new Float32Array(s.length);
+  const norm = safeNorm(s, dim);
+  const result = new Float32Array(s.length);
   for (let n = 0; n < norm.length; n++) {
     const factor = scale(norm[n]);
     for (let k = n * dim; k < (n + 1) * dim; k++) result[k] = s[k] * factor;
@@ -33,14 +34,15 @@ function squash(s, dim) {
 }
 
 function exponentialSquash(s, dim) {
-  return scaled(s, dim, norm => norm === 0 ? 1 : -Math.expm1(-norm) / norm);
+  return scaled(s, dim, norm => (norm === 0 ? 1 : -Math.expm1(-norm) / norm));
 }
 
 // ---- votes
 
 // u_hat[i, j, d] = sum_c W[i, j, d, c] u[i, c]
 function castVotes(capsules, weight, c) {
-  const votes = new Float32Array(weight.length / c), perInput = votes.length * c / capsules.length;
+  const votes = new Float32Array(weight.length / c);
+  const perInput = (votes.length * c) / capsules.length;
   for (let u = 0, m = 0, at = 0; u < capsules.length; u += c) {
     for (const end = m + perInput; m < end; m++) {
       let sum = 0;
@@ -53,10 +55,15 @@ function castVotes(capsules, weight, c) {
 
 // ---- routings: from votes [i, j, d] to one Routed for each round
 
-const ROUTINGS = { dynamic: dynamicRouting, uniform: uniformRouting, self_attention: selfAttention };
+const ROUTINGS = {
+  dynamic: dynamicRouting,
+  uniform: uniformRouting,
+  self_attention: selfAttention,
+};
 
 function dynamicRouting(votes, { i, j, d, bias, numIterations, none_of_the_above: nowhere }) {
-  const logit = new Float32Array(i * j), rounds = [];
+  const logit = new Float32Array(i * j);
+  const rounds = [];
   for (let round = 0; round < numIterations; round++) {
     if (round) addAgreement(logit, votes, rounds[round - 1].pose, { i, j, d });
     const coupling = softmax(logit, { i, j, nowhere });
@@ -129,7 +136,7 @@ function contributions(votes, { pose, activation, share }, { i, j, d }) {
     const m = n % j;
     let along = 0;
     for (let k = 0; k < d; k++) along += votes[at++] * pose[m * d + k];
-    result[n] = activation[m] > 0 ? share[n] * along / activation[m] : 0;
+    result[n] = activation[m] > 0 ? (share[n] * along) / activation[m] : 0;
   }
   return result;
 }
@@ -140,27 +147,47 @@ function contributions(votes, { pose, activation, share }, { i, j, d }) {
 // without padding. In WebAssembly, or the same loops in JavaScript.
 function convolution(net, image, [height, width, channels], kernel, size, stride = 1) {
   const features = kernel.length / (size * size * channels);
-  const rows = Math.floor((height - size) / stride) + 1, columns = Math.floor((width - size) / stride) + 1;
+  const rows = Math.floor((height - size) / stride) + 1;
+  const columns = Math.floor((width - size) / stride) + 1;
   const result = new Float32Array(net.buffer, net.results, rows * columns * features).fill(0);
   if (net.convolve && features % 8 === 0) {
     new Float32Array(net.buffer, net.images, image.length).set(image);
-    net.convolve(net.images, width, channels, kernel.byteOffset, size, 4 * features, stride, net.results, rows, columns);
+    net.convolve(
+      net.images,
+      width,
+      channels,
+      kernel.byteOffset,
+      size,
+      4 * features,
+      stride,
+      net.results,
+      rows,
+      columns,
+    );
   } else {
     let weight = 0;
-    for (let dy = 0; dy < size; dy++) for (let dx = 0; dx < size; dx++) for (let c = 0; c < channels; c++, weight += features) {
-      let sum = 0;
-      for (let y = 0; y < rows; y++) for (let x = 0; x < columns; x++, sum += features) {
-        const value = image[((y * stride + dy) * width + x * stride + dx) * channels + c];
-        if (value !== 0) for (let f = 0; f < features; f++) result[sum + f] += value * kernel[weight + f];
-      }
-    }
+    for (let dy = 0; dy < size; dy++)
+      for (let dx = 0; dx < size; dx++)
+        for (let c = 0; c < channels; c++, weight += features) {
+          let sum = 0;
+          for (let y = 0; y < rows; y++)
+            for (let x = 0; x < columns; x++, sum += features) {
+              const value = image[((y * stride + dy) * width + x * stride + dx) * channels + c];
+              if (value !== 0)
+                for (let f = 0; f < features; f++) result[sum + f] += value * kernel[weight + f];
+            }
+        }
   }
   return { values: result.slice(), shape: [rows, columns, features] };
 }
 
-function relu(x) { return x.map(value => Math.max(0, value)); }
+function relu(x) {
+  return x.map(value => Math.max(0, value));
+}
 
-function sigmoid(x) { return x.map(value => 1 / (1 + Math.exp(-value))); }
+function sigmoid(x) {
+  return x.map(value => 1 / (1 + Math.exp(-value)));
+}
 
 function addBias(x, bias, scale = 1) {
   for (let n = 0; n < x.length; n++) x[n] = scale * x[n] + bias[n % bias.length];
@@ -169,8 +196,17 @@ function addBias(x, bias, scale = 1) {
 
 function primaryCaps(net, features, shape) {
   const { weights, primary_kernel, primary_stride, primary_scale, primary_relu, primary_dim } = net;
-  const { values, shape: [height, width] } =
-    convolution(net, features, shape, weights["primary_caps/conv/kernel"], primary_kernel, primary_stride);
+  const {
+    values,
+    shape: [height, width],
+  } = convolution(
+    net,
+    features,
+    shape,
+    weights["primary_caps/conv/kernel"],
+    primary_kernel,
+    primary_stride,
+  );
   const s = addBias(values, weights["primary_caps/bias"], primary_scale);
   return { capsules: squash(primary_relu ? relu(s) : s, primary_dim), height, width };
 }
@@ -186,13 +222,22 @@ function denseCaps(net, capsules, numIterations) {
 // A fully connected layer is a convolution of one pixel.
 function dense(net, x, name) {
   const kernel = net.weights[`decoder/${name}/kernel`];
-  return addBias(convolution(net, x, [1, 1, x.length], kernel, 1).values, net.weights[`decoder/${name}/bias`]);
+  return addBias(
+    convolution(net, x, [1, 1, x.length], kernel, 1).values,
+    net.weights[`decoder/${name}/bias`],
+  );
 }
 
 // ---- model: CapsNet
 
 function primary(net, image) {
-  const { values, shape } = convolution(net, image, net.seen_shape, net.weights["conv/kernel"], net.conv_kernel);
+  const { values, shape } = convolution(
+    net,
+    image,
+    net.seen_shape,
+    net.weights["conv/kernel"],
+    net.conv_kernel,
+  );
   return primaryCaps(net, relu(addBias(values, net.weights.conv_bias)), shape);
 }
 
@@ -224,26 +269,28 @@ async function openNetwork(about, bytes, wasm) {
     size += aligned(4 * place.length);
     return place;
   });
-  const images = size, results = images + aligned(4 * about.largest);
+  const images = size;
+  const results = images + aligned(4 * about.largest);
   size = results + aligned(4 * about.largest);
   const pages = Math.ceil(size / 65536);
-  let buffer, convolve = null;
+  let buffer;
+  let convolve = null;
   try {
     const memory = new WebAssembly.Memory({ initial: pages });
     const { instance } = await WebAssembly.instantiate(wasm, { explorer: { memory } });
     ({ buffer } = memory);
     ({ convolve } = instance.exports);
   } catch {
-    buffer = new ArrayBuffer(size);  // No WebAssembly here, or none allowed.
+    buffer = new ArrayBuffer(size); // No WebAssembly here, or none allowed.
   }
   const weights = {};
   let at = 0;
   about.arrays.forEach(({ name, dtype }, n) => {
     const { offset, length } = places[n];
-    const values = weights[name] = new Float32Array(buffer, offset, length);
+    const values = (weights[name] = new Float32Array(buffer, offset, length));
     if (dtype === "float16") readHalves(new Uint16Array(bytes, at, length), values);
     else values.set(new Float32Array(bytes, at, length));
-    at += 4 * Math.ceil((dtype === "float16" ? 2 : 4) * length / 4);
+    at += 4 * Math.ceil(((dtype === "float16" ? 2 : 4) * length) / 4);
   });
   return { ...about, weights, buffer, images, results, convolve };
 }
@@ -251,7 +298,11 @@ async function openNetwork(about, bytes, wasm) {
 // Float16Array is too new for most browsers.
 function readHalves(halves, values) {
   for (let n = 0; n < halves.length; n++) {
-    const half = halves[n], sign = half & 0x8000 ? -1 : 1, exponent = (half >> 10) & 31, fraction = half & 1023;
-    values[n] = sign * (exponent ? 2 ** (exponent - 15) * (1 + fraction / 1024) : 2 ** -24 * fraction);
+    const half = halves[n];
+    const sign = half & 0x8000 ? -1 : 1;
+    const exponent = (half >> 10) & 31;
+    const fraction = half & 1023;
+    values[n] =
+      sign * (exponent ? 2 ** (exponent - 15) * (1 + fraction / 1024) : 2 ** -24 * fraction);
   }
 }

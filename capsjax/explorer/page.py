@@ -55,6 +55,16 @@ _MODEL_FIELDS = (
     "class_dim",
     "decoder_features",
 )
+# In order: page.js opens the page when the others are there.
+_SCRIPTS = (
+    "picture.js",
+    "network.js",
+    "board.js",
+    "agreement.js",
+    "link.js",
+    "tour.js",
+    "page.js",
+)
 _MOST_PARAMETERS = 16_000_000  # A page of 40 megabytes.
 _MOST_SAMPLES, _SAMPLES_BYTES = 30, 200_000
 _FIRST_LINE = "<!doctype html><!-- capsjax explorer -->"
@@ -114,19 +124,20 @@ def make_page(run: Run) -> Page:
     Raises:
         ExplorerError: If the network is another one.
     """
-    model = require_known(run)
+    model = _known_model(run)
     arrays, weights = _weights(run)
     samples, note = _samples(run)
     about = {**_about(run, model), "arrays": arrays, "samples": samples}
     files = resources.files("capsjax.explorer")
-    scripts = ("picture.js", "network.js", "page.js")
     parts = {
         "style": files.joinpath("style.css").read_text("utf-8"),
         # A class name may hold the end of a script.
         "about": json_text(about).replace("<", "\\u003c"),
         "weights": _base64(zlib.compress(weights, 9)),
         "convolve": _base64(files.joinpath("convolve.wasm").read_bytes()),
-        "scripts": "\n".join(files.joinpath(one).read_text("utf-8") for one in scripts),
+        "scripts": "\n".join(
+            files.joinpath(one).read_text("utf-8") for one in _SCRIPTS
+        ),
     }
     page = files.joinpath("page.html").read_text("utf-8")
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], page)
@@ -141,14 +152,14 @@ def _is_page(path: pathlib.Path) -> bool:
         return file.read(len(start)) == start
 
 
-def require_known(run: Run) -> CapsNet:
+def _known_model(run: Run) -> CapsNet:
     """Returns a run's network if the page can show it.
 
     Raises:
         ExplorerError: With the network's property, and what is allowed.
     """
     model, place = run.model, run.workdir.path
-    if not isinstance(model, CapsNet) or type(model) is not CapsNet:
+    if type(model) is not CapsNet:
         raise ExplorerError(
             f"the explorer shows networks of the class CapsNet, and {place} holds a "
             f"{type(model).__name__}."

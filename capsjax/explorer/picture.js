@@ -13,7 +13,9 @@ function makeImages({ image_shape, drawn }, picture) {
   if (isMade(grey, drawn, image_shape)) return [fit(grey, image_shape)];
   const edge = ground(grey, Math.fround);
   const inverts = edge > 0.4 && edge < 0.6 ? [true, false] : [edge > 0.5];
-  return inverts.map(invert => fit({ ...frame, values: placed(grey, edge, drawn, invert) }, image_shape));
+  return inverts.map(invert =>
+    fit({ ...frame, values: placed(grey, edge, drawn, invert) }, image_shape),
+  );
 }
 
 function isMade(grey, drawn, [imageHeight, imageWidth]) {
@@ -22,8 +24,11 @@ function isMade(grey, drawn, [imageHeight, imageWidth]) {
   if (!isFrame && !(height === imageHeight && width === imageWidth)) return false;
   if (ground(grey, value => value) > FAINTEST) return false;
   if (!drawn.is_centred || values.every(value => value === 0)) return true;
-  const centre = centreOfMass(values, height, width), parts = [height, width];
-  const off = centre.map((middle, axis) => (middle + 0.5) / parts[axis] * drawn.frame - 0.5 - drawn.frame / 2);
+  const centre = centreOfMass(values, height, width);
+  const parts = [height, width];
+  const off = centre.map(
+    (middle, axis) => ((middle + 0.5) / parts[axis]) * drawn.frame - 0.5 - drawn.frame / 2,
+  );
   return Math.max(...off.map(Math.abs)) < (isFrame ? 0.5 : 0.6) + 1e-6;
 }
 
@@ -37,41 +42,59 @@ function ground({ height, width, values }, number) {
 }
 
 function centreOfMass(ink, height, width) {
-  let mass = 0, down = 0, across = 0;
-  for (let y = 0; y < height; y++) for (let x = 0; x < width; x++) {
-    const value = ink[y * width + x];
-    mass += value; down += y * value; across += x * value;
-  }
+  let mass = 0;
+  let down = 0;
+  let across = 0;
+  for (let y = 0; y < height; y++)
+    for (let x = 0; x < width; x++) {
+      const value = ink[y * width + x];
+      mass += value;
+      down += y * value;
+      across += x * value;
+    }
   return [down / mass, across / mass];
 }
 
 // Scales and places a drawing as MNIST's makers did.
 function placed({ height, width, values }, edge, drawn, invert) {
   const result = new Uint8Array(drawn.frame * drawn.frame);
-  const ink = new Float32Array(values.length), sign = invert ? -1 : 1;
+  const ink = new Float32Array(values.length);
+  const sign = invert ? -1 : 1;
   for (let n = 0; n < ink.length; n++) ink[n] = sign * (Math.fround(values[n] / 255) - edge);
   const most = largest(ink);
   if (most < Math.fround(FAINTEST)) return result;
-  let top = height, bottom = -1, left = width, right = -1;
-  for (let y = 0, n = 0; y < height; y++) for (let x = 0; x < width; x++, n++) {
-    const value = ink[n] = Math.max(0, ink[n] / most);
-    if (value <= 0.25) continue;
-    if (y < top) top = y;
-    if (x < left) left = x;
-    if (x > right) right = x;
-    bottom = y;
-  }
-  const h = bottom - top + 1, w = right - left + 1, cut = new Float32Array(h * w);
-  for (let y = 0; y < h; y++) cut.set(ink.subarray((top + y) * width + left, (top + y) * width + right + 1), y * w);
+  let top = height;
+  let bottom = -1;
+  let left = width;
+  let right = -1;
+  for (let y = 0, n = 0; y < height; y++)
+    for (let x = 0; x < width; x++, n++) {
+      const value = (ink[n] = Math.max(0, ink[n] / most));
+      if (value <= 0.25) continue;
+      if (y < top) top = y;
+      if (x < left) left = x;
+      if (x > right) right = x;
+      bottom = y;
+    }
+  const h = bottom - top + 1;
+  const w = right - left + 1;
+  const cut = new Float32Array(h * w);
+  for (let y = 0; y < h; y++)
+    cut.set(ink.subarray((top + y) * width + left, (top + y) * width + right + 1), y * w);
   const scale = drawn.extent / Math.max(h, w);
   const [rows, columns] = [h, w].map(n => Math.max(1, roundHalfEven(n * scale)));
   const small = resizeFloats(cut, h, w, rows, columns).map(value => Math.max(0, value));
-  const brightest = largest(small), bright = small.map(value => value / brightest);
+  const brightest = largest(small);
+  const bright = small.map(value => value / brightest);
   const middle = centreOfMass(bright, rows, columns);
   const [y0, x0] = [rows, columns].map((part, axis) =>
-    Math.min(Math.max(roundHalfEven(drawn.frame / 2 - middle[axis]), 0), drawn.frame - part));
-  for (let y = 0; y < rows; y++) for (let x = 0; x < columns; x++)
-    result[(y0 + y) * drawn.frame + x0 + x] = roundHalfEven(Math.fround(255 * bright[y * columns + x]));
+    Math.min(Math.max(roundHalfEven(drawn.frame / 2 - middle[axis]), 0), drawn.frame - part),
+  );
+  for (let y = 0; y < rows; y++)
+    for (let x = 0; x < columns; x++)
+      result[(y0 + y) * drawn.frame + x0 + x] = roundHalfEven(
+        Math.fround(255 * bright[y * columns + x]),
+      );
   return result;
 }
 
@@ -91,45 +114,61 @@ function roundHalfEven(x) {
 
 // The pixels of a canvas, without transparency: on black if what shows is light.
 function fromPixels({ data, height, width }) {
-  let shown = 0, brightness = 0, least = 255;
+  let shown = 0;
+  let brightness = 0;
+  let least = 255;
   for (let n = 0; n < data.length; n += 4) {
-    shown += data[n + 3]; least = Math.min(least, data[n + 3]);
+    shown += data[n + 3];
+    least = Math.min(least, data[n + 3]);
     brightness += data[n + 3] * greyOf(data[n], data[n + 1], data[n + 2]);
   }
   const behind = least < 128 && brightness > 127 * shown ? 0 : 255;
   const values = new Uint8Array(3 * height * width);
-  for (let n = 0, to = 0; n < data.length; n++) if (n % 4 < 3) {
-    const opacity = 128 * data[n - n % 4 + 3];
-    const sum = data[n] * opacity + behind * (128 * 255 - opacity) + (128 << 7);
-    values[to++] = ((sum >> 8) + sum >> 8) >> 7;
-  }
+  for (let n = 0, to = 0; n < data.length; n++)
+    if (n % 4 < 3) {
+      const opacity = 128 * data[n - (n % 4) + 3];
+      const sum = data[n] * opacity + behind * (128 * 255 - opacity) + (128 << 7);
+      values[to++] = (((sum >> 8) + sum) >> 8) >> 7;
+    }
   return { height, width, channels: 3, values };
 }
 
-function greyOf(red, green, blue) { return (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16; }
+function greyOf(red, green, blue) {
+  return (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16;
+}
 
 function toGrey(picture) {
   if (picture.channels === 1) return picture;
-  const { height, width, values } = picture, grey = new Uint8Array(height * width);
-  for (let n = 0; n < grey.length; n++) grey[n] = greyOf(values[3 * n], values[3 * n + 1], values[3 * n + 2]);
+  const { height, width, values } = picture;
+  const grey = new Uint8Array(height * width);
+  for (let n = 0; n < grey.length; n++)
+    grey[n] = greyOf(values[3 * n], values[3 * n + 1], values[3 * n + 2]);
   return { height, width, channels: 1, values: grey };
 }
 
 // The middle of an image that the network sees, with pixels from 0 to 1.
-function seenOf({ image_shape: [height, width, channels], seen_shape: [seenHeight, seenWidth] }, values) {
-  const top = Math.floor((height - seenHeight) / 2), left = Math.floor((width - seenWidth) / 2);
+function seenOf(
+  { image_shape: [height, width, channels], seen_shape: [seenHeight, seenWidth] },
+  values,
+) {
+  const top = Math.floor((height - seenHeight) / 2);
+  const left = Math.floor((width - seenWidth) / 2);
   const result = new Float32Array(seenHeight * seenWidth * channels);
-  for (let y = 0, n = 0; y < seenHeight; y++) for (let x = 0; x < seenWidth * channels; x++)
-    result[n++] = values[((top + y) * width + left) * channels + x] / 255;
+  for (let y = 0, n = 0; y < seenHeight; y++)
+    for (let x = 0; x < seenWidth * channels; x++)
+      result[n++] = values[((top + y) * width + left) * channels + x] / 255;
   return result;
 }
 
 // ---- Pillow's ImageOps.fit and Image.resize
 
 function fit({ height, width, channels, values }, [toHeight, toWidth]) {
-  const ratio = width / height, wanted = toWidth / toHeight;
-  const cropWidth = ratio > wanted ? wanted * height : width, cropHeight = ratio < wanted ? width / wanted : height;
-  const left = (width - cropWidth) / 2, top = (height - cropHeight) / 2;
+  const ratio = width / height;
+  const wanted = toWidth / toHeight;
+  const cropWidth = ratio > wanted ? wanted * height : width;
+  const cropHeight = ratio < wanted ? width / wanted : height;
+  const left = (width - cropWidth) / 2;
+  const top = (height - cropHeight) / 2;
   const across = taps(width, toWidth, bicubic, 2, left, left + cropWidth).map(fixed);
   const down = taps(height, toHeight, bicubic, 2, top, top + cropHeight).map(fixed);
   // Sums of bytes by weights in units of 2 ** -22, rounded after each axis.
@@ -138,11 +177,15 @@ function fit({ height, width, channels, values }, [toHeight, toWidth]) {
 }
 
 function fixed({ first, weight }) {
-  return { first, weight: weight.map(value => Math.trunc(value * 2 ** 22 + (value < 0 ? -0.5 : 0.5))) };
+  return {
+    first,
+    weight: weight.map(value => Math.trunc(value * 2 ** 22 + (value < 0 ? -0.5 : 0.5))),
+  };
 }
 
 function resizeFloats(values, height, width, toHeight, toWidth) {
-  const across = taps(width, toWidth, lanczos, 3), down = taps(height, toHeight, lanczos, 3);
+  const across = taps(width, toWidth, lanczos, 3);
+  const down = taps(height, toHeight, lanczos, 3);
   return resized(values, height, width, 1, across, down, Float32Array, sum => sum);
 }
 
@@ -160,33 +203,46 @@ function resized(values, height, width, channels, across, down, Type, round) {
 // Values [outer, size, inner] become [outer, taps, inner].
 function resizedAxis(values, outer, size, inner, taps, Type, round) {
   const result = new Type(outer * taps.length * inner);
-  for (let o = 0, n = 0; o < outer; o++) for (const { first, weight } of taps) for (let c = 0; c < inner; c++, n++) {
-    let sum = 0;
-    for (let k = 0, at = (o * size + first) * inner + c; k < weight.length; k++, at += inner) sum += weight[k] * values[at];
-    result[n] = round(sum);
-  }
+  for (let o = 0, n = 0; o < outer; o++)
+    for (const { first, weight } of taps)
+      for (let c = 0; c < inner; c++, n++) {
+        let sum = 0;
+        for (let k = 0, at = (o * size + first) * inner + c; k < weight.length; k++, at += inner)
+          sum += weight[k] * values[at];
+        result[n] = round(sum);
+      }
   return result;
 }
 
 // The pixels that each new pixel is made of, and their weights.
 function taps(size, toSize, filter, support, from = 0, to = size) {
-  const begin = Math.fround(from), scale = Math.fround(Math.fround(to) - begin) / toSize;
-  const stretch = Math.max(1, scale), reach = support * stretch;
+  const begin = Math.fround(from);
+  const scale = Math.fround(Math.fround(to) - begin) / toSize;
+  const stretch = Math.max(1, scale);
+  const reach = support * stretch;
   return Array.from({ length: toSize }, (_, n) => {
     const centre = begin + (n + 0.5) * scale;
-    const first = Math.max(0, Math.trunc(centre - reach + 0.5)), end = Math.min(size, Math.trunc(centre + reach + 0.5));
-    const weight = Array.from({ length: end - first }, (_, k) => filter((k + first - centre + 0.5) / stretch));
+    const first = Math.max(0, Math.trunc(centre - reach + 0.5));
+    const end = Math.min(size, Math.trunc(centre + reach + 0.5));
+    const weight = Array.from({ length: end - first }, (_, k) =>
+      filter((k + first - centre + 0.5) / stretch),
+    );
     const sum = weight.reduce((a, b) => a + b, 0);
     return { first, weight: weight.map(value => value / sum) };
   });
 }
 
-function lanczos(x) { return x >= -3 && x < 3 ? sinc(x) * sinc(x / 3) : 0; }
+function lanczos(x) {
+  return x >= -3 && x < 3 ? sinc(x) * sinc(x / 3) : 0;
+}
 
-function sinc(x) { return x === 0 ? 1 : Math.sin(Math.PI * x) / (Math.PI * x); }
+function sinc(x) {
+  return x === 0 ? 1 : Math.sin(Math.PI * x) / (Math.PI * x);
+}
 
 function bicubic(x) {
-  const a = -0.5, z = Math.abs(x);
+  const a = -0.5;
+  const z = Math.abs(x);
   if (z < 1) return ((a + 2) * z - (a + 3)) * z * z + 1;
   return z < 2 ? (((z - 5) * z + 8) * z - 4) * a : 0;
 }
