@@ -45,6 +45,8 @@ OWNERS = {
     "tensorflow_datasets": {"data.readers"},
     "tensorboardX": {"storage"},
     "matplotlib": {"analysis.plots.canvas"},
+    "onnx": {"exporting"},
+    "onnxruntime": {"exporting"},
     "tensorflow": set(),
 }
 

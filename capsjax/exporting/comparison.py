@@ -18,6 +18,8 @@ from capsjax.storage.files import WorkdirError
 from capsjax.storage.run import Run
 
 _NUM_IMAGES, _NUM_TOGETHER = 200, 50
+# Smallest share of images that must get the same label.
+_SAME_LABELS = 0.95
 
 
 class Comparison(NamedTuple):
@@ -60,7 +62,8 @@ def compare(
         tolerance: The largest difference that is allowed.
 
     Raises:
-        ExportError: If an output differs by more, or is not a number.
+        ExportError: If an output differs by more or is not a number, or more than one
+            label in twenty differs.
     """
     images, what, is_real = _images(run)
     network, classes = jax.jit(functions(run)["network"]), np.eye(run.model.num_classes)
@@ -87,6 +90,11 @@ def compare(
                 f"the {name} of the exported network differs by {off:.2g} from JAX on "
                 f"{what}, and may by {tolerance:g}: nothing is written."
             )
+    if num_same < _SAME_LABELS * len(images):
+        raise ExportError(
+            f"{len(images) - num_same} labels of the exported network differ from JAX "
+            f"on {what}: nothing is written."
+        )
     differences = {name: float(off) for name, off in differences.items()}
     return Comparison(what, is_real, len(images), num_same, differences)
 

@@ -39,7 +39,7 @@ def card(
         }
         for name, one in found.items()
     }
-    test = (run.result or {}).get("test", {})
+    measured = (run.result or {}).get("test") or {}
     return {
         "format": format_name,
         "network": type(run.model).__name__,
@@ -47,7 +47,7 @@ def card(
         "weights": weights,
         "data": run.config.data.name,
         "step": run.step,
-        "test_accuracy": test.get("accuracy"),
+        "test_accuracy": measured.get("accuracy"),
         "class_names": list(run.class_names),
         "num_shown": run.num_shown,
         "activation": "length" if run.activation_kind == "length" else "probability",

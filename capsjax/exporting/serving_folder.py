@@ -51,14 +51,14 @@ def write_folder(
     Raises:
         WorkdirError: If a file can't be written.
     """
+    about = card(run, suffix, weights, comparison)
+    text = readme(run, about, comparison)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{suffix}" for name in files]
     for path, content in zip(paths, files.values(), strict=True):
         write_bytes(path, content)
-    about = card(run, suffix, weights, comparison)
-    paths += [folder / "README.md", folder / _CARD]
-    write_text(paths[-2], readme(run, about, comparison))
-    write_json(paths[-1], about)
+    write_text(folder / "README.md", text)
+    write_json(folder / _CARD, about)
     (say if comparison.is_real else warn)(str(comparison))
-    return paths
+    return [*paths, folder / "README.md", folder / _CARD]

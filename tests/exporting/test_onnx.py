@@ -1,0 +1,283 @@
+"""Networks as ONNX files: what onnxruntime computes from them, beside JAX."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import jax
+import numpy as np
+import onnxruntime
+import pytest
+from exported import IMAGE, draw_images, run_of, small
+from marks import first_of
+from PIL import Image
+from places import ROOT
+
+import capsjax
+from capsjax import ROUTINGS, CapsNet
+from capsjax.data import load
+from capsjax.exporting import onnx
+from capsjax.exporting.errors import ExportError
+from capsjax.exporting.functions import functions
+from capsjax.exporting.onnx_network import models
+from capsjax.exporting.serving_folder import require_folder
+from capsjax.models import BaselineCNN
+from capsjax.routings import (
+    DynamicRouting,
+    EMRouting,
+    InvertedAttention,
+    SelfAttention,
+    UniformRouting,
+)
+
+
+def cnn(**options):
+    sizes = {"conv_features": (4, 5), "hidden_features": (9, 8)}
+    return BaselineCNN(IMAGE, 4, **sizes, **options)
+
+
+NETWORKS = {
+    **{name: small(routing=make()) for name, make in ROUTINGS.items()},
+    "one round": small(routing=DynamicRouting(1)),
+    "bias, none of the above": small(
+        routing=DynamicRouting(2, bias=0.1, none_of_the_above=True)
+    ),
+    "uniform with bias": small(routing=UniformRouting(bias=0.1)),
+    "sharp attention without bias": small(routing=SelfAttention(0.1, None)),
+    "three rounds of attention": small(routing=InvertedAttention(3)),
+    "the paper's EM": small(routing=EMRouting(num_iterations=3, mass="sum")),
+    "the notebook": small(
+        primary_relu=True, primary_scale=0.5, primary_stride=1, primary_kernel=4
+    ),
+    "bfloat16": small(compute_dtype="bfloat16"),
+    "cnn": cnn(),
+    "cnn with an even kernel": cnn(conv_kernel=4),
+}
+QUICK = (*ROUTINGS, "bias, none of the above", "the notebook", "cnn")
+
+
+def opened(model):
+    """The function of an ONNX file, from arrays by name to arrays by name."""
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    names = [one.name for one in session.get_outputs()]
+    return lambda **arrays: dict(zip(names, session.run(None, arrays), strict=True))
+
+
+def assert_same(found, expected, **tolerance):
+    assert found.keys() <= expected.keys()
+    for name, array in found.items():
+        assert array.shape == expected[name].shape
+        assert array.dtype == expected[name].dtype
+        scale = max(1, np.abs(expected[name]).max())
+        options = {"rtol": 0, "atol": 2e-5 * scale, **tolerance}
+        np.testing.assert_allclose(array, expected[name], **options, err_msg=name)
+
+
+@pytest.mark.parametrize("name", first_of(QUICK, NETWORKS))
+def test_each_file_computes_what_jax_computes_for_any_batch(name, tmp_path):
+    run = run_of(NETWORKS[name], tmp_path)
+    made = {part: opened(model) for part, model in models(run).items()}
+    image = draw_images(7)
+    expected = jax.jit(functions(run)["network"])(image)
+    expected = {part: np.asarray(one) for part, one in expected.items()}
+    # The images make a difference.
+    assert expected["activation"].std(0).max() > 1e-3
+    assert_same(made["network"](image=image), expected)
+    assert_same(made["encode"](image=image), expected)
+    assert_same(
+        made["network"](image=image[1:2]),
+        {part: one[1:2] for part, one in expected.items()},
+    )
+    if "drawing" in expected:
+        mask = np.eye(4, dtype=np.float32)[expected["label"]]
+        drawn = made["decode"](pose=expected["pose"], mask=mask)
+        assert_same(drawn, expected)
+    else:
+        assert [*made] == ["encode", "network"]
+
+
+def test_a_network_for_several_classes_has_the_probability_of_each(tmp_path):
+    run = run_of(small(routing=InvertedAttention(1)), tmp_path)
+    run.num_shown = 2
+    image = draw_images(3)
+    expected = jax.jit(functions(run)["encode"])(image)
+    found = opened(models(run)["encode"])(image=image)
+    assert_same(found, expected)
+    assert np.abs(found["activation"].sum(-1) - 1).max() > 0.1
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "onnx"
+    run = capsjax.load_run(tiny_run)
+    return run, folder, onnx.export(run, folder)
+
+
+def test_the_files_predict_and_draw_as_the_run_does(exported):
+    run, folder, paths = exported
+    names = ["encode.onnx", "decode.onnx", "network.onnx", "README.md", "card.json"]
+    assert paths == [folder / name for name in names]
+    assert sorted(folder.iterdir()) == sorted(paths)
+    image = load("mnist", "test").image[:20]
+    prediction = run.predict(image)
+    session = onnxruntime.InferenceSession(folder / "network.onnx")
+    given = {"image": image.astype(np.float32) / 255}
+    names = ["label", "activation", "pose", "drawing"]
+    label, *found = session.run(names, given)
+    np.testing.assert_array_equal(label, prediction.label)
+    drawing = run.draw(prediction.pose, prediction.label)
+    for one, expected in zip(found, [*prediction[1:], drawing], strict=True):
+        np.testing.assert_allclose(one, expected, rtol=0, atol=1e-5)
+
+
+def test_the_card_has_what_who_serves_it_needs(exported):
+    run, folder, _ = exported
+    card = json.loads((folder / "card.json").read_text())
+    assert card["class_names"] == [*"0123456789"]
+    assert (card["activation"], card["present"], card["num_shown"]) == (
+        "length",
+        0.5,
+        1,
+    )
+    assert card["preparation"] == run.preparation.to_json()
+    image = {"type": "float32", "shape": ["batch", 28, 28, 1]}
+    assert card["files"]["network.onnx"]["inputs"] == {"image": image}
+    for name, part in card["files"].items():
+        session = onnxruntime.InferenceSession(folder / name)
+        for side, arrays in (
+            ("inputs", session.get_inputs()),
+            ("outputs", session.get_outputs()),
+        ):
+            assert {one.name: one.shape for one in arrays} == {
+                key: array["shape"] for key, array in part[side].items()
+            }
+    compared = card["compared"]
+    assert compared["images"].startswith("200 test images of ")
+    assert compared["num_same_labels"] == compared["num_images"] == 200
+    assert max(compared["differences"].values()) < 1e-5
+    text = (folder / "README.md").read_text()
+    assert "200 of 200 labels as in JAX on 200 test images" in text
+    assert "Divide by 255: float32 from 0 to 1, [batch, 28, 28, 1]." in text
+
+
+@pytest.fixture
+def served(exported, tmp_path, monkeypatch):
+    """A folder as the page about serving has it, and the answer to its digit."""
+    run, folder, _ = exported
+    digit = load("mnist", "test").image[0]
+    Image.fromarray(digit[..., 0]).save(tmp_path / "digit.png")
+    (tmp_path / "digit.bytes").write_bytes(digit.tobytes())
+    (tmp_path / "exports").mkdir()
+    (tmp_path / "exports" / "mnist-seed0-onnx").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    prediction = run.predict(digit)
+    return f"{prediction.label[0]} {prediction.activation.max():.4f}\n"
+
+
+def page_program(language):
+    page = (ROOT / "docs" / "serving.md").read_text()
+    return re.search(rf"```{language}\n(.*?)```", page, re.S).group(1)
+
+
+def test_the_page_about_serving_is_right_in_python(served, capsys):
+    exec(page_program("python"), {})
+    assert capsys.readouterr().out == served
+
+
+@pytest.mark.skipif(
+    not (shutil.which("node") and (ROOT / "node_modules/onnxruntime-web").is_dir()),
+    reason="needs node, and in the checkout: npm install --no-save onnxruntime-web",
+)
+def test_the_page_about_serving_is_right_in_javascript(served, tmp_path):
+    (tmp_path / "node_modules").symlink_to(ROOT / "node_modules")
+    (tmp_path / "serve.mjs").write_text(page_program("js"))
+    words = [shutil.which("node"), "serve.mjs"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == served
+
+
+@pytest.mark.parametrize(
+    ("option", "share", "largest"), [("half", 0.55, 1e-3), ("int8", 0.35, 0.02)]
+)
+def test_smaller_weights_make_smaller_files_and_nearly_the_same(
+    exported, option, share, largest, tmp_path
+):
+    run, folder, _ = exported
+    onnx.export(run, tmp_path, **{option: True})
+    sizes = [(one / "network.onnx").stat().st_size for one in (tmp_path, folder)]
+    assert sizes[0] < share * sizes[1]
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert card["weights"] == {"half": "float16", "int8": "int8"}[option]
+    assert 1e-5 < max(card["compared"]["differences"].values()) < largest
+
+
+def test_a_network_that_differs_leaves_nothing_behind(exported, tmp_path, monkeypatch):
+    run, _, _ = exported
+    monkeypatch.setitem(onnx._TOLERANCE, "float16", 1e-7)
+    message = r"differs by .*e-05 from JAX on 200 test images .*, and may by 1e-07: "
+    with pytest.raises(ExportError, match=message):
+        onnx.export(run, tmp_path / "new", half=True)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_numbers_that_are_not_finite_are_a_difference(tmp_path):
+    run = run_of(small(), tmp_path)
+    run.params["params"]["class_caps"]["weight"] *= np.nan
+    with pytest.raises(ExportError, match="differs by nan from JAX"):
+        onnx.export(run, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_without_images_is_compared_on_random_ones(tmp_path, capsys):
+    run = run_of(small(), tmp_path)
+    onnx.export(run, tmp_path / "new")
+    out = capsys.readouterr().err
+    assert out.startswith("warning: 200 of 200 labels as in JAX on 200 random images (")
+    assert "were arrays in memory" in out
+    text = (tmp_path / "new" / "README.md").read_text()
+    assert "on 200 random images" in text
+
+
+class Own(CapsNet):
+    """May compute anything."""
+
+
+class OwnRouting(DynamicRouting):
+    """May compute anything."""
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (small(), {"half": True, "int8": True}, "half and int8 are both True: choose"),
+        (
+            small(Own),
+            {},
+            "the network must be CapsNet or BaselineCNN for ONNX, got Own:",
+        ),
+        (
+            small(routing=OwnRouting()),
+            {},
+            "the routing must be DynamicRouting, .*, got OwnRouting: export it as stab",
+        ),
+    ],
+)
+def test_what_can_t_be_exported_is_refused_in_one_line(
+    model, options, message, tmp_path
+):
+    run = run_of(small(), tmp_path)
+    run.model = model
+    with pytest.raises(ExportError, match=message):
+        onnx.export(run, tmp_path / "new", **options)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_with_other_files_is_left_alone(exported, tmp_path):
+    run, folder, _ = exported
+    require_folder(folder)
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(ExportError, match="holds files of something else: choose a "):
+        onnx.export(run, tmp_path)
+    assert [one.name for one in tmp_path.iterdir()] == ["README.md"]
