@@ -6,11 +6,11 @@ from typing import Any
 from capsjax.data.preparation import DRAWN, Preparation
 from capsjax.exporting.comparison import Comparison
 from capsjax.exporting.functions import inputs, outputs
+from capsjax.losses import PRESENT
 from capsjax.models import num_parameters
 from capsjax.runtime.console import printable
 from capsjax.storage.provenance import provenance
 from capsjax.storage.run import Run
-from capsjax.training.objective import PRESENT
 
 _CHANNELS = {
     1: "grey",
@@ -142,16 +142,17 @@ def _steps(run: Run) -> list[str]:
 def _drawn_steps(preparation: Preparation) -> list[str]:
     drawn = DRAWN[preparation.kind]
     frame = f"{drawn.frame} x {drawn.frame}"
+    centre = ", its centre of mass in the middle" * drawn.is_centred
     steps = [
         f"Leave a picture that is made like {preparation.kind}'s images as it is: "
-        f"{frame} pixels, light on black. Make any other so, from its brightness "
-        "between 0 and 1:",
+        f"{frame} pixels, light on black{centre}. Make any other so, from its "
+        "brightness between 0 and 1:",
         "The ground is the median of the edge's pixels. The ink is the ground less the "
         "picture if the ground is above 0.5, else the picture less the ground. (From "
         "0.4 to 0.6, try both, and take the larger activation.)",
         "If no ink is above 0.1, the image is black. Else divide the ink by its "
-        "maximum, limit it to 0 to 1, and cut out the rows and columns with ink above "
-        "0.25.",
+        "maximum, limit it to 0 to 1, and keep the rows and columns from the first to "
+        "the last with ink above 0.25.",
         f"Scale the longer side to {drawn.extent} pixels (Pillow's Lanczos), and "
         "divide by the maximum again; round 255 times the ink to bytes.",
         f"Place it on black, {frame} pixels, its centre of mass in the middle.",
