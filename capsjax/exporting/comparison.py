@@ -14,6 +14,7 @@ from capsjax.data.augment import scale_to_unit
 from capsjax.data.crop import crop_middle
 from capsjax.exporting.errors import ExportError
 from capsjax.exporting.functions import functions
+from capsjax.runtime.console import warn
 from capsjax.storage.files import WorkdirError
 from capsjax.storage.run import Run
 
@@ -27,7 +28,6 @@ class Comparison(NamedTuple):
 
     Attributes:
         images: The images, in words.
-        is_real: False if they are random.
         num_images: Their number.
         num_same_labels: Number of images that get the label that JAX gives.
         differences: The largest difference of each output. Differences from numbers
@@ -35,7 +35,6 @@ class Comparison(NamedTuple):
     """
 
     images: str
-    is_real: bool
     num_images: int
     num_same_labels: int
     differences: dict[str, float]
@@ -65,7 +64,7 @@ def compare(
         ExportError: If an output differs by more or is not a number, or more than one
             label in twenty differs.
     """
-    images, what, is_real = _images(run)
+    images, what = _images(run)
     network, classes = jax.jit(functions(run)["network"]), np.eye(run.model.num_classes)
     differences: dict[str, Any] = {}
     num_same = 0
@@ -96,7 +95,7 @@ def compare(
             f"on {what}: nothing is written."
         )
     differences = {name: float(off) for name, off in differences.items()}
-    return Comparison(what, is_real, len(images), num_same, differences)
+    return Comparison(what, len(images), num_same, differences)
 
 
 def _difference(array: np.ndarray, expected: np.ndarray) -> Any:
@@ -104,13 +103,14 @@ def _difference(array: np.ndarray, expected: np.ndarray) -> Any:
     return np.abs(array - expected).max(initial=0) / scale
 
 
-def _images(run: Run) -> tuple[UInt8[np.ndarray, "n h w c"], str, bool]:
+def _images(run: Run) -> tuple[UInt8[np.ndarray, "n h w c"], str]:
     """Returns test images as the network sees them, or random ones; and their name."""
     try:
         dataset = some_images(load_test_set([run], None), _NUM_IMAGES)
     except (DatasetError, WorkdirError) as error:
+        warn(f"random images take the place of test images: {error}")
         shape = (_NUM_IMAGES, *run.model.image_shape)
         image = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
-        return image, f"{_NUM_IMAGES} random images ({str(error).rstrip('.')})", False
+        return image, f"{_NUM_IMAGES} random images"
     image = np.asarray(crop_middle(dataset.image, run.model.image_shape))
-    return image, f"{len(image)} test images of {dataset.name}", True
+    return image, f"{len(image)} test images of {dataset.name}"

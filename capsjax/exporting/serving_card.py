@@ -153,9 +153,11 @@ def _drawn_steps(preparation: Preparation) -> list[str]:
         "If no ink is above 0.1, the image is black. Else divide the ink by its "
         "maximum, limit it to 0 to 1, and keep the rows and columns from the first to "
         "the last with ink above 0.25.",
-        f"Scale the longer side to {drawn.extent} pixels (Pillow's Lanczos), and "
-        "divide by the maximum again; round 255 times the ink to bytes.",
-        f"Place it on black, {frame} pixels, its centre of mass in the middle.",
+        f"Scale the longer side to {drawn.extent} pixels (Pillow's Lanczos), put 0 "
+        "for what is below, and divide by the maximum again; round 255 times the ink "
+        "to bytes.",
+        f"Place it on black, {frame} pixels, its centre of mass in the middle as far "
+        "as it fits.",
     ]
     size = (preparation.height, preparation.width)
     if size != (drawn.frame, drawn.frame):

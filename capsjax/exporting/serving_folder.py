@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from capsjax.exporting.comparison import Comparison
 from capsjax.exporting.errors import ExportError
 from capsjax.exporting.serving_card import card, readme
-from capsjax.runtime.console import say, warn
+from capsjax.runtime.console import say
 from capsjax.storage.files import write_bytes, write_json, write_text, writing
 from capsjax.storage.run import Run
 
@@ -60,5 +60,5 @@ def write_folder(
         write_bytes(path, content)
     write_text(folder / "README.md", text)
     write_json(folder / _CARD, about)
-    (say if comparison.is_real else warn)(str(comparison))
+    say(str(comparison))
     return [*paths, folder / "README.md", folder / _CARD]

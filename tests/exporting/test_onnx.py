@@ -17,10 +17,13 @@ from places import ROOT
 import capsjax
 from capsjax import ROUTINGS, CapsNet
 from capsjax.data import load
+from capsjax.data.preparation import Preparation
 from capsjax.exporting import onnx
+from capsjax.exporting.comparison import Comparison
 from capsjax.exporting.errors import ExportError
 from capsjax.exporting.functions import functions
 from capsjax.exporting.onnx_network import models
+from capsjax.exporting.serving_card import card, readme
 from capsjax.exporting.serving_folder import require_folder
 from capsjax.models import BaselineCNN
 from capsjax.routings import (
@@ -155,17 +158,14 @@ def test_the_files_predict_and_draw_as_the_run_does(exported):
 
 def test_the_card_has_what_who_serves_it_needs(exported):
     run, folder, _ = exported
-    card = json.loads((folder / "card.json").read_text())
-    assert card["class_names"] == [*"0123456789"]
-    assert (card["activation"], card["present"], card["num_shown"]) == (
-        "length",
-        0.5,
-        1,
-    )
-    assert card["preparation"] == run.preparation.to_json()
+    about = json.loads((folder / "card.json").read_text())
+    assert about["class_names"] == [*"0123456789"]
+    assert about["activation"] == "length"
+    assert (about["present"], about["num_shown"]) == (0.5, 1)
+    assert about["preparation"] == run.preparation.to_json()
     image = {"type": "float32", "shape": ["batch", 28, 28, 1]}
-    assert card["files"]["network.onnx"]["inputs"] == {"image": image}
-    for name, part in card["files"].items():
+    assert about["files"]["network.onnx"]["inputs"] == {"image": image}
+    for name, part in about["files"].items():
         session = onnxruntime.InferenceSession(folder / name)
         for side, arrays in (
             ("inputs", session.get_inputs()),
@@ -174,13 +174,29 @@ def test_the_card_has_what_who_serves_it_needs(exported):
             assert {one.name: one.shape for one in arrays} == {
                 key: array["shape"] for key, array in part[side].items()
             }
-    compared = card["compared"]
+    compared = about["compared"]
     assert compared["images"].startswith("200 test images of ")
     assert compared["num_same_labels"] == compared["num_images"] == 200
     assert max(compared["differences"].values()) < 1e-5
     text = (folder / "README.md").read_text()
     assert "200 of 200 labels as in JAX on 200 test images" in text
     assert "Divide by 255: float32 from 0 to 1, [batch, 28, 28, 1]." in text
+
+
+def test_the_card_describes_drawn_and_cropped_images(tmp_path):
+    run = run_of(small(), tmp_path)
+    run.image_shape, run.preparation = (20, 20, 1), Preparation.of("mnist", (20, 20, 1))
+    comparison = Comparison("2 test images", 2, 2, {"activation": 0.0})
+    text = readme(run, card(run, "onnx", "float32", comparison), comparison)
+    for words in (
+        "1. Turn the picture as its camera was held (EXIF), with 8 bits a channel: gre",
+        "28 x 28 pixels, light on black, its centre of mass in the middle. Make any ot",
+        "Scale the longer side to 20 pixels (Pillow's Lanczos)",
+        "7. Scale to 20 x 20 pixels",
+        "8. Cut out the middle, 12 x 11 pixels.\n9. Divide by 255",
+        "2 of 2 labels as in JAX on 2 test images; largest differences: activation 0.0",
+    ):
+        assert words in text
 
 
 @pytest.fixture
@@ -230,9 +246,9 @@ def test_smaller_weights_make_smaller_files_and_nearly_the_same(
     onnx.export(run, tmp_path, **{option: True})
     sizes = [(one / "network.onnx").stat().st_size for one in (tmp_path, folder)]
     assert sizes[0] < share * sizes[1]
-    card = json.loads((tmp_path / "card.json").read_text())
-    assert card["weights"] == {"half": "float16", "int8": "int8"}[option]
-    assert 1e-5 < max(card["compared"]["differences"].values()) < largest
+    about = json.loads((tmp_path / "card.json").read_text())
+    assert about["weights"] == {"half": "float16", "int8": "int8"}[option]
+    assert 1e-5 < max(about["compared"]["differences"].values()) < largest
 
 
 def test_a_network_that_differs_leaves_nothing_behind(exported, tmp_path, monkeypatch):
@@ -255,9 +271,9 @@ def test_numbers_that_are_not_finite_are_a_difference(tmp_path):
 def test_a_run_without_images_is_compared_on_random_ones(tmp_path, capsys):
     run = run_of(small(), tmp_path)
     onnx.export(run, tmp_path / "new")
-    out = capsys.readouterr().err
-    assert out.startswith("warning: 200 of 200 labels as in JAX on 200 random images (")
-    assert "were arrays in memory" in out
+    out, err = capsys.readouterr()
+    assert err.startswith("warning: random images take the place of test images: ")
+    assert out.startswith("200 of 200 labels as in JAX on 200 random images; ")
     text = (tmp_path / "new" / "README.md").read_text()
     assert "on 200 random images" in text
 
