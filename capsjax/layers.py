@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import export
 from jaxtyping import Array, Float
 
 from capsjax.bounds import ComputeType, Count, Scale, Widths
@@ -74,7 +75,8 @@ class Convolution(nn.Module):
         """
         require_unit_scale("image", image)
         require_axes("image", image, "hwc")
-        if self.padding == "VALID" and min(image.shape[-3:-1]) < self.kernel_size:
+        sides = [n for n in image.shape[-3:-1] if not export.is_symbolic_dim(n)]
+        if self.padding == "VALID" and any(n < self.kernel_size for n in sides):
             raise ValueError(
                 f"image must be at least as large as the kernel, {self.kernel_size}x"
                 f"{self.kernel_size}, got shape {image.shape}."
