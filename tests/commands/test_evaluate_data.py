@@ -125,6 +125,7 @@ def test_idx_archives_are_evaluated_by_a_run_on_photos(run_path, capsys):
     assert "which have no 0, 1, 2" in err
 
 
+@pytest.mark.slow
 def test_labels_are_those_of_the_run_by_name(tiny_run):
     run = evaluate.load_run(tiny_run)
     digits = load("mnist", "test").subset(np.arange(30))

@@ -29,6 +29,7 @@ def page(monkeypatch, tmp_path):
     return names
 
 
+@pytest.mark.slow
 def test_a_reader_and_a_line_make_a_data_set(page, tmp_path):
     dataset = loading.load("bars", "test", image_size=14)
     assert dataset.image_shape == (14, 14, 1)

@@ -84,6 +84,7 @@ def test_an_exported_module_takes_any_batch_and_gives_what_the_module_gives(name
     assert for_a_gpu.platforms == ("cuda",)
 
 
+@pytest.mark.slow
 def test_gradients_are_exported_for_any_batch():
     layer = DenseCaps(5, 6)
     weights = jax.jit(layer.init)(jax.random.key(0), jnp.zeros((1, 24, 8)))

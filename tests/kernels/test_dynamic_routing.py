@@ -154,6 +154,7 @@ def test_temporary_memory_does_not_grow_with_the_rounds():
     assert temporaries[1] - temporaries[0] < 6 * 2 * 4 * batch_j_d
 
 
+@pytest.mark.slow
 def test_temporary_memory_at_the_paper_s_size_is_a_tenth_of_the_plain_form_s():
     own, other = (
         compile_gradients(make, PAPER).memory_analysis().temp_size_in_bytes

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from marks import first_of, variants
+from marks import slow, variants
 from votes import UNOPTIMISED, assert_close
 
 from capsjax.routings import (
@@ -36,7 +36,9 @@ def own_parameter(value):
     return name, value.declared_parameters[name].axes
 
 
-@pytest.fixture(params=first_of(["self", "inverted", "em"], ALGORITHMS))
+@pytest.fixture(
+    params=["self", "inverted", *slow("em"), *variants("variational_bayes")]
+)
 def value(request):
     return ALGORITHMS[request.param]
 
@@ -107,7 +109,7 @@ def test_block_size_and_platform_change_nothing(drawn, monkeypatch, value, platf
     assert_close(with_gradients(free(value), operands), exact(value, operands), 2e-5)
 
 
-@pytest.mark.parametrize("name", ["em", *variants("variational_bayes")])
+@pytest.mark.parametrize("name", [*slow("em"), *variants("variational_bayes")])
 def test_second_derivatives_equal_those_of_held_votes(name):
     value = dataclasses.replace(ALGORITHMS[name], num_iterations=2)
     random = np.random.default_rng(0)

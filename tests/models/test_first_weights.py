@@ -45,6 +45,7 @@ def starting_lengths(model, image):
     return jax.tree.map(lambda *parts: np.stack(parts), *both)
 
 
+@pytest.mark.slow
 def test_the_papers_network_starts_at_the_very_bits_of_its_normal_weights(key):
     assert former.INITIALIZERS == {
         "conv_init": "normal(0.064)",

@@ -345,6 +345,7 @@ def test_a_prepared_baseline_answers_as_an_unprepared_one(key):
     assert (routed.pose, routed.coupling) == (None, None)
 
 
+@pytest.mark.slow
 def test_the_network_is_an_nnx_module_through_flaxs_bridge(key):
     image = jax.random.uniform(key, (2, 17, 17, 1))
     network = CapsNet((17, 17, 1), 4, **SMALL)

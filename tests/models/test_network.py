@@ -206,6 +206,7 @@ def command(monkeypatch):
     return lambda *words: train_command.main(["train", *words, "--distributed=off"])
 
 
+@pytest.mark.slow
 def test_a_loss_an_optimizer_and_images_of_ones_own_go_through_the_commands(
     parts, command, tmp_path, capsys
 ):

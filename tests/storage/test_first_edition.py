@@ -39,9 +39,8 @@ def test_it_predicts_what_the_first_edition_predicted(run_path):
     np.testing.assert_allclose(lengths(run_path), LENGTHS[run_path.name], rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "run_path", [pytest.param("mnist", marks=pytest.mark.slow), "folder"], indirect=True
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("run_path", ["mnist", "folder"], indirect=True)
 def test_it_goes_on_as_the_first_edition_went_on(run_path):
     workdir = Workdir(run_path)
     config = workdir.read_config()

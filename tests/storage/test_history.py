@@ -90,6 +90,7 @@ def test_an_extended_run_has_two_stages_before_its_end_and_in_its_result(
     assert result["history"] == json.loads(workdir.history.read_text())
 
 
+@pytest.mark.slow
 def test_the_test_images_can_be_left_alone_and_looked_at_later(workdir, monkeypatch):
     looked_at = []
     real_evaluate = trainer.evaluate

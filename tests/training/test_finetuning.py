@@ -98,6 +98,7 @@ def test_without_a_step_all_weights_are_the_other_runs(source, tmp_path, monkeyp
         jax.tree.map(np.testing.assert_array_equal, variables, source.params)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_after_its_source_has_gone(source, tmp_path, monkeypatch):
     there = tmp_path / "source"
     shutil.copytree(source.workdir.path, there)

@@ -151,6 +151,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", first_of(("several classes",), CASES))
 def test_other_tasks_train_on_four_devices_as_on_one(case):
     make, load_set = CASES[case]
