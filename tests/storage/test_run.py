@@ -84,7 +84,7 @@ def test_it_draws_from_the_labels_capsule(run):
     ("image", "error", "message"),
     [
         (np.zeros((2, 27, 28, 1), np.uint8), ValueError, r"\(28, 28, 1\).*27"),
-        (np.zeros((28, 28), np.uint8), ValueError, r"\(28, 28\)"),
+        (np.zeros((28, 27), np.uint8), ValueError, r"\(28, 27\)"),
         (np.zeros((2, 28, 28, 1)), TypeError, "uint8.*float64"),
     ],
 )
