@@ -1,0 +1,14 @@
+"""Layers that own weights: the mathematics is in ``ops`` and ``routings``.
+
+Weights are float32, with ``JAX_ENABLE_X64`` too. They start by a name from
+:mod:`capsjax.initializers`, or by a function of key, shape and type.
+
+Letters: ``h w`` position, ``t`` capsule type, ``i`` input capsules with ``c``
+components, ``j`` output capsules with ``d``.
+"""
+
+from capsjax.layers.capsules import DenseCaps, PrimaryCaps
+from capsjax.layers.convolution import Convolution
+from capsjax.layers.decoder import Decoder, make_dense
+
+__all__ = ["Convolution", "Decoder", "DenseCaps", "PrimaryCaps", "make_dense"]
