@@ -24,6 +24,7 @@ from capsjax.routings.algorithm import require_algorithm
 from capsjax.routings.competition import OverImage
 from capsjax.votes import Padding, gather_windows, pad_grid
 
+Compete = Literal["window", "image"]
 Norm = Literal["none", "layer", "batch"]
 InputActivation = Literal["given", "length"]
 
@@ -87,7 +88,7 @@ class ConvCaps(nn.Module):
     stride: Count = 1
     padding: Padding = "VALID"
     routing: Algorithm = DynamicRouting(bias=0.1)
-    compete: Literal["window", "image"] = "window"
+    compete: Compete = "window"
     norm: Norm = "none"
     residual: bool = False
     pose: Pose = "vector"
