@@ -189,7 +189,7 @@ class StackedCapsNet(nn.Module):
         Raises:
             ValueError: With the fields to change.
         """
-        windows = [
+        windows: list[tuple[str, int, int, Padding]] = [
             ("conv_kernel", self.conv_kernel, self.conv_stride, "VALID"),
             ("primary_kernel", self.primary_kernel, self.primary_stride, "VALID"),
         ]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from exported import IMAGE, draw_images, run_of
 from marks import slow
 from places import ROOT
 from programs import draw, init
@@ -13,6 +14,8 @@ from tiny import digits
 
 from capsjax import ROUTINGS, EMRouting, InvertedAttention, UniformRouting
 from capsjax import config as configs
+from capsjax.exporting import safetensors, stablehlo
+from capsjax.exporting.onnx_network import ExportError, models
 from capsjax.models import StackedCapsNet, num_parameters
 from capsjax.models.network import bind, check_output, init_variables
 from capsjax.training.trainer import train
@@ -132,3 +135,21 @@ def test_a_stack_with_batch_statistics_trains_and_is_opened_again(
     assert np.isfinite(run.result["test"]["loss"])
     mean = run.params["batch_stats"]["conv_caps0"]["pose_norm"]["mean"]
     assert np.abs(mean).max() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"routing": EMRouting(), "compete": "image"}])
+def test_a_stack_is_exported_and_opened_again_with_the_same_labels(options, tmp_path):
+    model = StackedCapsNet(
+        IMAGE, 4, conv_kernel=3, layer_kernels=(3,), **SMALL, **options
+    )
+    run, image = run_of(model, tmp_path), draw_images(7)
+    stablehlo.export(run, tmp_path / "stablehlo")
+    file = (tmp_path / "stablehlo" / "network.stablehlo").read_bytes()
+    label = jax.export.deserialize(bytearray(file)).call(image)["label"]
+    expected = run.model.apply(run.params, image).activation.argmax(-1)
+    np.testing.assert_array_equal(label, expected)
+    assert len({*label.tolist()}) > 1
+    safetensors.export(run, tmp_path / "safetensors")
+    with pytest.raises(ExportError, match="must be CapsNet or .* got StackedCapsNet: "):
+        models(run)
