@@ -65,7 +65,8 @@ class EMRouting(GaussianAlgorithm):
             with many rounds.
 
     References:
-        Hinton, Sabour and Frosst 2018, Procedure 1, *Matrix Capsules with EM Routing*,
+        Hinton, Sabour and Frosst 2018, *Matrix Capsules with EM Routing*, Eq. 1 (the
+        cost), Eq. 2 (the activation) and Procedure 1,
         https://openreview.net/forum?id=HJWLfGWRb; the authors' answers there have the
         schedule. Gritzman 2019, *Avoiding Implementation Pitfalls of Matrix Capsules
         with EM Routing by Hinton et al.*, https://arxiv.org/abs/1907.00652.
