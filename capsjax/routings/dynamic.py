@@ -171,7 +171,7 @@ class DynamicRouting(VotesFreeAlgorithm, BiasedAlgorithm):
         parameters: Mapping[str, Array],
         competition: Competition,
     ) -> Routed:
-        """Routes as :mod:`capsjax.kernels.dynamic_routing` does."""
+        """Routes as ``capsjax.kernels.dynamic_routing`` does."""
         bias = parameters.get("bias")
         if bias is None:
             # Of the weight: it varies over the same axes inside ``jax.shard_map``.

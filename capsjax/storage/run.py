@@ -78,7 +78,7 @@ class Features(NamedTuple):
 
 
 class Run:
-    """The trained network of a run, opened by :func:`load_run`.
+    """The trained network of a run, opened by :func:`capsjax.load_run`.
 
     It can be pickled with its weights, and predicts the same in another process.
 
