@@ -1,4 +1,4 @@
-"""Every public name has an example in its docstring, which runs and prints what it says."""
+"""Every public name has an example in its docstring, which a test runs."""
 
 import doctest
 
