@@ -151,5 +151,5 @@ def test_a_stack_is_exported_and_opened_again_with_the_same_labels(options, tmp_
     np.testing.assert_array_equal(label, expected)
     assert len({*label.tolist()}) > 1
     safetensors.export(run, tmp_path / "safetensors")
-    with pytest.raises(ExportError, match="must be CapsNet or .* got StackedCapsNet: "):
+    with pytest.raises(ExportError, match=r"must be CapsNet or .* got StackedCaps"):
         models(run)
