@@ -9,16 +9,22 @@ from typing import Any
 
 from capsjax.models.capsnet import CapsNet
 from capsjax.models.cnn import BaselineCNN
+from capsjax.models.efficient import EfficientCapsNet
 from capsjax.models.network import Network, NetworkError, num_parameters, prepare
 
 __all__ = [
     "NETWORKS",
     "BaselineCNN",
     "CapsNet",
+    "EfficientCapsNet",
     "Network",
     "NetworkError",
     "num_parameters",
     "prepare",
 ]
 
-NETWORKS: Mapping[str, type[Any]] = {"capsnet": CapsNet, "cnn": BaselineCNN}
+NETWORKS: Mapping[str, type[Any]] = {
+    "capsnet": CapsNet,
+    "cnn": BaselineCNN,
+    "efficient": EfficientCapsNet,
+}
