@@ -195,7 +195,7 @@ class _NormedConvolution(nn.Module):
     features: int
     kernel_size: int
     stride: int
-    compute_dtype: str
+    compute_dtype: ComputeType
     kernel_init: Start
     bias_init: Start
 
