@@ -12,6 +12,7 @@ from capsjax.layers.capsules import DenseCaps, PrimaryCaps
 from capsjax.layers.class_caps import ClassCaps
 from capsjax.layers.conv_caps import ConvCaps
 from capsjax.layers.convolution import Convolution
+from capsjax.layers.deconv_caps import DeconvCaps
 from capsjax.layers.decoder import Decoder, make_dense
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "ConvCaps",
     "Convolution",
     "Decoder",
+    "DeconvCaps",
     "DenseCaps",
     "PrimaryCaps",
     "PrimaryPoses",
