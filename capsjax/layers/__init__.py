@@ -12,8 +12,8 @@ from capsjax.layers.capsules import DenseCaps, PrimaryCaps
 from capsjax.layers.class_caps import ClassCaps
 from capsjax.layers.conv_caps import ConvCaps
 from capsjax.layers.convolution import Convolution
-from capsjax.layers.deconv_caps import DeconvCaps
 from capsjax.layers.decoder import Decoder, make_dense
+from capsjax.layers.deconv_caps import DeconvCaps
 
 __all__ = [
     "CapsuleHead",
