@@ -7,6 +7,7 @@ import pytest
 import reference
 from flax import nnx
 from marks import first_of, variants
+from places import blocks
 from programs import apply, draw, init
 
 from capsjax import ROUTINGS, DeconvCaps, DynamicRouting, EMRouting, SelfRouting
@@ -182,3 +183,20 @@ def test_it_is_an_nnx_module_whose_state_is_saved_and_restored(key):
     nnx.replace_by_pure_dict(fresh, saved)
     nnx.update(other, fresh)
     np.testing.assert_array_equal(call(other, capsules).pose, expected.pose)
+
+
+@pytest.mark.slow
+def test_the_network_of_the_page_learns_to_segment():
+    """In 100 steps of small images, which are enough for the background."""
+    *parts, full = blocks("segmentation.md")
+    found = {}
+    exec("".join(parts), found)
+    image, label = found["draw"](np.random.default_rng(1), 20, 16)
+    assert set(np.unique(label)) == {0, 1, 2, 3}
+    for steps, is_good in ((1, False), (100, True)):
+        small = {"batch_size": 8, "side": 16}
+        weights, predict = found["train"](found["Segmenter"](), steps=steps, **small)
+        shares = found["intersection_over_union"](predict(weights, image), label)
+        assert shares.shape == (4,)
+        assert (shares[0] > 0.8) == is_good
+    assert "steps=1000" in full
