@@ -9,6 +9,7 @@ from typing import Any
 
 from capsjax.models.capsnet import CapsNet
 from capsjax.models.cnn import BaselineCNN
+from capsjax.models.efficient import EfficientCapsNet
 from capsjax.models.network import Network, NetworkError, num_parameters, prepare
 from capsjax.models.stacked import StackedCapsNet
 
@@ -16,6 +17,7 @@ __all__ = [
     "NETWORKS",
     "BaselineCNN",
     "CapsNet",
+    "EfficientCapsNet",
     "Network",
     "NetworkError",
     "StackedCapsNet",
@@ -26,5 +28,6 @@ __all__ = [
 NETWORKS: Mapping[str, type[Any]] = {
     "capsnet": CapsNet,
     "cnn": BaselineCNN,
+    "efficient": EfficientCapsNet,
     "stacked": StackedCapsNet,
 }

@@ -17,7 +17,7 @@ from tiny import tiny_cnn
 from capsjax import DynamicRouting
 from capsjax import config as configs
 from capsjax.losses import AutoLoss, fitting_loss
-from capsjax.models import BaselineCNN, CapsNet, num_parameters, prepare
+from capsjax.models import NETWORKS, BaselineCNN, CapsNet, num_parameters, prepare
 from capsjax.models.network import bind, init_variables
 from capsjax.ops import mask_longest, split_mask
 
@@ -112,7 +112,7 @@ def test_a_mask_is_split_in_the_order_of_the_classes():
         (
             "model",
             "cnnn",
-            "must be one of capsnet, cnn, stacked, got 'cnnn'; did you mean cnn?",
+            f"must be one of {', '.join(NETWORKS)}, got 'cnnn'; did you mean cnn?",
         ),
         ("model.routing", "emm", "must be one of dynamic, uniform, "),
         ("model.decoder_init", "he", "must be one of glorot_uniform, he_normal, "),
