@@ -155,7 +155,7 @@ WRONG = [
     (
         "augmentation",
         "shft",
-        "config.augmentation must be one of shift, warp, none, got ",
+        "config.augmentation must be one of shift, warp, photo, none, got ",
     ),
     ("augmentation.scale", 0.3, "shift has no field scale; config.augmentation=warp"),
     ("model", "resnet", "config.model must be one of capsnet, cnn, got 'resnet'"),

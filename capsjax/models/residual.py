@@ -1,0 +1,110 @@
+"""A residual network for photographs, with class capsules on top."""
+
+import functools
+from typing import Annotated
+
+import flax.linen as nn
+from jaxtyping import Array, Float
+
+from capsjax.bounds import ComputeType, Count, Decay, Widths, between
+from capsjax.layers import Convolution, DenseCaps, PrimaryCaps
+from capsjax.models.network import UNKNOWN_SHAPE, require_data, require_shape
+from capsjax.routings import Algorithm, DynamicRouting, Routed
+from capsjax.routings.algorithm import require_algorithm
+from capsjax.runtime.devices import AXIS
+
+
+class ResidualCapsNet(nn.Module):
+    """Class capsules on a small residual network, for photographs of any size.
+
+    A convolution with stride 4, stages of residual blocks that each halve the height
+    and width, but the first, and class capsules that the last stage's capsules vote
+    for. It draws no images: a decoder of photographs would have most of the weights.
+
+    Attributes:
+        image_shape: Height, width and channels of an image. In a config the data set
+            fills in this field and the next.
+        num_classes: Number of class capsules.
+        widths: Channels of each stage.
+        num_blocks: Residual blocks of each stage.
+        stem_kernel: Height and width of the first convolution's kernel.
+        stem_stride: Step of the first convolution: 4 for photographs, 1 for images as
+            small as digits.
+        capsule_types: Kinds of capsules at each position of the last stage.
+        capsule_dim: Components of these capsules.
+        class_dim: Components of a class capsule.
+        routing: The routing algorithm, a value.
+        dropout: Share of the last stage's channels that a training step drops.
+        momentum: Decay of the moving averages of the batch statistics.
+        compute_dtype: ``float32``, or ``bfloat16`` for the operands of large products.
+
+    References:
+        He, Zhang, Ren and Sun 2016, section 3.3, https://arxiv.org/abs/1512.03385, for
+        the blocks.
+    """
+
+    image_shape: tuple[int, int, int] = UNKNOWN_SHAPE
+    num_classes: int = 0
+    widths: Widths = (32, 64, 128, 256)
+    num_blocks: Annotated[int, between(1, 100)] = 1
+    stem_kernel: Count = 7
+    stem_stride: Count = 4
+    capsule_types: Count = 32
+    capsule_dim: Count = 8
+    class_dim: Count = 16
+    routing: Algorithm = DynamicRouting()
+    dropout: Decay = 0.0
+    momentum: Decay = 0.9
+    compute_dtype: ComputeType = "float32"
+
+    @nn.compact
+    def encode(
+        self, image: Float[Array, "*batch h w c"], *, is_training: bool = False
+    ) -> Routed:
+        """Computes the class capsules of images with pixels from 0 to 1.
+
+        Args:
+            image: The images.
+            is_training: Normalises by the statistics of the batch of all devices, and
+                moves their averages, which otherwise normalise.
+
+        Raises:
+            ValueError: If an image is not of ``image_shape``.
+        """
+        require_data(self)
+        require_algorithm(self.routing)
+        require_shape(image, self.image_shape)
+        convolve = functools.partial(
+            Convolution, compute_dtype=self.compute_dtype, padding="SAME"
+        )
+        norm = functools.partial(
+            nn.BatchNorm, not is_training, momentum=self.momentum, axis_name=AXIS
+        )
+        hidden = convolve(self.widths[0], self.stem_kernel, self.stem_stride)(image)
+        hidden = nn.relu(norm()(hidden))
+        for stage, width in enumerate(self.widths):
+            for block in range(self.num_blocks):
+                stride = 2 if stage and not block else 1
+                branch = nn.relu(norm()(convolve(width, 3, stride)(hidden)))
+                # A block starts as its shortcut.
+                scale = nn.initializers.zeros
+                branch = norm(scale_init=scale)(convolve(width, 3)(branch))
+                if branch.shape != hidden.shape:
+                    hidden = norm()(convolve(width, 1, stride)(hidden))
+                hidden = nn.relu(hidden + branch)
+        hidden = nn.Dropout(self.dropout, deterministic=not is_training)(hidden)
+        capsules = PrimaryCaps(
+            self.capsule_types,
+            self.capsule_dim,
+            1,
+            1,
+            compute_dtype=self.compute_dtype,
+        )(hidden)
+        capsules = capsules.reshape(*capsules.shape[:-4], -1, self.capsule_dim)
+        return DenseCaps(self.num_classes, self.class_dim, self.routing)(capsules)
+
+    def __call__(
+        self, image: Float[Array, "*batch h w c"], *, is_training: bool = False
+    ) -> Routed:
+        """Calls ``encode``."""
+        return self.encode(image, is_training=is_training)
