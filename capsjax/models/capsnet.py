@@ -19,7 +19,7 @@ from capsjax.layers import (
     PrimaryCaps,
 )
 from capsjax.models.network import UNKNOWN_SHAPE, require_data, require_shape
-from capsjax.ops import mask_longest, safe_norm
+from capsjax.ops import flatten_capsules, mask_longest, safe_norm
 from capsjax.routings import Algorithm, DynamicRouting, Routed
 from capsjax.routings.algorithm import require_algorithm
 
@@ -167,8 +167,7 @@ class CapsNet(nn.Module):
 
     def route(self, primary: Float[Array, "*batch H W t d"]) -> Routed:
         """Computes the class capsules that primary capsules vote for."""
-        *batch, height, width, types, dim = primary.shape
-        capsules = primary.reshape(*batch, height * width * types, dim)
+        capsules, _ = flatten_capsules(primary)
         activation = safe_norm(capsules) if self.routing.takes_activation else None
         return self.class_caps(capsules, activation)
 

@@ -11,12 +11,55 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
 
+from capsjax.votes import fold_windows, gather_windows
+
 Compete = Callable[[Float[Array, "*batch i j"]], Float[Array, "*batch i j"]]
 
 
 def over_outputs(logit: Float[Array, "*batch i j"]) -> Float[Array, "*batch i j"]:
     """Lets the outputs of a layer compete for each input: ``softmax_j`` (Eq. 3)."""
     return jax.nn.softmax(logit, axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class OverImage:
+    r"""Lets the outputs of all windows that hold an input compete for it.
+
+    .. math::
+        c_{nij} = \frac{\exp b_{nij}}{\sum_{n', j'} \exp b_{n'ij'}}
+
+    with the sum over the windows ``n'`` that hold the input ``i``: it spreads one unit
+    over the image. Where windows do not overlap, this is :func:`over_outputs`.
+
+    Attributes:
+        kernel_size: Side of a window.
+        stride: Step between windows.
+
+    References:
+        Gritzman 2019, *Avoiding Implementation Pitfalls of Matrix Capsules with EM
+        Routing by Hinton et al.*, https://arxiv.org/abs/1907.00652.
+    """
+
+    kernel_size: int
+    stride: int
+
+    def __call__(
+        self, logit: Float[Array, "*batch H W i j"]
+    ) -> Float[Array, "*batch H W i j"]:
+        """Returns the couplings of windows whose inputs ``i`` are ``(k t)``."""
+        own = self.kernel_size, self.stride
+        *windows, i, j = logit.shape
+        size = self.kernel_size**2
+        logit = logit.reshape(*windows, size, i // size, j)
+
+        def spread(children):
+            return gather_windows(children, *own, behind=1)[..., None]
+
+        most = jax.lax.stop_gradient(logit).max(-1)
+        most = fold_windows(most, *own, jnp.maximum, -jnp.inf, behind=1)
+        share = jnp.exp(logit - spread(most))
+        total = fold_windows(share.sum(-1), *own, jnp.add, 0, behind=1)
+        return (share / spread(total)).reshape(*windows, i, j)
 
 
 @jax.tree_util.register_dataclass
