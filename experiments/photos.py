@@ -1,6 +1,6 @@
 """A residual network with class capsules, on a folder of photographs.
 
-    python -m capsjax.train --config experiments/photos.py --config.data.name=photos/
+    python -m capsjax.train --config experiments/photos.py --config.data.path=photos/
     python -m capsjax.predict --workdir runs/photos-seed0 new_photo.jpg
 
 Reads ``photos/cat/*.jpg``, ``photos/dog/*.png`` and so on, as ``experiments/folder.py``

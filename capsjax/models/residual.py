@@ -7,10 +7,9 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from capsjax.bounds import ComputeType, Count, Decay, Widths, between
-from capsjax.layers import Convolution, DenseCaps, PrimaryCaps
+from capsjax.layers import CapsuleHead, Convolution
 from capsjax.models.network import UNKNOWN_SHAPE, require_data, require_shape
 from capsjax.routings import Algorithm, DynamicRouting, Routed
-from capsjax.routings.algorithm import require_algorithm
 from capsjax.runtime.devices import AXIS
 
 
@@ -30,8 +29,10 @@ class ResidualCapsNet(nn.Module):
         stem_kernel: Height and width of the first convolution's kernel.
         stem_stride: Step of the first convolution: 4 for photographs, 1 for images as
             small as digits.
-        capsule_types: Kinds of capsules at each position of the last stage.
-        capsule_dim: Components of these capsules.
+        primary_types: Kinds of primary capsules at each position of the last stage.
+        primary_dim: Components of a primary capsule.
+        share_positions: True to share the votes' matrices of a type among all
+            positions: the weights then do not grow with the image.
         class_dim: Components of a class capsule.
         routing: The routing algorithm, a value.
         dropout: Share of the last stage's channels that a training step drops.
@@ -49,8 +50,9 @@ class ResidualCapsNet(nn.Module):
     num_blocks: Annotated[int, between(1, 100)] = 1
     stem_kernel: Count = 7
     stem_stride: Count = 4
-    capsule_types: Count = 32
-    capsule_dim: Count = 8
+    primary_types: Count = 32
+    primary_dim: Count = 8
+    share_positions: bool = True
     class_dim: Count = 16
     routing: Algorithm = DynamicRouting()
     dropout: Decay = 0.0
@@ -72,7 +74,6 @@ class ResidualCapsNet(nn.Module):
             ValueError: If an image is not of ``image_shape``.
         """
         require_data(self)
-        require_algorithm(self.routing)
         require_shape(image, self.image_shape)
         convolve = functools.partial(
             Convolution, compute_dtype=self.compute_dtype, padding="SAME"
@@ -93,15 +94,14 @@ class ResidualCapsNet(nn.Module):
                     hidden = norm()(convolve(width, 1, stride)(hidden))
                 hidden = nn.relu(hidden + branch)
         hidden = nn.Dropout(self.dropout, deterministic=not is_training)(hidden)
-        capsules = PrimaryCaps(
-            self.capsule_types,
-            self.capsule_dim,
-            1,
-            1,
-            compute_dtype=self.compute_dtype,
+        return CapsuleHead(
+            self.num_classes,
+            self.class_dim,
+            self.routing,
+            primary_types=self.primary_types,
+            primary_dim=self.primary_dim,
+            share_positions=self.share_positions,
         )(hidden)
-        capsules = capsules.reshape(*capsules.shape[:-4], -1, self.capsule_dim)
-        return DenseCaps(self.num_classes, self.class_dim, self.routing)(capsules)
 
     def __call__(
         self, image: Float[Array, "*batch h w c"], *, is_training: bool = False
