@@ -6,7 +6,7 @@ from typing import Annotated
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from capsjax.bounds import ComputeType, Count, Decay, Widths, between
+from capsjax.bounds import ComputeType, Count, Widths, between
 from capsjax.layers import CapsuleHead, Convolution
 from capsjax.models.network import UNKNOWN_SHAPE, require_data, require_shape
 from capsjax.routings import Algorithm, DynamicRouting, Routed
@@ -16,9 +16,10 @@ from capsjax.runtime.devices import AXIS
 class ResidualCapsNet(nn.Module):
     """Class capsules on a small residual network, for photographs of any size.
 
-    A convolution with stride 4, stages of residual blocks that each halve the height
-    and width, but the first, and class capsules that the last stage's capsules vote
-    for. It draws no images: a decoder of photographs would have most of the weights.
+    First comes a convolution of large stride, then stages of residual blocks. Each
+    stage but the first halves height and width. The features of the last stage become
+    primary capsules, which vote for the class capsules. The network draws no images: a
+    decoder of photographs would hold most of the weights.
 
     Attributes:
         image_shape: Height, width and channels of an image. In a config the data set
@@ -35,8 +36,6 @@ class ResidualCapsNet(nn.Module):
             positions: the weights then do not grow with the image.
         class_dim: Components of a class capsule.
         routing: The routing algorithm, a value.
-        dropout: Share of the last stage's channels that a training step drops.
-        momentum: Decay of the moving averages of the batch statistics.
         compute_dtype: ``float32``, or ``bfloat16`` for the operands of large products.
 
     References:
@@ -55,8 +54,6 @@ class ResidualCapsNet(nn.Module):
     share_positions: bool = True
     class_dim: Count = 16
     routing: Algorithm = DynamicRouting()
-    dropout: Decay = 0.0
-    momentum: Decay = 0.9
     compute_dtype: ComputeType = "float32"
 
     @nn.compact
@@ -71,15 +68,18 @@ class ResidualCapsNet(nn.Module):
                 moves their averages, which otherwise normalise.
 
         Raises:
-            ValueError: If an image is not of ``image_shape``.
+            ValueError: If an image is not of ``image_shape``, or ``widths`` is empty.
         """
         require_data(self)
+        if not self.widths:
+            raise ValueError("widths must have a number for each stage, got ().")
         require_shape(image, self.image_shape)
         convolve = functools.partial(
             Convolution, compute_dtype=self.compute_dtype, padding="SAME"
         )
+        # Few photographs make few steps, in which averages must follow.
         norm = functools.partial(
-            nn.BatchNorm, not is_training, momentum=self.momentum, axis_name=AXIS
+            nn.BatchNorm, not is_training, momentum=0.9, axis_name=AXIS
         )
         hidden = convolve(self.widths[0], self.stem_kernel, self.stem_stride)(image)
         hidden = nn.relu(norm()(hidden))
@@ -90,10 +90,9 @@ class ResidualCapsNet(nn.Module):
                 # A block starts as its shortcut.
                 scale = nn.initializers.zeros
                 branch = norm(scale_init=scale)(convolve(width, 3)(branch))
-                if branch.shape != hidden.shape:
+                if stride > 1 or width != hidden.shape[-1]:
                     hidden = norm()(convolve(width, 1, stride)(hidden))
                 hidden = nn.relu(hidden + branch)
-        hidden = nn.Dropout(self.dropout, deterministic=not is_training)(hidden)
         return CapsuleHead(
             self.num_classes,
             self.class_dim,
