@@ -58,7 +58,7 @@ class OverImage:
         most = jax.lax.stop_gradient(logit).max(-1)
         most = fold_windows(most, *own, jnp.maximum, -jnp.inf, behind=1)
         share = jnp.exp(logit - spread(most))
-        total = fold_windows(share.sum(-1), *own, jnp.add, 0, behind=1)
+        total = fold_windows(share.sum(-1), *own, jnp.add, 0.0, behind=1)
         return (share / spread(total)).reshape(*windows, i, j)
 
 
