@@ -203,22 +203,18 @@ class Warp(Shift):
 class Photo(Augmentation):
     """Shows a random part of each photograph, mirrored or not, in other colours.
 
-    The part is a rectangle at a random place, enlarged to the size of the image: its
-    area is uniform from ``min_area`` to the whole, and the logarithm of its aspect
-    uniform up to ``max_aspect``, or to the largest that fits into the image. Factors of
-    the colours are uniform too. Each amount is independent of the others.
+    The part is a rectangle at a uniform place, enlarged to the size of the image. Its
+    area is uniform up to the whole, and the logarithm of its aspect uniform up to the
+    largest that fits into the image. The factors of the colours are uniform.
 
     Attributes:
         flip: Share of the images whose left and right are swapped.
         min_area: The smallest part, as a share of the image's area; 1 shows all.
         max_aspect: The largest ratio of the part's width to its height, and of its
             height to its width, each as a share of the image's.
-        brightness: The largest change of the pixels, as a share of them.
-        contrast: The largest change of their distance from the image's mean grey, as a
-            share of it.
-        saturation: The largest change of their distance from grey, as a share of it; 1
-            reaches from grey to twice the colour. Only images of three channels have
-            it.
+        brightness: The largest change of a pixel, as a share of it.
+        contrast: The same for its distance from the image's mean grey.
+        saturation: The same for its distance from grey, in images of three channels.
     """
 
     flip: Share = 0.5
@@ -236,9 +232,8 @@ class Photo(Augmentation):
         progress: Float[Array, ""],
     ) -> photo.Changes:
         """Draws a rectangle, its mirroring and three factors for each image."""
-        shape, place, mirror, colour = jax.random.split(
-            jax.random.fold_in(key, _OWN), 4
-        )
+        key = jax.random.fold_in(key, _OWN)
+        shape, place, mirror, colour = jax.random.split(key, 4)
         unit = jax.random.uniform(shape, (num_images, 2))
         area = 1 - unit[:, :1] * (1 - self.min_area)
         # A rectangle as wide or high as the image has the aspect 1 / area.
