@@ -45,7 +45,8 @@ class CapsNet(nn.Module):
         primary_scale: Factor of the primary capsules before bias and squash.
         class_dim: Components of a class capsule.
         routing: The routing algorithm, a value.
-        decoder_features: Widths of the decoder's hidden layers.
+        share_weight: True to share the class capsules' matrices among all primary ones.
+        decoder_features: Widths of the decoder's hidden layers; None for no decoder.
         compute_dtype: ``float32``, or ``bfloat16`` for the operands of large products.
         conv_init: Initializer of the first convolution's kernel. ``scaled``, here and
             in the next two, starts a network of any size with capsules as long as the
@@ -72,7 +73,8 @@ class CapsNet(nn.Module):
     primary_scale: Scale = 1.0
     class_dim: Count = 16
     routing: Algorithm = DynamicRouting()
-    decoder_features: Widths = (512, 1024)
+    share_weight: bool = False
+    decoder_features: Widths | None = (512, 1024)
     compute_dtype: ComputeType = "float32"
     conv_init: ScaledStart = SCALED
     primary_init: ScaledStart = SCALED
@@ -118,16 +120,26 @@ class CapsNet(nn.Module):
             bias_init=self.bias_init,
         )
         self.class_caps = DenseCaps(
-            self.num_classes, self.class_dim, self.routing, self.weight_init
+            self.num_classes,
+            self.class_dim,
+            self.routing,
+            self.weight_init,
+            share_weight=self.share_weight,
         )
-        self.decoder = Decoder(
-            self.image_shape,
-            self.decoder_features,
-            self.compute_dtype,
-            kernel_init=self.decoder_init,
-            output_init=self.reconstruction_init,
-            bias_init=self.bias_init,
-        )
+        if self.decoder_features is not None:
+            self.decoder = Decoder(
+                self.image_shape,
+                self.decoder_features,
+                self.compute_dtype,
+                kernel_init=self.decoder_init,
+                output_init=self.reconstruction_init,
+                bias_init=self.bias_init,
+            )
+
+    @property
+    def draws(self) -> bool:
+        """True if there is a decoder."""
+        return self.decoder_features is not None
 
     @property
     def primary_window(self) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -18,9 +18,9 @@ from capsjax.routings.algorithm import ActivationKind, Routed
 class BaselineCNN(nn.Module):
     """The convolutional network that the paper compares CapsNet with.
 
-    Three convolutions with ReLU that keep the size of the image, two hidden layers with
-    ReLU, dropout, and a softmax. At 28x28x1 with ten classes it has the paper's 35.4
-    million parameters.
+    Convolutions with ReLU, hidden layers with ReLU, dropout, and a softmax. By default
+    three convolutions keep the size of the image, and two hidden layers follow: at
+    28x28x1 with ten classes it has the paper's 35.4 million parameters.
 
     Attributes:
         image_shape: Height, width and channels of an image. In a config the data set
@@ -28,6 +28,8 @@ class BaselineCNN(nn.Module):
         num_classes: Number of classes.
         conv_features: Channels of each convolution.
         conv_kernel: Height and width of their kernels.
+        conv_strides: Step of each convolution's window; empty for steps of 1.
+        conv_padding: ``SAME`` for zeros around the images, or ``VALID`` for none.
         hidden_features: Widths of the hidden layers.
         dropout: Share of the last hidden units that a training step drops.
         compute_dtype: ``float32``, or ``bfloat16`` for the operands of large products.
@@ -43,6 +45,8 @@ class BaselineCNN(nn.Module):
     num_classes: int = 0
     conv_features: Widths = (256, 256, 128)
     conv_kernel: Count = 5
+    conv_strides: Widths = ()
+    conv_padding: Literal["SAME", "VALID"] = "SAME"
     hidden_features: Widths = (328, 192)
     dropout: Decay = 0.5
     compute_dtype: ComputeType = "float32"
@@ -64,18 +68,27 @@ class BaselineCNN(nn.Module):
                 ``dropout``.
 
         Raises:
-            ValueError: If an image is not of ``image_shape``.
+            ValueError: If an image is not of ``image_shape``, or the number of strides
+                is not the number of convolutions.
         """
         require_data(self)
+        strides = self.conv_strides or (1,) * len(self.conv_features)
+        if len(strides) != len(self.conv_features):
+            raise ValueError(
+                "conv_strides must be empty, or have a number for each of "
+                f"conv_features={self.conv_features}; got {strides}."
+            )
         require_shape(image, self.image_shape)
         hidden = image
-        for n, features in enumerate(self.conv_features):
+        layers = zip(self.conv_features, strides, strict=True)
+        for n, (features, stride) in enumerate(layers):
             hidden = Convolution(
                 features,
                 self.conv_kernel,
-                compute_dtype=self.compute_dtype,
-                kernel_init=self.kernel_init,
-                padding="SAME",
+                stride,
+                self.compute_dtype,
+                initializer(self.kernel_init),
+                padding=self.conv_padding,
                 name=f"conv{n}",
             )(hidden)
             start = initializer(self.bias_init)
