@@ -24,8 +24,16 @@ Results: docs/which-routing.md
 import dataclasses
 from typing import NamedTuple
 
-from capsjax import CapsNet, DynamicRouting, EMRouting, InvertedAttention
-from capsjax import SelfAttention, SelfRouting, UniformRouting, VariationalBayesRouting
+from capsjax import (
+    CapsNet,
+    DynamicRouting,
+    EMRouting,
+    InvertedAttention,
+    SelfAttention,
+    SelfRouting,
+    UniformRouting,
+    VariationalBayesRouting,
+)
 from capsjax.config import Adam, Config
 from capsjax.config.recipes import choose
 from capsjax.initializers import PRIMARY_LENGTH
@@ -67,17 +75,12 @@ class Choice(NamedTuple):
     other: float
 
 
+# What the search tries: all other numbers at the first rate, the best at the second.
 RATES = (0.001, 0.003)
 SCALES = (1 / 3, 1.0, 3.0)
 DROPOUTS = (0.0, 0.25, 0.5)
 # By benchmarks/routings_search.py: benchmarks/results/routings/search.json
 CHOSEN: dict[str, Choice] = {}
-
-
-def choices(row: str) -> list[Choice]:
-    """Returns the choices that a search tries for a row: as many for each."""
-    others = DROPOUTS if row == "cnn" else SCALES
-    return [Choice(rate, other) for rate in RATES for other in others]
 
 
 def recipe(row: str, choice: Choice) -> Config:

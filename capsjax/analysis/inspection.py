@@ -176,8 +176,13 @@ def couplings(
 
 def most_routed(run: Run) -> int:
     """Returns the number of images whose votes a figure holds at once."""
-    weight = run.params["params"]["class_caps"]["weight"]
-    num_inputs, num_outputs, dim, _ = weight.shape
+    model = _staged(run)
+    image = jnp.zeros((1, *model.image_shape), jnp.float32)
+    capsules: Any = jax.eval_shape(
+        lambda params: model.apply(params, image, method=model.primary), run.params
+    )
+    num_inputs = capsules.size // capsules.shape[-1]
+    *_, num_outputs, dim, _ = run.params["params"]["class_caps"]["weight"].shape
     return min(_MOST_ROUTED, _VOTES_BYTES // (4 * num_inputs * num_outputs * dim))
 
 

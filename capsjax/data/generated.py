@@ -201,9 +201,9 @@ def deform(
 
     These are uniform and independent: a turn of up to 20 degrees, a slant of up to 0.2,
     a scale from 0.8 to 1.2 along each axis, and the place among all that keep the whole
-    drawing in sight, or that cut it as little as possible on both sides. It is a stand-in: only affNIST's files contain its 32
-    transformations of each digit, and its ranges are from memory. Never call a result
-    on these images a result on affNIST.
+    drawing in sight, as far as there is room. It is a stand-in: only affNIST's files
+    contain its 32 transformations of each digit, and its ranges are from memory. Never
+    call a result on these images a result on affNIST.
 
     Returns:
         A function that makes a batch of images with ``size`` by ``size`` pixels.
