@@ -80,7 +80,7 @@ RATES = (0.001, 0.003)
 SCALES = (1 / 3, 1.0, 3.0)
 DROPOUTS = (0.0, 0.25, 0.5)
 # By benchmarks/routings_search.py: benchmarks/results/routings/search.json
-CHOSEN: dict[str, Choice] = {}
+CHOSEN = {row: Choice(0.001, 1 / 3) for row in ROWS}
 
 
 def recipe(row: str, choice: Choice) -> Config:
@@ -97,7 +97,7 @@ def recipe(row: str, choice: Choice) -> Config:
     return Config(num_epochs=10, model=model, optimizer=optimizer)
 
 
-RECIPES = {row: recipe(row, CHOSEN.get(row, Choice(0.003, 1.0))) for row in ROWS}
+RECIPES = {row: recipe(row, CHOSEN[row]) for row in ROWS}
 RECIPES["smoke"] = dataclasses.replace(
     RECIPES["dynamic_2"],
     num_epochs=2,

@@ -8,7 +8,7 @@ numbers (``reduced``), or the speed of a row (``benchmarks/routings_speed.py``).
 import json
 import pathlib
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from capsjax.analysis.comparison import read_run
@@ -28,58 +28,53 @@ class Column(NamedTuple):
 
     Attributes:
         head: Its head.
-        value: Finds the number in a line of results; None if it is not there.
+        path: Place of the number in a line of results.
         form: How a number is printed.
+        factor: Factor of the number.
+        is_error: True for the share of wrong answers in percent, where the line has the
+            accuracy.
         is_compared: True to compare the rows: a lower number is better.
     """
 
     head: str
-    value: Callable[[Mapping[str, Any]], float | None]
+    path: tuple[str, ...]
     form: str = ".2f"
+    factor: float | int = 1
+    is_error: bool = False
     is_compared: bool = False
 
-
-def _at(*path: str, factor: float = 1.0) -> Callable[[Mapping[str, Any]], float | None]:
-    def value(record: Mapping[str, Any]) -> float | None:
-        for name in path:
-            record = (record or {}).get(name)  # pyright: ignore[reportAssignmentType]
-        return None if record is None else factor * record  # pyright: ignore
-
-    return value
-
-
-def _error(*path: str) -> Callable[[Mapping[str, Any]], float | None]:
-    accuracy = _at(*path)
-
-    def value(record: Mapping[str, Any]) -> float | None:
-        right = accuracy(record)
-        return None if right is None else 100 * (1 - right)
-
-    return value
+    def value(self, record: Mapping[str, Any]) -> float | None:
+        """Returns the number in a line of results; None if it is not there."""
+        found: Any = record
+        for name in self.path:
+            found = found.get(name) if isinstance(found, Mapping) else None
+        if found is None:
+            return None
+        return 100 * (1 - found) if self.is_error else float(self.factor * found)
 
 
+_SEEN = ("evaluations", PLAIN)
+_ROUTING = (*_SEEN, "routing")
 COLUMNS = (
-    Column("parameters", _at("result", "num_parameters"), ",.0f"),
-    Column("test error, %", _error("evaluations", PLAIN, "accuracy"), is_compared=True),
+    Column("parameters", ("result", "num_parameters"), ",.0f"),
+    Column("test error, %", (*_SEEN, "accuracy"), is_error=True, is_compared=True),
     Column(
-        "affine error, %", _error("evaluations", AFFINE, "accuracy"), is_compared=True
+        "affine error, %",
+        ("evaluations", AFFINE, "accuracy"),
+        is_error=True,
+        is_compared=True,
     ),
     Column(
         "error with uniform couplings, %",
-        _error("evaluations", PLAIN, "routing", "uniform_swap", "accuracy"),
+        (*_ROUTING, "uniform_swap", "accuracy"),
+        is_error=True,
     ),
-    Column("T-score", _at("evaluations", PLAIN, "routing", "t_score")),
-    Column("dead, %", _at("evaluations", PLAIN, "routing", "dead", factor=100), ".1f"),
-    Column(
-        "starved, %", _at("evaluations", PLAIN, "routing", "starved", factor=100), ".1f"
-    ),
-    Column("images/s, training", _at("speed", "train_images_per_second"), ",.0f"),
-    Column("images/s, inference", _at("speed", "images_per_second"), ",.0f"),
-    Column(
-        "temporary MB, training",
-        _at("speed", "train_temporary_bytes", factor=1e-6),
-        ",.0f",
-    ),
+    Column("T-score", (*_ROUTING, "t_score")),
+    Column("dead, %", (*_ROUTING, "dead"), ".1f", 100),
+    Column("starved, %", (*_ROUTING, "starved"), ".1f", 100),
+    Column("images/s, training", ("speed", "train_images_per_second"), ",.0f"),
+    Column("images/s, inference", ("speed", "images_per_second"), ",.0f"),
+    Column("temporary MB, training", ("speed", "train_temporary_bytes"), ",.0f", 1e-6),
 )
 
 
@@ -161,15 +156,18 @@ def _by_row(
     """Returns the lines of each row that has runs, in the order of the runs."""
     rows: dict[str, list[Mapping[str, Any]]] = {}
     for run in (record for record in records if "result" in record):
-        group = rows.setdefault(run["row"], [])
-        what = f"runs of {run['row']}, seed {run['seed']}"
-        if any(other["seed"] == run["seed"] for other in group):
-            raise WorkdirError(f"two {what}: they are no two samples.")
-        for name, line in (
-            differences(group[0]["config"], run["config"]) if group else ()
-        ):
+        row, seed = run["row"], run["seed"]
+        group = rows.setdefault(row, [])
+        for other in group:
+            if other["seed"] == seed:
+                raise WorkdirError(
+                    f"two runs of {row}, seed {seed}: they are no two samples."
+                )
+        first = group[0] if group else run
+        for name, line in differences(first["config"], run["config"]):
             if name != "seed":
-                raise WorkdirError(f"{what} and {group[0]['seed']} differ: {line}.")
+                seeds = f"{first['seed']} and {seed}"
+                raise WorkdirError(f"runs of {row}, seeds {seeds}, differ: {line}.")
         group.append(run)
     if not rows:
         raise WorkdirError("there is no finished run to make a table of.")

@@ -194,15 +194,20 @@ class CapsNet(nn.Module):
         self,
         image: Float[Array, "*batch h w c"],
         mask: Float[Array, "*batch n"] | None = None,
-    ) -> tuple[Routed, Float[Array, "*batch h w c"]]:
+    ) -> tuple[Routed, Float[Array, "*batch h w c"] | None]:
         """Computes class capsules, and redraws the image from the masked ones.
 
         Args:
             image: Pixels from 0 to 1.
             mask: Ones at the capsules to draw from: the label's in training; by default
                 the longest one, as in inference.
+
+        Returns:
+            The class capsules, and the drawing; None without a decoder.
         """
         routed = self.encode(image)
+        if not self.draws:
+            return routed, None
         if mask is None:
             mask = mask_longest(routed.activation)
         return routed, self.decode(routed.pose, mask)
