@@ -2,7 +2,7 @@
 
     python benchmarks/routings_search.py
 
-Trains every row four times on a part of MNIST, one epoch of 10,000 images, seed 0:
+Trains every row five times on a part of MNIST, one epoch of 10,000 images, seed 0:
 with each scale of W's first values (or dropout) at the lower rate, and with the best of
 them at the higher rate. Validation images measure the losses; no test image is read.
 Prints the choice with the least loss of each row, for ``CHOSEN``. Keeps all losses in
@@ -79,7 +79,7 @@ def tried(path: pathlib.Path, row: str, choice, config: Config) -> dict:
 
 
 def search(routings, path: pathlib.Path, row: str) -> dict:
-    """Returns a row's best try of four."""
+    """Returns a row's best try."""
 
     def attempt(rate: float, other: float) -> dict:
         choice = routings.Choice(rate, other)

@@ -77,8 +77,8 @@ class Choice(NamedTuple):
 
 # What the search tries: all other numbers at the first rate, the best at the second.
 RATES = (0.001, 0.003)
-SCALES = (1 / 3, 1.0, 3.0)
-DROPOUTS = (0.0, 0.25, 0.5)
+SCALES = (0.1, 1 / 3, 1.0, 3.0)
+DROPOUTS = (0.0, 0.25, 0.5, 0.75)
 # By benchmarks/routings_search.py: benchmarks/results/routings/search.json
 CHOSEN = {row: Choice(0.001, 1 / 3) for row in ROWS}
 

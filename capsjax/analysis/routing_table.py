@@ -15,8 +15,8 @@ from capsjax.analysis.comparison import read_run
 from capsjax.storage.files import WorkdirError
 from capsjax.storage.workdir import Workdir, differences
 
-# The test images, and the same after random affine maps.
-PLAIN, AFFINE = "mnist", "affine_mnist_28"
+# The test images after random affine maps.
+AFFINE = "affine_mnist_28"
 # Differences with a larger p are called noise.
 SIGNIFICANT = 0.05
 # Parts of an evaluation that are too large to keep, or name a folder.
@@ -53,11 +53,12 @@ class Column(NamedTuple):
         return 100 * (1 - found) if self.is_error else float(self.factor * found)
 
 
-_SEEN = ("evaluations", PLAIN)
-_ROUTING = (*_SEEN, "routing")
+_ROUTING = ("evaluations", "test", "routing")
 COLUMNS = (
     Column("parameters", ("result", "num_parameters"), ",.0f"),
-    Column("test error, %", (*_SEEN, "accuracy"), is_error=True, is_compared=True),
+    Column(
+        "test error, %", ("result", "test", "accuracy"), is_error=True, is_compared=True
+    ),
     Column(
         "affine error, %",
         ("evaluations", AFFINE, "accuracy"),
@@ -90,9 +91,12 @@ def reduced(path: str | pathlib.Path) -> dict[str, Any]:
     config, workdir = read_run(path).config, Workdir(path)
     evaluations = {}
     for file in sorted(workdir.figures.rglob("evaluation.json")):
-        about = workdir.read_json(file)
-        kept = {name: one for name, one in about.items() if name not in _DROPPED}
-        evaluations[about["data"]["name"]] = kept
+        is_own = file.parent == workdir.figures
+        evaluations["test" if is_own else file.parent.name] = {
+            name: one
+            for name, one in workdir.read_json(file).items()
+            if name not in _DROPPED
+        }
     return {
         "row": config["variant"],
         "seed": config["seed"],

@@ -1,32 +1,33 @@
 """The table of routings from small results."""
 
 import json
+import sys
+import types
 
 import pytest
-from marks import slow
+from places import ROOT
 from scipy import special
 from tiny import tiny, tiny_model
 
-from capsjax import EMRouting, evaluate, report
-from capsjax.analysis.routing_table import p_value, read, reduced, table
+from capsjax import EMRouting, report
+from capsjax.analysis.routing_table import AFFINE, p_value, read, table
 from capsjax.storage.files import WorkdirError
-from capsjax.training import train
 
 
 def line(row, seed, error, affine=20.0, **config):
     """A run reduced to its numbers; errors in percent."""
     evaluations = {
-        "mnist": {
-            "accuracy": 1 - error / 100,
-            "routing": {"t_score": 0.25},
-        },
+        "test": {"routing": {"t_score": 0.25}},
         "affine_mnist_28": {"accuracy": 1 - affine / 100},
     }
     return {
         "row": row,
         "seed": seed,
         "config": {"seed": seed, "num_epochs": 10, **config},
-        "result": {"num_parameters": 1071808},
+        "result": {
+            "num_parameters": 1071808,
+            "test": {"accuracy": 1 - error / 100},
+        },
         "evaluations": evaluations,
     }
 
@@ -134,17 +135,32 @@ def test_the_command_reads_files_of_lines_and_skips_a_search(tmp_path, capsys):
     assert "has no lines of results" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("routing", slow(EMRouting()))
-def test_a_folder_is_reduced_to_its_numbers(routing, tmp_path, capsys):
-    config = tiny(experiment="routings", variant="em_2", seed=3)
-    config.model = tiny_model(routing=routing)
-    path = str(tmp_path / "run")
-    train(config, path)
-    assert evaluate.main(["--workdir", path]) == 0
-    assert evaluate.main(["--workdir", path, "--data", "mnist"]) == 0
-    (found,) = read([path])
-    assert (found["row"], found["seed"]) == ("em_2", 3)
-    assert found == json.loads(json.dumps(reduced(path)))
+@pytest.mark.slow
+def test_the_driver_keeps_each_run_once_and_a_table_is_made_of_it(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import routings_runs
+
+    def get_config(row):
+        config = tiny(experiment="routings", variant=row)
+        config.model = tiny_model(routing=EMRouting())
+        return config
+
+    rows = types.SimpleNamespace(ROWS=["em_2"], get_config=get_config)
+    monkeypatch.setattr(routings_runs, "experiment", lambda: rows)
+    path = tmp_path / "runs.jsonl"
+    arguments = ["--folder", str(tmp_path), "--results", str(path)]
+    for seeds in (["4"], ["4", "2"]):
+        monkeypatch.setattr(sys, "argv", ["runs", "--seeds", *seeds, *arguments])
+        routings_runs.main()
+    found = read([path])
+    assert [(one["row"], one["seed"]) for one in found] == [("em_2", 4), ("em_2", 2)]
+    assert AFFINE in found[0]["evaluations"]
+    assert len(path.read_text()) < 20_000
+    # The folder of a run has the same numbers.
+    (folder,) = read([tmp_path / "routings-em_2-seed4"])
+    assert json.loads(json.dumps(folder)) == found[0]
     capsys.readouterr()
-    assert report.main(["--table", "routings", path]) == 0
-    assert "| em_2 | 3 | 30,7" in capsys.readouterr().out
+    assert report.main(["--table", "routings", str(path)]) == 0
+    assert "| em_2 | 2, 4 | 30,804 |" in capsys.readouterr().out
