@@ -18,6 +18,7 @@ import sys
 import jax
 from routings_search import RESULTS, add_line, experiment, read_lines
 
+from capsjax.analysis.diagnosis import diagnose
 from capsjax.analysis.evaluation import evaluate_run
 from capsjax.analysis.images import load_test_set
 from capsjax.analysis.routing_table import AFFINE, reduced
@@ -29,11 +30,17 @@ from capsjax.training.trainer import train
 
 
 def evaluate(run: Run, data: str | None) -> None:
-    """Evaluates a run like ``capsjax.evaluate``, without figures."""
+    """Evaluates a run like ``capsjax.evaluate``, without figures.
+
+    Watches the routing of all images.
+    """
     folder = run.workdir.figures / (data or "")
     folder.mkdir(parents=True, exist_ok=True)
     dataset = load_test_set([run], data)
-    found = evaluate_run(run, dataset, looks_inside=data is None)
+    found = evaluate_run(run, dataset, looks_inside=False)
+    if data is None:
+        diagnosis = diagnose(run, dataset, most=len(dataset))
+        found = found._replace(diagnosis=diagnosis)
     write_json(folder / "evaluation.json", record([run], dataset, found))
 
 

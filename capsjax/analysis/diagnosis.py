@@ -29,9 +29,9 @@ from capsjax.training.objective import found
 
 # Validation images for one temperature.
 _MOST_VALIDATED = 2000
-# Images whose couplings are watched: at most this many, and so many couplings, of which
-# so many at once.
-_MOST_WATCHED, _MOST_COUPLINGS, _COUPLINGS_AT_ONCE = 1000, 2**26, 2**21
+# Images whose couplings are watched: so many by default, and at most so many couplings,
+# of which so many at once.
+MOST_WATCHED, _MOST_COUPLINGS, _COUPLINGS_AT_ONCE = 1000, 2**26, 2**21
 NUM_SHARES = 50  # Bars of a histogram of couplings.
 
 
@@ -68,12 +68,15 @@ class _Watched(NamedTuple):
     num_right: Float[Array, ""]
 
 
-def diagnose(run: Run, dataset: Dataset) -> Diagnosis | None:
+def diagnose(
+    run: Run, dataset: Dataset, *, most: int = MOST_WATCHED
+) -> Diagnosis | None:
     """Watches the routing of images; returns None if no layer shows its couplings.
 
     Args:
         run: The run, with its network.
-        dataset: The images, of which at most 1,000 are watched.
+        dataset: The images.
+        most: Largest number of images to watch; fewer if they have many couplings.
     """
     model, counted = run.model, dataset.num_shown is not None
 
@@ -108,7 +111,7 @@ def diagnose(run: Run, dataset: Dataset) -> Diagnosis | None:
         return None
     sizes = {name: part.bond.mean.shape for name, part in shapes.statistics.items()}
     num_couplings = sum(i * j for i, j in sizes.values())
-    number = min(len(dataset), _MOST_WATCHED, max(1, _MOST_COUPLINGS // num_couplings))
+    number = min(len(dataset), most, max(1, _MOST_COUPLINGS // num_couplings))
     step = min(number, max(1, _COUPLINGS_AT_ONCE // num_couplings))
     images = some_images(dataset, number // step * step)
     can_swap = True

@@ -31,6 +31,8 @@ class Column(NamedTuple):
         path: Place of the number in a line of results.
         form: How a number is printed.
         factor: Factor of the number.
+        of: Name beside the number of the whole of which it is printed as a share, in
+            percent.
         is_error: True for the share of wrong answers in percent, where the line has the
             accuracy.
         is_compared: True to compare the rows: a lower number is better.
@@ -40,20 +42,25 @@ class Column(NamedTuple):
     path: tuple[str, ...]
     form: str = ".2f"
     factor: float | int = 1
+    of: str | None = None
     is_error: bool = False
     is_compared: bool = False
 
     def value(self, record: Mapping[str, Any]) -> float | None:
         """Returns the number in a line of results; None if it is not there."""
         found: Any = record
+        beside: Any = {}
         for name in self.path:
+            beside = found
             found = found.get(name) if isinstance(found, Mapping) else None
         if found is None:
             return None
+        if self.of is not None:
+            return 100 * found / beside[self.of]
         return 100 * (1 - found) if self.is_error else float(self.factor * found)
 
 
-_ROUTING = ("evaluations", "test", "routing")
+_LAYER = ("evaluations", "test", "routing", "class_caps")
 COLUMNS = (
     Column("parameters", ("result", "num_parameters"), ",.0f"),
     Column(
@@ -66,13 +73,13 @@ COLUMNS = (
         is_compared=True,
     ),
     Column(
-        "error with uniform couplings, %",
-        (*_ROUTING, "uniform_swap", "accuracy"),
+        "error with equal couplings, %",
+        ("evaluations", "test", "uniform_swap", "uniform_accuracy"),
         is_error=True,
     ),
-    Column("T-score", (*_ROUTING, "t_score")),
-    Column("dead, %", (*_ROUTING, "dead"), ".1f", 100),
-    Column("starved, %", (*_ROUTING, "starved"), ".1f", 100),
+    Column("T-score", (*_LAYER, "t_score")),
+    Column("dead inputs, %", (*_LAYER, "dead_inputs"), ".1f", of="inputs"),
+    Column("starved outputs, %", (*_LAYER, "starved_outputs"), ".1f", of="outputs"),
     Column("images/s, training", ("speed", "train_images_per_second"), ",.0f"),
     Column("images/s, inference", ("speed", "images_per_second"), ",.0f"),
     Column("temporary MB, training", ("speed", "train_temporary_bytes"), ",.0f", 1e-6),

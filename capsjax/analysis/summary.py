@@ -213,7 +213,8 @@ def _routing_record(
     number, distinct = trees.num_examples, trees.num_distinct
     return {
         "routing": {
-            name: {key: _plain(value) for key, value in measures.items()}
+            name: dict(zip(("inputs", "outputs"), diagnosis.sizes[name], strict=True))
+            | {key: _plain(value) for key, value in measures.items()}
             for name, measures in diagnosis.layers.items()
         },
         "parse_trees": {

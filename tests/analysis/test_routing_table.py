@@ -17,7 +17,15 @@ from capsjax.storage.files import WorkdirError
 def line(row, seed, error, affine=20.0, **config):
     """A run reduced to its numbers; errors in percent."""
     evaluations = {
-        "test": {"routing": {"t_score": 0.25}},
+        "test": {
+            "uniform_swap": {"uniform_accuracy": 0.5},
+            "routing": {
+                "class_caps": {
+                    **{"inputs": 576, "dead_inputs": 144, "t_score": 0.25},
+                    **{"outputs": 10, "starved_outputs": 1},
+                }
+            },
+        },
         "affine_mnist_28": {"accuracy": 1 - affine / 100},
     }
     return {
@@ -55,15 +63,19 @@ def test_a_row_has_means_deviations_and_speeds_and_the_columns_that_are_known():
     found = cells(table(records))
     assert [*found] == ["routing", "---", "b", "a"]
     assert found["routing"] == [
-        *("seeds", "parameters", "test error, %", "affine error, %", "T-score"),
+        *("seeds", "parameters", "test error, %", "affine error, %"),
+        *("error with equal couplings, %", "T-score"),
+        *("dead inputs, %", "starved outputs, %"),
         *("images/s, training", "images/s, inference", "temporary MB, training"),
     ]
     assert found["b"] == [
-        *("0, 1, 2", "1,071,808", "**0.60 ± 0.10**", "20.00 ± 0.00 ?", "0.25"),
+        *("0, 1, 2", "1,071,808", "**0.60 ± 0.10**", "20.00 ± 0.00 ?", "50.00", "0.25"),
+        *("25.0", "10.0"),
         *("1,234", "5,000", "250"),
     ]
     assert found["a"] == [
-        *("0", "1,071,808", "0.65 ?", "**19.00**", "0.25", "", "", "")
+        *("0", "1,071,808", "0.65 ?", "**19.00**", "50.00", "0.25"),
+        *("25.0", "10.0", "", "", ""),
     ]
 
 
