@@ -45,7 +45,6 @@ class CapsNet(nn.Module):
         primary_scale: Factor of the primary capsules before bias and squash.
         class_dim: Components of a class capsule.
         routing: The routing algorithm, a value.
-        share_weight: True to share the class capsules' matrices among all primary ones.
         decoder_features: Widths of the decoder's hidden layers; None for no decoder.
         compute_dtype: ``float32``, or ``bfloat16`` for the operands of large products.
         conv_init: Initializer of the first convolution's kernel. ``scaled``, here and
@@ -56,6 +55,7 @@ class CapsNet(nn.Module):
         decoder_init: Initializer of the decoder's hidden kernels.
         reconstruction_init: Initializer of the decoder's last kernel.
         bias_init: Initializer of all biases but the routing's.
+        share_weight: True to share the class capsules' matrices among all primary ones.
 
     Example:
         >>> import jax
@@ -83,7 +83,6 @@ class CapsNet(nn.Module):
     primary_scale: Scale = 1.0
     class_dim: Count = 16
     routing: Algorithm = DynamicRouting()
-    share_weight: bool = False
     decoder_features: Widths | None = (512, 1024)
     compute_dtype: ComputeType = "float32"
     conv_init: ScaledStart = SCALED
@@ -92,6 +91,7 @@ class CapsNet(nn.Module):
     decoder_init: Start = "he_normal"
     reconstruction_init: Start = "lecun_normal"
     bias_init: Start = "zeros"
+    share_weight: bool = False
 
     def setup(self):
         """Checks the image's size and makes the layers."""

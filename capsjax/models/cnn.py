@@ -28,14 +28,14 @@ class BaselineCNN(nn.Module):
         num_classes: Number of classes.
         conv_features: Channels of each convolution.
         conv_kernel: Height and width of their kernels.
-        conv_strides: Step of each convolution's window; empty for steps of 1.
-        conv_padding: ``SAME`` for zeros around the images, or ``VALID`` for none.
         hidden_features: Widths of the hidden layers.
         dropout: Share of the last hidden units that a training step drops.
         compute_dtype: ``float32``, or ``bfloat16`` for the operands of large products.
         kernel_init: Initializer of the kernels before a ReLU.
         output_init: Initializer of the kernel before the softmax.
         bias_init: Initializer of all biases.
+        conv_strides: Step of each convolution's window; empty for steps of 1.
+        conv_padding: ``SAME`` for zeros around the images, or ``VALID`` for none.
 
     References:
         Sabour, Frosst and Hinton 2017, section 5, https://arxiv.org/abs/1710.09829.
@@ -45,14 +45,14 @@ class BaselineCNN(nn.Module):
     num_classes: int = 0
     conv_features: Widths = (256, 256, 128)
     conv_kernel: Count = 5
-    conv_strides: Widths = ()
-    conv_padding: Literal["SAME", "VALID"] = "SAME"
     hidden_features: Widths = (328, 192)
     dropout: Decay = 0.5
     compute_dtype: ComputeType = "float32"
     kernel_init: Start = "he_normal"
     output_init: Start = "lecun_normal"
     bias_init: Start = "zeros"
+    conv_strides: Widths = ()
+    conv_padding: Literal["SAME", "VALID"] = "SAME"
 
     activation_kind: ClassVar[ActivationKind] = "logit"
 

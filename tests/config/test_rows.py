@@ -1,11 +1,14 @@
 """The recipes of experiments/routings.py, and the search that chose their numbers."""
 
 import json
+import re
 
 import jax
+import jax.numpy as jnp
 import pytest
 from places import ROOT
 
+from capsjax import SelfRouting
 from capsjax import config as configs
 from capsjax.initializers import initializer, scaled_votes
 from capsjax.models import num_parameters
@@ -41,6 +44,9 @@ def test_every_row_is_a_valid_recipe_of_the_same_network(routings):
     own |= {"em_2": 20, "em_3": 20, "variational_bayes_3": 20, "dynamic_2": 0}
     for row, extra in own.items():
         assert counts[row] == 1_071_808 + extra
+    page = (ROOT / "docs" / "which-routing.md").read_text()
+    for row, count in counts.items():
+        assert re.search(rf"^\| .*`{row}`.* \| {count:,} \|", page, re.MULTILINE)
     # A comparison of parameters is fair within five percent.
     assert abs(counts["cnn"] / counts["dynamic_3"] - 1) < 0.05
 
@@ -59,6 +65,21 @@ def test_the_rows_differ_in_routing_and_searched_numbers_alone(routings):
         assert optimizer == first.optimizer
         assert model == first.model
         assert (other.num_epochs, other.batch_size) == (10, 128)
+
+
+def test_the_matrices_of_self_routing_have_no_effect_on_its_activations(key):
+    capsules = jax.random.normal(key, (2, 3, 4))
+    route_weight = jax.random.normal(jax.random.key(1), (3, 5, 4))
+    operands = {"route_weight": route_weight, "route_bias": jnp.ones((3, 5))}
+
+    def activation(weight):
+        routed = SelfRouting().from_capsules(
+            capsules, weight, jnp.full((2, 3), 0.5), parameters=operands
+        )
+        return routed.activation.max()
+
+    gradient = jax.grad(activation)(jax.random.normal(key, (3, 5, 6, 4)))
+    assert not gradient.any()
 
 
 def test_a_scale_of_one_is_the_layers_own(routings):
