@@ -17,6 +17,7 @@ from safetensors.numpy import save
 from capsjax.models import Network
 from capsjax.models.network import NetworkError, init_variables
 from capsjax.models.variables import checksum, named, nested, require_variables
+from capsjax.runtime.paths import require_file
 from capsjax.storage.files import WorkdirError, write_bytes
 
 # A text in the file's header. One only: the library writes several in random order, and
@@ -69,6 +70,7 @@ def read_weights(
         WorkdirError: If the file can't be read, is damaged, or is no safetensors file.
     """
     try:
+        require_file(path)
         with safe_open(path, "np") as file:
             about = (file.metadata() or {}).get(_ABOUT)
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

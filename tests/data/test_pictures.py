@@ -112,7 +112,7 @@ def idx_folder(height, width, image_size=0):
 
 
 def array_file(*shape, image_size=0, num_classes=None):
-    """Returns a maker of a file of arrays; of rows of bool labels, if classes are given."""
+    """Returns a maker of a file of arrays, with several labels if classes are given."""
 
     def make(tmp_path, _):
         label = noise(20) % 3
