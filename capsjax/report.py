@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         answer(*table(groups, arguments.by).splitlines(), *notes(groups))
     finally:
-        if arguments.figure:
+        if arguments.figure is not None:
             from capsjax.analysis import plots
 
             curves = {
