@@ -24,13 +24,21 @@ const FOUR = [
 ];
 const HOUSE = [
   [
-    [60, 130],
-    [60, 230],
-    [220, 230],
-    [220, 130],
-    [60, 130],
+    [40, 140],
     [140, 50],
-    [220, 130],
+    [240, 140],
+  ],
+  [
+    [65, 125],
+    [65, 230],
+    [215, 230],
+    [215, 125],
+  ],
+  [
+    [120, 230],
+    [120, 175],
+    [160, 175],
+    [160, 230],
   ],
 ];
 
@@ -69,7 +77,7 @@ function steps() {
   const rounds =
     net.routing.kind === "dynamic"
       ? {
-          on: "routing",
+          on: "agreement",
           title: "Play with the rounds",
           does: "Play rounds 1 to 8",
           act: () => $("play").click(),
@@ -77,7 +85,7 @@ function steps() {
             "With one round all votes count alike, and the capsule is short. With each further round the small capsules send more to where they agree: the capsule grows. Watch the lines, the orange places, and the shares in the table.",
         }
       : {
-          on: "routing",
+          on: "agreement",
           title: "Look where the votes come from",
           does: "Choose a place",
           act: () => choosePlace([1, 1], true),
@@ -96,7 +104,7 @@ function steps() {
       },
       slant,
       {
-        on: "capsules",
+        on: "input",
         title: "Draw a 4 over it",
         text: () =>
           "The network never saw two digits at once. Draw a 4 over the 7, and watch the bars: capsules need not add up to one, so that two may be long, or none. Then choose a class, to see what its capsule makes of the ink.",
@@ -105,10 +113,10 @@ function steps() {
       },
       rounds,
       {
-        on: "capsules",
+        on: "input",
         title: "Draw no digit at all",
         text: () =>
-          "Draw a house, or open a photograph. Most networks must name some class. Here every capsule may stay short: no digit. The network is not always that wise. Find a drawing that fools it.",
+          `Draw a house, or open a photograph. Most networks must name some class. Here every capsule may stay short: no digit.${net.drawing_limit === null ? "" : " It is none, either, if a long capsule draws something else than what the network sees."} It is not always that wise. Find a drawing that fools it.`,
         does: "Draw a house for me",
         act: () => draw(HOUSE),
       },
@@ -133,7 +141,7 @@ function steps() {
     },
     rounds,
     {
-      on: "capsules",
+      on: "input",
       title: "Show it something else",
       text: () =>
         "Open a picture of something that the network has never learnt. Capsules need not add up to one: all may stay short, and the answer is none. It is not always that wise.",
@@ -143,7 +151,7 @@ function steps() {
   ];
 }
 
-// The component that slants the drawing most, or else changes most of it.
+// The component that slants the drawing most and keeps its ink, or changes most of it.
 function tellingComponent() {
   const { own, label } = current();
   const [height, width, channels] = net.seen_shape;
@@ -159,6 +167,7 @@ function tellingComponent() {
       }
     return both / vertical;
   };
+  const inkOf = drawing => drawing.reduce((sum, pixel) => sum + pixel, 0);
   const effect = own.map((value, k) => {
     const [low, high] = [-0.25, 0.25].map(by =>
       decode(
@@ -167,8 +176,9 @@ function tellingComponent() {
         label,
       ),
     );
+    const ink = [low, high].map(inkOf);
     return net.drawn
-      ? Math.abs(slantOf(high) - slantOf(low))
+      ? (Math.abs(slantOf(high) - slantOf(low)) * Math.min(...ink)) / Math.max(...ink)
       : high.reduce((sum, pixel, n) => sum + Math.abs(pixel - low[n]), 0);
   });
   return effect.indexOf(largest(effect));
@@ -179,6 +189,8 @@ function tour(step, { isQuiet = false } = {}) {
   if (step !== null && (step < 0 || step >= all.length)) step = null;
   state.step = step;
   $("tour").hidden = step === null;
+  for (const section of document.querySelectorAll("main > section"))
+    section.classList.toggle("shown", step !== null && section.contains($(all[step].on)));
   if (!isQuiet) remember();
   if (step === null) {
     if (!isQuiet) $("begin-tour").focus();
@@ -191,10 +203,18 @@ function tour(step, { isQuiet = false } = {}) {
   $("tour-do").textContent = does;
   $("tour-back").disabled = step === 0;
   $("tour-next").textContent = step === all.length - 1 ? "Done" : "Next";
-  if (!isQuiet) {
-    $("tour").scrollIntoView({ block: "nearest" });
-    $("tour-title").focus();
-  }
+  if (!isQuiet) $("tour-title").focus({ preventScroll: true });
+  bringIntoSight($(all[step].on));
+}
+
+// Below the walk-through, which stays at the top.
+function bringIntoSight(part) {
+  const { offsetHeight } = $("tour");
+  document.documentElement.style.setProperty("--tour", `${offsetHeight}px`);
+  const { top, bottom } = part.getBoundingClientRect();
+  if (top > $("tour").getBoundingClientRect().bottom && bottom < innerHeight) return;
+  const isStill = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  part.scrollIntoView({ block: "start", behavior: isStill ? "auto" : "smooth" });
 }
 
 function listenToTour() {

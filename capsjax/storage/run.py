@@ -19,7 +19,13 @@ from capsjax import config as configs
 from capsjax.data.augment import scale_to_unit
 from capsjax.data.crop import crop_middle, cropped_shape
 from capsjax.data.preparation import LARGEST_SIDE, Preparation, first_edition
-from capsjax.losses import PRESENT, ActivationKind, Loss, fitting_loss
+from capsjax.losses import (
+    PRESENT,
+    ActivationKind,
+    Loss,
+    fitting_loss,
+    unexplained_variance,
+)
 from capsjax.models import Network, prepare
 from capsjax.models.network import (
     activation_kind,
@@ -57,7 +63,8 @@ class Prediction(NamedTuple):
     def present(self) -> Bool[np.ndarray, "n classes"]:
         """True for each class whose activation is at least 0.5.
 
-        This is the verdict where images show different numbers of classes.
+        This is the verdict where images show different numbers of classes. Where they
+        show one, ``Run.present`` also looks at what the capsules draw.
         """
         return self.activation >= PRESENT
 
@@ -224,6 +231,73 @@ class Run:
             squash = jax.nn.softmax if self.num_shown == 1 else jax.nn.sigmoid
             activation = np.asarray(squash(activation))
         return Prediction(activation.argmax(-1), activation, routed.pose)
+
+    @property
+    def drawing_limit(self) -> float | None:
+        """Largest ``drawing_error`` of an image that shows one of the classes.
+
+        It is the 99.9 % quantile of the recognised validation images. None from a
+        network whose images show several classes, that draws nothing or has other
+        activations than lengths; from a run with fewer than 500 such images, one that
+        has not ended, or an older one.
+        """
+        for split in ("validation", "validation_of_last"):
+            measured = (self.result or {}).get(split)
+            if not isinstance(measured, dict) or measured.get("step") != self.step:
+                continue
+            limit = measured.get("drawing_limit")
+            if isinstance(limit, float) and limit > 0 and can_draw(self.model):
+                return limit
+        return None
+
+    def drawing_error(
+        self, image: Shaped[Any, "..."], prediction: Prediction
+    ) -> Float[np.ndarray, " n"]:
+        """Compares images with what their present capsules draw.
+
+        Args:
+            image: One image or several, as for ``predict``.
+            prediction: Their prediction.
+
+        Returns:
+            The share of each image's variance that the drawings of its capsules of at
+            least 0.5, or of the longest one, leave unexplained. Of several drawings
+            each pixel is the brightest.
+
+        Raises:
+            ValueError: If the network draws nothing, or images have another shape.
+            TypeError: If the images are not uint8.
+        """
+        seen = np.float32(scale_to_unit(self._seen(image)))
+        count = np.maximum(1, prediction.present.sum(-1))
+        order = np.argsort(-prediction.activation, axis=-1, kind="stable")
+        drawing = np.zeros_like(seen)
+        # One by one: a decoder learns to draw from one capsule.
+        for rank in range(count.max(initial=0)):
+            drawn = self.draw(prediction.pose, order[:, rank])
+            is_drawn = (rank < count)[:, None, None, None]
+            drawing = np.maximum(drawing, np.where(is_drawn, drawn, 0))
+        return np.asarray(unexplained_variance(drawing, seen))
+
+    def present(self, image: Shaped[Any, "..."]) -> Bool[np.ndarray, "n classes"]:
+        """Decides which classes images show: none of them, one or several.
+
+        A class is there if its activation is at least 0.5. If the run has a
+        ``drawing_limit``, an image whose ``drawing_error`` exceeds it shows none: the
+        capsules are long, and draw something else.
+
+        Args:
+            image: One image or several, as for ``predict``.
+
+        Raises:
+            ValueError: If the images have another shape.
+            TypeError: If they are not uint8.
+        """
+        prediction = self.predict(image)
+        if self.drawing_limit is None:
+            return prediction.present
+        is_like = self.drawing_error(image, prediction) <= self.drawing_limit
+        return prediction.present & is_like[:, None]
 
     def explore(self) -> Any:
         """Makes the page that looks inside the network; a notebook shows it in a cell.
