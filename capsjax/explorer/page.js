@@ -402,8 +402,7 @@ function renderPose() {
   $("drawn-of").textContent = `capsule ${name} draws`;
   $("reset").disabled = !isMoved;
   $("pose-length").textContent =
-    `This pose is ${length.toFixed(2)} long.` +
-    (length > 1 ? " No capsule is longer than 1: the network has never drawn from one." : "");
+    `This pose is ${length.toFixed(2)} long${length > 1 ? ", more than any capsule can be" : ""}.`;
 }
 
 openPage().catch(error => {

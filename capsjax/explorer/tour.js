@@ -1,6 +1,7 @@
 "use strict";
 // The walk-through: five steps for somebody who has never heard of capsules.
 
+const MOST_READ = 8;
 const SEVEN = [
   [
     [70, 70],
@@ -59,16 +60,17 @@ function steps() {
     text: () =>
       `The pose of a capsule is ${net.class_dim} numbers, and nobody chose what they mean. ` +
       (state.seen
-        ? `For this image, slider ${tellingComponent() + 1} ${isDigits ? "slants the drawing most" : "changes the drawing most"}. Move it, and try the others: thickness, width, loops.`
+        ? `For this image, slider ${tellingMove().component + 1} ${isDigits ? "slants the drawing most" : "changes the drawing most"}. Move it, and try the others: thickness, width, loops.`
         : "Choose an image first."),
     does: "Move it for me",
     act: () => {
       if (!state.seen) return;
-      const k = tellingComponent();
+      const { component, by } = tellingMove();
       const { own } = current();
-      const way = state.moved[k] > own[k] ? -1 : 1;
+      const isThere = (state.moved[component] - own[component]) * by > 0;
+      const value = own[component] + (isThere ? -by : by);
       state.moved = {
-        [k]: Math.min(1, Math.max(-1, Math.round(200 * (own[k] + 0.25 * way)) / 200)),
+        [component]: Math.min(1, Math.max(-1, Math.round(200 * value) / 200)),
       };
       renderPose();
       remember();
@@ -151,37 +153,47 @@ function steps() {
   ];
 }
 
-// The component that slants the drawing most and keeps its ink, or changes most of it.
-function tellingComponent() {
+// A move of one component that slants the drawing much, or else changes it much, and
+// that the network still reads as the same class.
+function tellingMove() {
   const { own, label } = current();
-  const [height, width, channels] = net.seen_shape;
-  const slantOf = drawing => {
-    const grey = drawing.filter((_, n) => n % channels === 0);
-    const [down, across] = centreOfMass(grey, height, width);
-    let both = 0;
-    let vertical = 0;
-    for (let y = 0; y < height; y++)
-      for (let x = 0; x < width; x++) {
-        both += grey[y * width + x] * (y - down) * (x - across);
-        vertical += grey[y * width + x] * (y - down) ** 2;
-      }
-    return both / vertical;
-  };
-  const inkOf = drawing => drawing.reduce((sum, pixel) => sum + pixel, 0);
-  const effect = own.map((value, k) => {
-    const [low, high] = [-0.25, 0.25].map(by =>
-      decode(
-        net,
-        own.map((one, n) => (n === k ? one + by : one)),
-        label,
-      ),
-    );
-    const ink = [low, high].map(inkOf);
-    return net.drawn
-      ? (Math.abs(slantOf(high) - slantOf(low)) * Math.min(...ink)) / Math.max(...ink)
-      : high.reduce((sum, pixel, n) => sum + Math.abs(pixel - low[n]), 0);
+  const drawing = decode(net, own, label);
+  const moves = [...own.keys()].flatMap(component =>
+    [0.25, -0.25].map(by => {
+      const pose = own.map((value, k) => (k === component ? value + by : value));
+      const moved = decode(net, pose, label);
+      return { component, by, moved, effect: effectOf(drawing, moved) };
+    }),
+  );
+  moves.sort((a, b) => b.effect - a.effect);
+  const read = moves.slice(0, MOST_READ).map(move => {
+    const { activation } = encode(net, move.moved).rounds.at(-1);
+    return { ...move, effect: move.effect * activation[label] ** 4 };
   });
-  return effect.indexOf(largest(effect));
+  return read.reduce((best, move) => (move.effect > best.effect ? move : best));
+}
+
+function effectOf(before, after) {
+  if (!net.drawn)
+    return before.reduce((sum, pixel, n) => sum + Math.abs(pixel - after[n]), 0);
+  // Thickness is no slant.
+  const ink = [before, after].map(drawing => drawing.reduce((sum, pixel) => sum + pixel, 0));
+  const slant = Math.abs(slantOf(after) - slantOf(before));
+  return (slant * Math.min(...ink)) / Math.max(...ink) || 0;
+}
+
+function slantOf(drawing) {
+  const [height, width, channels] = net.seen_shape;
+  const grey = drawing.filter((_, n) => n % channels === 0);
+  const [down, across] = centreOfMass(grey, height, width);
+  let both = 0;
+  let vertical = 0;
+  for (let y = 0; y < height; y++)
+    for (let x = 0; x < width; x++) {
+      both += grey[y * width + x] * (y - down) * (x - across);
+      vertical += grey[y * width + x] * (y - down) ** 2;
+    }
+  return both / vertical;
 }
 
 function tour(step, { isQuiet = false } = {}) {

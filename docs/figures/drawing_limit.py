@@ -2,7 +2,8 @@
 
     python docs/figures/drawing_limit.py capsjax/pretrained/mnist
 
-Writes it into the run's result.json, as a training does: for runs from before.
+Writes it into the run's result.json, as a training does: for runs from before. The
+card that `python -m capsjax.export --format safetensors` writes has it, too.
 """
 
 import sys
