@@ -8,7 +8,8 @@ from jaxtyping import Float, UInt8
 
 from capsjax.data.picture import UnclearGroundError
 from capsjax.data.preparation import DRAWN, Preparation
-from capsjax.storage.run import Prediction, Run
+from capsjax.storage.prediction import Prediction
+from capsjax.storage.run import Run
 from capsjax.training.objective import PRESENT
 
 # Data sets whose classes are digits.

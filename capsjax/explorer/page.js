@@ -329,7 +329,6 @@ function renderNothing() {
   for (const id of ["seen", "drawn"])
     show($(id), new Float32Array(net.seen_shape.reduce((a, b) => a * b, 1)), net.seen_shape);
   $("reset").disabled = true;
-  // What style.css hides now keeps its place, so that nothing jumps.
 }
 
 function renderCapsules() {
@@ -363,9 +362,11 @@ function reason(activation, like) {
       ? `Only the capsule of ${present[0]} is longer than 0.5.`
       : `${present.length} capsules are longer than 0.5.`;
   const [error, limit] = [state.seen.error, net.drawing_limit].map(one => one.toFixed(2));
-  const long =
-    present.length === 1 ? `Capsule ${present[0]} is long, but draws` : "Long capsules, but they draw";
-  return `${long} something else: it differs by ${error}, of ${net.nouns[1]} at most by ${limit}.`;
+  const drawing =
+    present.length === 1
+      ? `Capsule ${present[0]} is long, but its drawing`
+      : `${present.length} capsules are long, but their drawing`;
+  return `${drawing} is something else: the difference is ${error}, and at most ${limit} for ${net.nouns[1]}.`;
 }
 
 // Two digits, and no minus before zero.

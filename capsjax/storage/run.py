@@ -8,19 +8,18 @@ import contextlib
 import functools
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
+from jaxtyping import Array, Bool, Float, Shaped, UInt8
 
 from capsjax import config as configs
 from capsjax.data.augment import scale_to_unit
 from capsjax.data.crop import crop_middle, cropped_shape
 from capsjax.data.preparation import LARGEST_SIDE, Preparation, first_edition
 from capsjax.losses import (
-    PRESENT,
     ActivationKind,
     Loss,
     fitting_loss,
@@ -36,52 +35,9 @@ from capsjax.models.network import (
 )
 from capsjax.storage.checkpoints import Checkpoints
 from capsjax.storage.files import WorkdirError
+from capsjax.storage.prediction import Features, Prediction
 from capsjax.storage.weights import read_variables
 from capsjax.storage.workdir import Workdir
-
-
-class Prediction(NamedTuple):
-    """The predictions of a network for some images.
-
-    Attributes:
-        label: The most active class of each image, an index into ``class_names``.
-        activation: The length of every class capsule, or the probability of every
-            class, from 0 to 1, by the run's ``activation_kind``.
-        pose: The poses of the class capsules; None from a network that has none.
-    """
-
-    label: Int[np.ndarray, " n"]
-    activation: Float[np.ndarray, "n classes"]
-    pose: Float[np.ndarray, "n classes d"] | None
-
-    @property
-    def length(self) -> Float[np.ndarray, "n classes"]:
-        """Former name of ``activation``."""
-        return self.activation
-
-    @property
-    def present(self) -> Bool[np.ndarray, "n classes"]:
-        """True for each class whose activation is at least 0.5.
-
-        This is the verdict where images show different numbers of classes. Where they
-        show one, ``Run.present`` also looks at what the capsules draw.
-        """
-        return self.activation >= PRESENT
-
-
-class Features(NamedTuple):
-    """The capsules inside a network, for some images.
-
-    Attributes:
-        primary: The primary capsules of each image; None from a network that does not
-            show them.
-        pose: The poses of its class capsules; None from a network that has none.
-        activation: Their lengths, probabilities or logits, as the network returns them.
-    """
-
-    primary: Float[np.ndarray, "n i c"] | None
-    pose: Float[np.ndarray, "n classes d"] | None
-    activation: Float[np.ndarray, "n classes"]
 
 
 class Run:
@@ -173,6 +129,9 @@ class Run:
             f"{self.workdir.path} has no checkpoint yet: train it for an epoch first."
         )
         if not self.workdir.checkpoints.is_dir():
+            for other in self.workdir.path.glob("*.safetensors"):
+                name = self.workdir.weights.name
+                raise WorkdirError(f"{other} must be called {name} to be opened.")
             raise nothing
         checkpoints: Checkpoints[Any] = Checkpoints(
             self.workdir.checkpoints, read_only=True

@@ -23,7 +23,7 @@ from capsjax import DynamicRouting, SelfAttention, UniformRouting
 from capsjax.analysis.verdicts import judge, verdicts
 from capsjax.data.picture import UnclearGroundError
 from capsjax.explorer.page import make_page
-from capsjax.storage.run import Prediction
+from capsjax.storage.prediction import Prediction
 
 WITHOUT_WASM = "delete window.WebAssembly"
 
@@ -166,7 +166,7 @@ def test_a_long_capsule_that_draws_something_else_is_no_digit(tab, tmp_path):
         error = tab.js("state.seen.error")
         assert error == pytest.approx(answer["drawing_error"], abs=1e-3)
         reason = tab.text("#because")
-        assert ("draws something else" in reason) == (verdict == "no digit")
+        assert ("drawing is something else" in reason) == (verdict == "no digit")
         present = tab.js("document.querySelectorAll('.bar.present').length")
         assert present == answer["num_present"]
         # The picture is no other for another number of rounds.
