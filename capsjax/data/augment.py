@@ -249,9 +249,10 @@ def check_changes(
             raise ValueError(
                 f"{method} of {name} must take ({', '.join(wanted)}): {error}."
             ) from error
+    # Shapes alone: values would compile programs at every start.
     drawn = jax.eval_shape(
         lambda key, progress: augmentation.draw(key, num_images, image_shape, progress),
-        *(jax.random.key(0), jnp.float32(0)),
+        *jax.eval_shape(lambda: (jax.random.key(0), jnp.float32(0))),
     )
     for one in jax.tree.leaves(drawn):
         if one.shape[:1] != (num_images,):

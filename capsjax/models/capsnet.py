@@ -56,6 +56,16 @@ class CapsNet(nn.Module):
         reconstruction_init: Initializer of the decoder's last kernel.
         bias_init: Initializer of all biases but the routing's.
 
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from capsjax import CapsNet
+        >>> network = CapsNet((28, 28, 1), 10, conv_features=16, primary_types=2)
+        >>> image = jnp.zeros((2, 28, 28, 1))
+        >>> (routed, drawn), _ = network.init_with_output(jax.random.key(0), image)
+        >>> routed.activation.shape, drawn.shape
+        ((2, 10), (2, 28, 28, 1))
+
     References:
         Sabour, Frosst and Hinton 2017, section 4, https://arxiv.org/abs/1710.09829.
     """

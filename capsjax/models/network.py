@@ -210,10 +210,9 @@ def check_output(network: Network, variables: Any) -> None:
             class, or ``decode`` no images of ``image_shape``.
     """
     name = type(network).__name__
-    image = jnp.zeros((2, *network.image_shape), jnp.float32)
+    image = jax.ShapeDtypeStruct((2, *network.image_shape), jnp.float32)
     routed: Any = jax.eval_shape(
-        lambda variables: network.apply(variables, image, method=network.encode),
-        variables,
+        functools.partial(network.apply, method=network.encode), variables, image
     )
     if not isinstance(routed, Routed):
         raise NetworkError(

@@ -41,7 +41,7 @@ from capsjax.storage.workdir import Workdir
 
 
 class Run:
-    """The trained network of a run, opened by :func:`load_run`.
+    """The trained network of a run, opened by :func:`capsjax.load_run`.
 
     It can be pickled with its weights, and predicts the same in another process.
 
@@ -195,10 +195,9 @@ class Run:
     def drawing_limit(self) -> float | None:
         """Largest ``drawing_error`` of an image that shows one of the classes.
 
-        It is the 99.9 % quantile of the recognised validation images. None from a
-        network whose images show several classes, that draws nothing or has other
-        activations than lengths; from a run with fewer than 500 such images, one that
-        has not ended, or an older one.
+        It is the 99.9 % quantile of the recognised validation images. None from a run
+        with fewer than 500 of them, one whose images show several classes or whose
+        network draws nothing, one that has not ended, and an older one.
         """
         for split in ("validation", "validation_of_last"):
             measured = (self.result or {}).get(split)
@@ -389,6 +388,13 @@ def load_run(
         WorkdirError: If the folder holds no run, the run has saved nothing, or the file
             of weights is damaged or of another network.
         CheckpointError: If the checkpoint can't be read.
+
+    Example:
+        >>> import capsjax
+        >>> from capsjax.storage.pretrained import DIGITS
+        >>> run = capsjax.load_run(DIGITS)
+        >>> run.class_names[:3]
+        ('0', '1', '2')
     """
     return Run(Workdir(path), config)
 

@@ -11,8 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from capsjax.models import Network
 from capsjax.models.network import NetworkError, init_variables
@@ -52,6 +50,8 @@ def write_weights(
                         f"{name} has {np.abs(array).max():g}, and float16 ends at "
                         f"{np.finfo(np.float16).max:g}: write float32."
                     )
+    from safetensors.numpy import save  # Late: training does without.
+
     about = {"step": step, "checksum": checksum(arrays)}
     write_bytes(path, save(arrays, {_ABOUT: json.dumps(about)}))
 
@@ -68,6 +68,8 @@ def read_weights(
     Raises:
         WorkdirError: If the file can't be read, is damaged, or is no safetensors file.
     """
+    from safetensors import SafetensorError, safe_open  # Late: training does without.
+
     try:
         with safe_open(path, "np") as file:
             about = (file.metadata() or {}).get(_ABOUT)
