@@ -218,9 +218,8 @@ class Run:
             prediction: Their prediction.
 
         Returns:
-            The share of each image's variance that the drawings of its capsules of at
-            least 0.5, or of the longest one, leave unexplained. Of several drawings
-            each pixel is the brightest.
+            The share of each image's variance that the brightest pixels of the drawings
+            of its capsules of at least 0.5, or of the longest, leave unexplained.
 
         Raises:
             ValueError: If the network draws nothing, or images have another shape.
@@ -254,8 +253,8 @@ class Run:
         prediction = self.predict(image)
         if self.drawing_limit is None:
             return prediction.present
-        is_like = self.drawing_error(image, prediction) <= self.drawing_limit
-        return prediction.present & is_like[:, None]
+        error = self.drawing_error(image, prediction)
+        return prediction.present & (error <= self.drawing_limit)[:, None]
 
     def explore(self) -> Any:
         """Makes the page that looks inside the network; a notebook shows it in a cell.
