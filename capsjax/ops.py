@@ -233,6 +233,38 @@ def require_unit_scale(
         raise TypeError(f"{name} is {dtype}, and must be uint8: is it scaled already?")
 
 
+def flatten_capsules(
+    capsules: Shaped[Array, "*batch h w t c"],
+    activation: Shaped[Array, "*batch h w t"] | None = None,
+) -> tuple[Shaped[Array, "*batch i c"], Shaped[Array, "*batch i"] | None]:
+    """Makes a list of a map of capsules: ``i = (h w t)``.
+
+    ``dense_caps(*flatten_capsules(pose, activation))`` routes a map.
+
+    Args:
+        capsules: The map.
+        activation: Activations of its capsules, if there are any.
+
+    Returns:
+        Capsules and activations, or None for these.
+
+    Raises:
+        ValueError: If an axis is missing.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from capsjax import flatten_capsules
+        >>> capsules, _ = flatten_capsules(jnp.ones((2, 6, 6, 32, 8)))
+        >>> capsules.shape
+        (2, 1152, 8)
+    """
+    require_axes("capsules", capsules, "hwtc")
+    *batch, h, w, t, c = capsules.shape
+    if activation is not None:
+        activation = activation.reshape(*batch, h * w * t)
+    return capsules.reshape(*batch, h * w * t, c), activation
+
+
 def tweak_pose(
     pose: Shaped[ArrayLike, "..."],
     *,

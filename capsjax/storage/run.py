@@ -332,7 +332,7 @@ class Run:
         if not can_draw(self.model):
             raise ValueError(
                 f"the network of {self.workdir.path} draws nothing: "
-                f"{type(self.model).__name__} has no decode."
+                f"{type(self.model).__name__} has no decoder."
             )
         pose, label = np.asarray(pose), np.asarray(label)
         classes, d = self._pose_shape

@@ -15,6 +15,7 @@ import numpy as np
 from capsjax.models import Network
 from capsjax.models.network import NetworkError, init_variables
 from capsjax.models.variables import checksum, named, nested, require_variables
+from capsjax.runtime.paths import require_file
 from capsjax.storage.files import WorkdirError, write_bytes
 
 # A text in the file's header. One only: the library writes several in random order, and
@@ -71,6 +72,7 @@ def read_weights(
     from safetensors import SafetensorError, safe_open  # Late: training does without.
 
     try:
+        require_file(path)
         with safe_open(path, "np") as file:
             about = (file.metadata() or {}).get(_ABOUT)
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
