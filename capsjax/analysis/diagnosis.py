@@ -5,9 +5,8 @@ import operator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from capsjax.analysis.images import batches, some_images
 from capsjax.data import Batch, Dataset
@@ -21,7 +20,7 @@ from capsjax.diagnostics import (
     uniformly,
 )
 from capsjax.models.network import NetworkError
-from capsjax.models.watching import watch
+from capsjax.models.watching import WatchedLayer, watch
 from capsjax.routings import Routed
 from capsjax.storage.run import Prediction, Run
 from capsjax.training.evaluation import middle
@@ -58,16 +57,6 @@ class Diagnosis(NamedTuple):
     num_images: int
 
 
-class _Watched(NamedTuple):
-    """What is counted of a batch."""
-
-    statistics: dict[str, RoutingStatistics]
-    histogram: dict[str, Int[Array, " bars"]]
-    tree: Int[Array, "n i"]
-    label: Int[Array, " n"]
-    num_right: Float[Array, ""]
-
-
 def diagnose(
     run: Run, dataset: Dataset, *, most: int = MOST_WATCHED
 ) -> Diagnosis | None:
@@ -78,81 +67,72 @@ def diagnose(
         dataset: The images.
         most: Largest number of images to watch; fewer if they have many couplings.
     """
-    model, counted = run.model, dataset.num_shown is not None
+    model, params = run.model, run.params
+    judging: Any = {"kind": run.activation_kind}
+    judging["is_counted"] = dataset.num_shown is not None
 
-    def count_right(routed: Routed, batch: Batch) -> Array:
-        judging: Any = {"kind": run.activation_kind, "is_counted": counted}
-        return found(routed.activation, batch.label, **judging)[0].sum()
+    @jax.jit
+    def num_right(routed: Routed, label: Array) -> Array:
+        return found(routed.activation, label, **judging)[0].sum()
 
-    def watch_batch(params: Any, batch: Batch) -> _Watched | None:
-        routed, layers = watch(model, params, middle(batch, model)[0])
-        if not layers:
-            return None
-        label = jnp.argmax(routed.activation, axis=-1)
-        return _Watched(
-            {name: layer.statistics() for name, layer in layers.items()},
-            {
-                name: jnp.histogram(layer.coupling, NUM_SHARES, (0, 1))[0]
-                for name, layer in layers.items()
-            },
-            parse_tree([*layers.values()][-1].coupling, label),
-            label,
-            count_right(routed, batch),
-        )
+    # The measures are other programs: XLA would take seconds to fold couplings that are
+    # known when it compiles.
+    @jax.jit
+    def watched(params: Any, batch: Batch) -> tuple[Routed, dict[str, WatchedLayer]]:
+        return watch(model, params, middle(batch, model)[0])
 
-    def watch_bonds(params: Any, batch: Batch) -> dict[str, Any] | None:
-        watched = watch_batch(params, batch)
-        if watched is None:
-            return None
-        return {name: part.bond.mean for name, part in watched.statistics.items()}
-
-    def swap(params: Any, batch: Batch) -> Array:
+    @jax.jit
+    def swapped(params: Any, batch: Batch) -> Routed:
         image, _ = middle(batch, model)
-        return count_right(watch(model, params, image, compete=uniformly)[0], batch)
+        return watch(model, params, image, compete=uniformly)[0]
 
     # Take as many images as their couplings allow, in equal batches.
     one = dataset.batch(np.arange(1))
-    bonds = jax.eval_shape(watch_bonds, run.params, one)
-    if bonds is None:
+    shapes = jax.eval_shape(watched, params, one)[1]
+    if not shapes:
         return None
-    sizes = {name: bond.shape for name, bond in bonds.items()}
+    sizes = {name: layer.coupling.shape[1:] for name, layer in shapes.items()}
     num_couplings = sum(i * j for i, j in sizes.values())
     number = min(len(dataset), most, max(1, _MOST_COUPLINGS // num_couplings))
     step = min(number, max(1, _COUPLINGS_AT_ONCE // num_couplings))
     images = some_images(dataset, number // step * step)
     can_swap = True
     try:
-        jax.eval_shape(swap, run.params, one)
+        jax.eval_shape(swapped, params, one)
     except NetworkError:
         can_swap = False
     # Watch them, and add up their statistics.
-    watch_batch, swap = jax.jit(watch_batch), jax.jit(swap)
-    parts, trees, swapped = [], ParseTrees({}), 0.0
+    parts: dict[str, list[RoutingStatistics]] = {name: [] for name in sizes}
+    histogram: dict[str, Any] = dict.fromkeys(sizes, 0)
+    trees, right, swapped_right = ParseTrees({}), 0.0, 0.0
     for _, batch in batches(images, step):
-        part: Any = watch_batch(run.params, batch)
-        trees += ParseTrees.of(np.asarray(part.tree), np.asarray(part.label))
-        parts.append(part._replace(tree=None, label=None))
+        routed, layers = watched(params, batch)
+        for name in sizes:
+            parts[name].append(layers[name].statistics())
+            coupling = np.asarray(layers[name].coupling)
+            histogram[name] += np.histogram(coupling, NUM_SHARES, (0, 1))[0]
+        label = np.argmax(routed.activation, axis=-1)
+        *_, last = sizes
+        trees += ParseTrees.of(parse_tree(layers[last].coupling, label), label)
+        right += float(num_right(routed, batch.label))
         if can_swap:
-            swapped += float(swap(run.params, batch))
-    total: Any = functools.reduce(_add, parts)
+            swapped_right += float(num_right(swapped(params, batch), batch.label))
+    measures = {
+        name: functools.reduce(operator.add, one).measures()
+        for name, one in parts.items()
+    }
     return Diagnosis(
         {
-            name: {what: float(value) for what, value in one.measures().items()}
-            for name, one in total.statistics.items()
+            name: {what: float(value) for what, value in one.items()}
+            for name, one in measures.items()
         },
         sizes,
-        {name: np.asarray(count) for name, count in total.histogram.items()},
+        histogram,
         trees,
-        float(total.num_right) / len(images),
-        swapped / len(images) if can_swap else None,
+        right / len(images),
+        swapped_right / len(images) if can_swap else None,
         len(images),
     )
-
-
-def _add(one: _Watched, other: _Watched) -> _Watched:
-    """Adds up two batches."""
-    is_whole = lambda part: isinstance(part, RoutingStatistics)  # noqa: E731
-    return jax.tree.map(operator.add, one, other, is_leaf=is_whole)
 
 
 class Calibration(NamedTuple):

@@ -87,6 +87,7 @@ def draw(
     num_routed = 0 if by_rounds is None else most_routed(run)
     if by_rounds is not None and num_routed:
         routing: Any = routing_of(run.model)
+        assert evaluation.changed is not None
         usual = routing.num_rounds
         routed = couplings(run, seen(_some(dataset, num_routed)), max(by_rounds))
         changes = np.abs(np.diff(routed.coupling, axis=0)).mean(axis=(1, 2, 3))

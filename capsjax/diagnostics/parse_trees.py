@@ -48,7 +48,7 @@ class ParseTrees:
 
     @classmethod
     def of(
-        cls, tree: Int[np.ndarray, "m i"], label: Int[np.ndarray, " m"]
+        cls, tree: Int[ArrayLike, "m i"], label: Int[ArrayLike, " m"]
     ) -> "ParseTrees":
         """Counts the trees of one batch, by the classes of its examples.
 

@@ -33,7 +33,8 @@ class WatchedLayer(NamedTuple):
     def statistics(self) -> RoutingStatistics:
         """Computes the statistics of the routing."""
         *arrays, nowhere = self
-        return RoutingStatistics.of(*arrays, none_of_the_above=nowhere)
+        # A compiled function has returned the flag as an array.
+        return RoutingStatistics.of(*arrays, none_of_the_above=bool(nowhere))
 
 
 def watch(

@@ -10,7 +10,7 @@ def entropy(shares):
     return -sum(p * math.log(p) for p in shares if p > 0)
 
 
-def choices(gets, *, nowhere):
+def choices(gets, *, nowhere=False):
     """Counts the outputs that an input may choose, and none of them."""
     return sum(map(bool, gets)) + nowhere
 
