@@ -2,6 +2,7 @@
 
 ``ROUTINGS`` maps the word in a config to a routing algorithm. ``DEVICE_AXIS`` names the
 axis of the devices in a training step, for batch statistics over all of them.
+``capsjax.diagnostics`` has measures of routing and of predictions.
 """
 
 import importlib
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         ClassCaps,
         ConvCaps,
         Decoder,
+        DeconvCaps,
         DenseCaps,
         PrimaryCaps,
         PrimaryPoses,
@@ -47,6 +49,7 @@ __all__ = [
     "ClassCaps",
     "ConvCaps",
     "Decoder",
+    "DeconvCaps",
     "DenseCaps",
     "DynamicRouting",
     "EMRouting",
@@ -79,6 +82,7 @@ _HOMES = {
     "ClassCaps": "capsjax.layers",
     "ConvCaps": "capsjax.layers",
     "Decoder": "capsjax.layers",
+    "DeconvCaps": "capsjax.layers",
     "DenseCaps": "capsjax.layers",
     "PrimaryCaps": "capsjax.layers",
     "PrimaryPoses": "capsjax.layers",
@@ -90,6 +94,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "diagnostics":
+        return importlib.import_module("capsjax.diagnostics")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

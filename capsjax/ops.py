@@ -250,6 +250,13 @@ def flatten_capsules(
 
     Raises:
         ValueError: If an axis is missing.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from capsjax import flatten_capsules
+        >>> capsules, _ = flatten_capsules(jnp.ones((2, 6, 6, 32, 8)))
+        >>> capsules.shape
+        (2, 1152, 8)
     """
     require_axes("capsules", capsules, "hwtc")
     *batch, h, w, t, c = capsules.shape

@@ -152,3 +152,56 @@ def fold_windows(
         return lax.pad(one, value, config)
 
     return functools.reduce(combine, map(place, range(kernel_size**2)))
+
+
+# ---- transposed windows
+
+
+def cast_upsampled(
+    grid: Float[Array, "*batch h w t c"],
+    weight: Float[Array, "k t_or_1 j d c"],
+    stride: int,
+) -> Float[Array, "*batch H W t j d"]:
+    r"""Returns votes on a grid ``stride`` times as large: a transposed convolution.
+
+    .. math::
+        V_{o,tj} = \sum_{i, k:\; o = s\,i + k - l} W_{ktj} u_{it}
+
+    for each axis of the grid, ``s`` the stride, ``k`` from 0 below the window's side
+    ``K``, and ``l = \lfloor (K - s) / 2 \rfloor``: the transpose of a convolution with
+    ``SAME`` padding.
+
+    Args:
+        grid: The lower capsules.
+        weight: A matrix for each position ``k = row * K + column`` of a window, and
+            for each type or for all.
+        stride: Factor between the sides of the two grids, at most ``K``.
+    """
+    *batch, h, w, t, _ = grid.shape
+    k, own, j, d, c = weight.shape
+    side = math.isqrt(k)
+    taps = -(-side // stride)
+    # Row k = u stride + r of a window takes input m - u to output m stride + r: windows
+    # of the inputs, and a product with the weights of the stride's remainders r.
+    missing = taps * stride - side
+    weight = weight.reshape(side, side, own, j, d, c)
+    weight = jnp.pad(weight, [(0, missing)] * 2 + [(0, 0)] * 4)
+    weight = weight.reshape(taps, stride, taps, stride, own, j, d, c)[::-1, :, ::-1]
+    weight = weight.transpose(0, 2, 1, 3, 4, 5, 6, 7)
+    weight = weight.reshape(taps**2, *weight.shape[2:])
+    around = [(0, 0)] * len(batch) + [(taps - 1, taps - 1)] * 2 + [(0, 0)] * 2
+    windows = gather_windows(jnp.pad(grid, around), taps, 1, behind=2)
+    types = "t"
+    if own == 1:
+        weight, types = weight[:, :, :, 0], ""
+    votes = jnp.einsum(
+        f"...mnktc,kpq{types}jdc->...mpnqtjd",
+        *(windows, weight),
+        preferred_element_type=jnp.promote_types(grid.dtype, jnp.float32),
+    )
+    rows, columns = (stride * (size + taps - 1) for size in (h, w))
+    votes = votes.reshape(*batch, rows, columns, t, j, d)
+    first = (side - stride) // 2
+    for axis, size in ((len(batch), h), (len(batch) + 1, w)):
+        votes = lax.slice_in_dim(votes, first, first + stride * size, axis=axis)
+    return votes

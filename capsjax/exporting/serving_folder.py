@@ -7,18 +7,26 @@ from capsjax.exporting.comparison import Comparison
 from capsjax.exporting.errors import ExportError
 from capsjax.exporting.serving_card import card, readme
 from capsjax.runtime.console import say
-from capsjax.storage.files import write_bytes, write_json, write_text, writing
+from capsjax.storage.files import (
+    WorkdirError,
+    write_bytes,
+    write_json,
+    write_text,
+    writing,
+)
 from capsjax.storage.run import Run
 
 _CARD = "card.json"
 
 
 def require_folder(folder: pathlib.Path) -> None:
-    """Raises if a folder holds something else than an earlier export.
+    """Raises if a folder can't be one, or holds something else than an earlier export.
 
     Raises:
         ExportError: With the folder.
     """
+    if folder.exists() and not folder.is_dir():
+        raise ExportError(f"{folder} is a file: choose a folder for --output.")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / _CARD).exists():
         raise ExportError(
             f"the folder {folder} holds files of something else: choose a new one, or "
@@ -56,9 +64,15 @@ def write_folder(
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{suffix}" for name in files]
-    for path, content in zip(paths, files.values(), strict=True):
-        write_bytes(path, content)
-    write_text(folder / "README.md", text)
-    write_json(folder / _CARD, about)
+    paths += [folder / "README.md", folder / _CARD]
+    try:
+        for path, content in zip(paths[:-2], files.values(), strict=True):
+            write_bytes(path, content)
+        write_text(paths[-2], text)
+        write_json(paths[-1], about)
+    except WorkdirError:
+        for path in paths:  # Without a card the folder would be somebody else's.
+            path.unlink(missing_ok=True)
+        raise
     say(str(comparison))
-    return [*paths, folder / "README.md", folder / _CARD]
+    return paths

@@ -13,6 +13,7 @@ from capsjax.layers.class_caps import ClassCaps
 from capsjax.layers.conv_caps import ConvCaps
 from capsjax.layers.convolution import Convolution
 from capsjax.layers.decoder import Decoder, make_dense
+from capsjax.layers.deconv_caps import DeconvCaps
 
 __all__ = [
     "CapsuleHead",
@@ -20,6 +21,7 @@ __all__ = [
     "ConvCaps",
     "Convolution",
     "Decoder",
+    "DeconvCaps",
     "DenseCaps",
     "PrimaryCaps",
     "PrimaryPoses",

@@ -9,16 +9,20 @@ from typing import Any
 
 from capsjax.models.capsnet import CapsNet
 from capsjax.models.cnn import BaselineCNN
+from capsjax.models.efficient import EfficientCapsNet
 from capsjax.models.network import Network, NetworkError, num_parameters, prepare
 from capsjax.models.residual import ResidualCapsNet
+from capsjax.models.stacked import StackedCapsNet
 
 __all__ = [
     "NETWORKS",
     "BaselineCNN",
     "CapsNet",
+    "EfficientCapsNet",
     "Network",
     "NetworkError",
     "ResidualCapsNet",
+    "StackedCapsNet",
     "num_parameters",
     "prepare",
 ]
@@ -26,5 +30,7 @@ __all__ = [
 NETWORKS: Mapping[str, type[Any]] = {
     "capsnet": CapsNet,
     "cnn": BaselineCNN,
+    "efficient": EfficientCapsNet,
     "residual": ResidualCapsNet,
+    "stacked": StackedCapsNet,
 }

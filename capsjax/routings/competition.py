@@ -43,6 +43,18 @@ class OverImage:
     kernel_size: int
     stride: int
 
+    def equal_shares(
+        self, height: int, width: int, i: int, j: int
+    ) -> Float[Array, "{height} {width} {i} {j}"]:
+        """Returns the couplings of equal logits ``[height, width, i, j]``."""
+        size, own = self.kernel_size**2, (self.kernel_size, self.stride)
+        ones = jnp.ones((height, width, size, 1), jnp.float32)
+        number = fold_windows(ones, *own, jnp.add, 0.0, behind=1)
+        share = 1 / (j * gather_windows(number, *own, behind=1))
+        share = jnp.broadcast_to(share, (height, width, size, i // size))
+        share = share.reshape(height, width, i, 1)
+        return jnp.broadcast_to(share, (height, width, i, j))
+
     def __call__(
         self, logit: Float[Array, "*batch H W i j"]
     ) -> Float[Array, "*batch H W i j"]:
@@ -111,11 +123,21 @@ class Competition:
 
     def start(self, votes: Float[Array, "*batch i j d"]) -> Float[Array, "*batch i j"]:
         """Returns the couplings of the first round, before any agreement."""
-        if self.is_plain:
-            # The softmax of zeros is known, and XLA would spend seconds finding out.
+        zeros = jnp.zeros_like(votes[..., 0])
+        if self.initial_logit is not None or self.output_mask is not None:
+            return self.couple(zeros)
+        # The softmax of zeros is known, and XLA would spend seconds finding out.
+        if self.compete is over_outputs:
             # ``full_like`` keeps the sharding of the votes' batch.
-            return jnp.full_like(votes[..., 0], 1 / (votes.shape[-2] + self.nowhere))
-        return self.couple(jnp.zeros_like(votes[..., 0]))
+            share = jnp.full_like(zeros, 1 / (zeros.shape[-1] + self.nowhere))
+        elif isinstance(self.compete, OverImage) and not self.nowhere:
+            share = self.compete.equal_shares(*zeros.shape[-4:]).astype(zeros.dtype)
+            share = share.reshape(*[1] * (zeros.ndim - 4), *share.shape) + zeros
+        else:
+            return self.couple(zeros)
+        if self.input_mask is not None:
+            share = jnp.where(self.input_mask[..., None], share, 0)
+        return share
 
     def start_logit(self, dtype: jnp.dtype) -> Float[Array, "*_ i j"] | None:
         """Returns initial logits that exclude masked outputs; None if all start alike.

@@ -15,6 +15,7 @@ import numpy as np
 from capsjax.models import Network
 from capsjax.models.network import NetworkError, init_variables
 from capsjax.models.variables import checksum, named, nested, require_variables
+from capsjax.runtime.paths import require_file
 from capsjax.storage.files import WorkdirError, write_bytes
 
 # A text in the file's header. One only: the library writes several in random order, and
@@ -71,6 +72,7 @@ def read_weights(
     from safetensors import SafetensorError, safe_open  # Late: training does without.
 
     try:
+        require_file(path)
         with safe_open(path, "np") as file:
             about = (file.metadata() or {}).get(_ABOUT)
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -116,4 +118,5 @@ def read_variables(path: pathlib.Path, network: Network) -> tuple[int, Any]:
 def in_type_of(own: Any, array: np.ndarray) -> np.ndarray:
     """Casts floats of any width to the type of a network's variable."""
     are_floats = all(jnp.issubdtype(a.dtype, jnp.floating) for a in (own, array))
-    return array.astype(own.dtype) if are_floats else array
+    with np.errstate(over="ignore"):  # Infinite numbers are refused later.
+        return array.astype(own.dtype) if are_floats else array
