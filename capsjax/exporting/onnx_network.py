@@ -9,8 +9,16 @@ import onnx
 from capsjax.exporting.errors import ExportError
 from capsjax.exporting.functions import inputs, outputs
 from capsjax.exporting.onnx_graph import Graph, Storage, Value
-from capsjax.exporting.onnx_routing import Inputs, multiply_each, route, squash
-from capsjax.models import BaselineCNN, CapsNet
+from capsjax.exporting.onnx_routing import (
+    Inputs,
+    exponential_squash,
+    multiply_each,
+    route,
+    squash,
+)
+from capsjax.models import BaselineCNN, CapsNet, EfficientCapsNet
+from capsjax.models.efficient import EPSILON, LAST_STRIDE
+from capsjax.routings import Algorithm
 from capsjax.storage.run import Run
 
 
@@ -31,10 +39,11 @@ def models(run: Run, storage: Storage = "float32") -> dict[str, onnx.ModelProto]
             f"the network must be {' or '.join(one.__name__ for one in _ENCODERS)} for "
             f"ONNX, got {type(network).__name__}: export it as stablehlo."
         )
-    weights = {name: _as_numpy(one) for name, one in run.params["params"].items()}
+    variables = _as_numpy(run.params)
+    weights = variables["params"]
 
     def encode(graph: Graph) -> dict[str, Value]:
-        found = encode_network(network, weights, graph.input("image"))
+        found = encode_network(network, variables, graph.input("image"))
         if run.activation_kind == "logit":
             activation = found["activation"]
             if run.num_shown == 1:
@@ -72,8 +81,9 @@ def _as_numpy(weights: Any) -> Any:
 
 
 def _encode_capsnet(
-    network: CapsNet, weights: Mapping[str, Any], image: Value
+    network: CapsNet, variables: Mapping[str, Any], image: Value
 ) -> dict[str, Value]:
+    weights = variables["params"]
     features = _convolve(
         *(image.transpose(0, 3, 1, 2), "conv", weights["conv"], weights["conv_bias"])
     ).apply("Relu")
@@ -85,21 +95,55 @@ def _encode_capsnet(
     )
     if network.primary_relu:
         s = s.apply("Relu")
-    own = dict(weights["class_caps"])
+    i, _, _, c = weights["class_caps"]["weight"].shape
+    capsules = squash(s.transpose(0, 2, 3, 1).reshape(0, i, c))
+    return _route(network.routing, weights["class_caps"], capsules)
+
+
+def _encode_efficient(
+    network: EfficientCapsNet, variables: Mapping[str, Any], image: Value
+) -> dict[str, Value]:
+    weights, statistics = variables["params"], variables["batch_stats"]
+    hidden = image.transpose(0, 3, 1, 2)
+    last = len(network.conv_features)
+    for n in range(last + 1):
+        name = f"convs_{n}"
+        own, seen = weights[name], statistics[name]["norm"]
+        hidden = _convolve(
+            *(hidden, f"{name}/conv", own["conv"], own["bias"]),
+            stride=LAST_STRIDE if n == last else 1,
+        ).apply("Relu")
+        factor = own["norm"]["scale"] / np.sqrt(seen["var"] + EPSILON)
+        shift = own["norm"]["bias"] - seen["mean"] * factor
+        hidden = hidden * factor[:, None, None] + shift[:, None, None]
+    i, _, _, c = weights["class_caps"]["weight"].shape
+    s = _convolve(
+        *(hidden, "primary", {"kernel": weights["primary_kernel"]}),
+        weights["primary_bias"],
+        group=i * c,
+    )
+    capsules = exponential_squash(s.reshape(0, i, c))
+    return _route(network.routing, weights["class_caps"], capsules)
+
+
+def _route(
+    routing: Algorithm, class_caps: Mapping[str, np.ndarray], capsules: Value
+) -> dict[str, Value]:
+    own = dict(class_caps)
     weight = own.pop("weight")
     i, j, d, c = weight.shape
-    capsules = squash(s.transpose(0, 2, 3, 1).reshape(0, i, c))
     # Each capsule times its matrices: a product for each input, with the batch inside.
     votes = multiply_each(capsules, "class_caps/weight", weight.reshape(i, j * d, c))
     votes = votes.reshape(0, 0, j, d).transpose(1, 2, 0, 3)
     size = {"i": i, "j": j, "d": d}
-    pose, activation = route(network.routing, Inputs(capsules, votes, size, own))
+    pose, activation = route(routing, Inputs(capsules, votes, size, own))
     return {"pose": pose, "activation": activation}
 
 
 def _encode_cnn(
-    network: BaselineCNN, weights: Mapping[str, Any], image: Value
+    network: BaselineCNN, variables: Mapping[str, Any], image: Value
 ) -> dict[str, Value]:
+    weights = variables["params"]
     hidden = image.transpose(0, 3, 1, 2)
     before = (network.conv_kernel - 1) // 2
     pads = [before, before, *[network.conv_kernel - 1 - before] * 2]
@@ -115,7 +159,10 @@ def _encode_cnn(
 
 
 def _decode(
-    network: CapsNet, weights: Mapping[str, Any], pose: Value, mask: Value
+    network: CapsNet | EfficientCapsNet,
+    weights: Mapping[str, Any],
+    pose: Value,
+    mask: Value,
 ) -> Value:
     masked = pose * mask.reshape(0, network.num_classes, 1)
     hidden = masked.reshape(0, network.num_classes * network.class_dim)
@@ -134,10 +181,12 @@ def _convolve(
     factor: float = 1.0,
     stride: int = 1,
     pads: Any = (0, 0, 0, 0),
+    group: int = 1,
 ) -> Value:
     kernel = factor * layer["kernel"].transpose(3, 2, 0, 1)
     weight = image.graph.weight(f"{name}/kernel", kernel, axis=0)
-    return image.apply("Conv", weight, bias, strides=[stride, stride], pads=pads)
+    strides = [stride, stride]
+    return image.apply("Conv", weight, bias, strides=strides, pads=pads, group=group)
 
 
 def _connect(hidden: Value, name: str, layers: Any) -> Value:
@@ -154,4 +203,5 @@ def _connect(hidden: Value, name: str, layers: Any) -> Value:
 _ENCODERS: Mapping[type, Callable[[Any, Any, Value], dict[str, Value]]] = {
     CapsNet: _encode_capsnet,
     BaselineCNN: _encode_cnn,
+    EfficientCapsNet: _encode_efficient,
 }

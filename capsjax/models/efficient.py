@@ -18,7 +18,10 @@ from capsjax.routings import Algorithm, Routed, SelfAttention
 from capsjax.routings.algorithm import require_algorithm
 from capsjax.runtime.devices import AXIS
 
-_FIRST_KERNEL, _KERNEL, _LAST_STRIDE = 5, 3, 2
+LAST_STRIDE = 2
+# Added to variances, as in the authors' code: Keras's default, like the momentum.
+EPSILON = 1e-3
+_FIRST_KERNEL, _KERNEL = 5, 3
 
 
 class EfficientCapsNet(nn.Module):
@@ -92,7 +95,7 @@ class EfficientCapsNet(nn.Module):
                 "conv_features or larger images."
             )
         channels = self.primary_types * self.primary_dim
-        strides = (*(1 for _ in self.conv_features), _LAST_STRIDE)
+        strides = (*(1 for _ in self.conv_features), LAST_STRIDE)
         self.convs = [
             _NormedConvolution(
                 features,
@@ -106,7 +109,7 @@ class EfficientCapsNet(nn.Module):
                 (*self.conv_features, channels), kernels, strides, strict=True
             )
         ]
-        sides = ((side - smallest) // _LAST_STRIDE + 1 for side in (height, width))
+        sides = ((side - smallest) // LAST_STRIDE + 1 for side in (height, width))
         self.primary_kernel = self.param(
             "primary_kernel",
             initializer(self.primary_init),
@@ -187,10 +190,7 @@ class EfficientCapsNet(nn.Module):
 
 
 class _NormedConvolution(nn.Module):
-    """A convolution with bias, ReLU and then batch normalisation.
-
-    The normalisation has the authors' momentum and epsilon, Keras's defaults.
-    """
+    """A convolution with bias, ReLU and then batch normalisation."""
 
     features: int
     kernel_size: int
@@ -217,7 +217,7 @@ class _NormedConvolution(nn.Module):
         norm = nn.BatchNorm(
             not is_training,
             momentum=0.99,
-            epsilon=1e-3,
+            epsilon=EPSILON,
             axis_name=AXIS,
             name="norm",
         )

@@ -25,7 +25,7 @@ from capsjax.exporting.functions import functions
 from capsjax.exporting.onnx_network import models
 from capsjax.exporting.serving_card import card, readme
 from capsjax.exporting.serving_folder import require_folder
-from capsjax.models import BaselineCNN
+from capsjax.models import BaselineCNN, EfficientCapsNet
 from capsjax.routings import (
     DynamicRouting,
     EMRouting,
@@ -37,6 +37,9 @@ from capsjax.routings import (
 )
 
 CNN = BaselineCNN(IMAGE, 4, (4, 5), conv_kernel=4, hidden_features=(9, 8))
+EFFICIENT = EfficientCapsNet(
+    IMAGE, 4, (3, 5), primary_types=3, primary_dim=4, decoder_features=(7,)
+)
 NETWORKS = {
     "dynamic": small(),
     "dynamic, bias, none of the above": small(
@@ -56,6 +59,7 @@ NETWORKS = {
     ),
     "bfloat16": small(compute_dtype="bfloat16"),
     "CNN": CNN,
+    "efficient": EFFICIENT,
 }
 SLOWER = (
     *("dynamic, one round", "self-attention without bias", "the paper's EM"),
@@ -293,7 +297,7 @@ class OwnRouting(DynamicRouting):
         (
             small(Own),
             {},
-            "the network must be CapsNet or BaselineCNN for ONNX, got Own:",
+            "the network must be CapsNet or BaselineCNN or EfficientCapsNet for ONNX, ",
         ),
         (
             small(routing=OwnRouting()),
