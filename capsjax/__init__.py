@@ -2,6 +2,7 @@
 
 ``ROUTINGS`` maps the word in a config to a routing algorithm. ``DEVICE_AXIS`` names the
 axis of the devices in a training step, for batch statistics over all of them.
+``capsjax.diagnostics`` has measures of routing and of predictions.
 """
 
 import importlib
@@ -93,6 +94,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "diagnostics":
+        return importlib.import_module("capsjax.diagnostics")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

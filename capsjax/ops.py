@@ -69,6 +69,12 @@ def safe_norm(
 
     Raises:
         ValueError: If ``x`` has no such axis, or complex numbers.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from capsjax import safe_norm
+        >>> print(safe_norm(jnp.array([[3.0, 4.0], [0.0, 0.0]])))
+        [5. 0.]
     """
     x, dtype = _at_least_float32(x, "x", axis)
     norm = jnp.moveaxis(_norm(jnp.moveaxis(x, axis, -1)), -1, axis)
@@ -92,6 +98,12 @@ def squash(s: Shaped[ArrayLike, "..."], *, axis: int = -1) -> Float[Array, "..."
 
     Raises:
         ValueError: If ``s`` has no such axis, or complex numbers.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from capsjax import safe_norm, squash
+        >>> print(f"{safe_norm(squash(jnp.array([3.0, 4.0]))):.4f}")  # 25 / 26
+        0.9615
 
     References:
         Sabour, Frosst and Hinton 2017, Eq. 1, https://arxiv.org/abs/1710.09829.
@@ -238,6 +250,13 @@ def flatten_capsules(
 
     Raises:
         ValueError: If an axis is missing.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from capsjax import flatten_capsules
+        >>> capsules, _ = flatten_capsules(jnp.ones((2, 6, 6, 32, 8)))
+        >>> capsules.shape
+        (2, 1152, 8)
     """
     require_axes("capsules", capsules, "hwtc")
     *batch, h, w, t, c = capsules.shape
@@ -270,6 +289,12 @@ def tweak_pose(
 
     Raises:
         ValueError: If ``num_steps`` is less than 1, or a pose has no axis.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from capsjax import tweak_pose
+        >>> tweak_pose(jnp.zeros(16)).shape  # 16 components, 11 steps
+        (16, 11, 16)
 
     References:
         Sabour, Frosst and Hinton 2017, section 5.1 and figure 4,

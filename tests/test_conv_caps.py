@@ -12,6 +12,7 @@ import pytest
 import reference
 from flax import nnx
 from marks import slow
+from places import blocks
 from programs import apply, draw, init
 
 from capsjax import (
@@ -409,3 +410,14 @@ def test_a_network_of_nnx_keeps_its_state_in_bytes(key):
     assert np.abs(other(image).pose - routed.pose).max() > 1e-4
     nnx.update(other, restored)
     np.testing.assert_array_equal(other(image).pose, routed.pose)
+
+
+def test_the_stacks_of_the_page_have_ten_classes(key):
+    found = {}
+    for code in blocks("stacking.md"):
+        exec(code, found)
+    image = jnp.zeros((2, 28, 28, 1))
+    for name in ("Stack", "MatrixCapsules"):
+        network = found[name]()
+        routed, _ = jax.eval_shape(network.init_with_output, key, image)
+        assert routed.pose.shape == (2, 10, 16)

@@ -40,6 +40,16 @@ class PrimaryPoses(nn.Module):
             long of features whose root mean square is one.
         bias_init: Initializer of both biases.
 
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from capsjax import PrimaryPoses
+        >>> layer = PrimaryPoses(num_types=4)
+        >>> variables = layer.init(jax.random.key(0), jnp.ones((1, 7, 7, 32)))
+        >>> pose, activation = layer.apply(variables, jnp.ones((2, 7, 7, 32)))
+        >>> pose.shape, activation.shape
+        ((2, 7, 7, 4, 16), (2, 7, 7, 4))
+
     References:
         Hinton, Sabour and Frosst 2018, section 4, *Matrix Capsules with EM Routing*,
         https://openreview.net/forum?id=HJWLfGWRb.
@@ -103,6 +113,15 @@ class CapsuleHead(nn.Module):
             about 0.35 long of features whose root mean square is one, such as those
             after a layer norm.
         weight_init: Initializer of the votes' matrices.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from capsjax import CapsuleHead
+        >>> head = CapsuleHead(num_capsules=5, inputs="tokens")
+        >>> variables = head.init(jax.random.key(0), jnp.ones((1, 9, 64)))
+        >>> head.apply(variables, jnp.ones((2, 16, 64))).pose.shape
+        (2, 5, 16)
     """
 
     num_capsules: Count

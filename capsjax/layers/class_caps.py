@@ -43,6 +43,15 @@ class ClassCaps(nn.Module):
             ``scaled``.
         start_length: Root mean square length of squashed outputs at the start.
 
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from capsjax import ClassCaps
+        >>> layer = ClassCaps(num_capsules=10, dim=16)
+        >>> variables = layer.init(jax.random.key(0), jnp.ones((1, 7, 7, 2, 8)))
+        >>> layer.apply(variables, jnp.ones((2, 5, 5, 2, 8))).pose.shape
+        (2, 10, 16)
+
     References:
         Hinton, Sabour and Frosst 2018, section 4, *Matrix Capsules with EM Routing*,
         https://openreview.net/forum?id=HJWLfGWRb.

@@ -24,6 +24,7 @@ from capsjax.routings.algorithm import require_algorithm
 from capsjax.routings.competition import OverImage
 from capsjax.votes import Padding, gather_windows, pad_grid
 
+Compete = Literal["window", "image"]
 Norm = Literal["none", "layer", "batch"]
 InputActivation = Literal["given", "length"]
 
@@ -72,6 +73,15 @@ class ConvCaps(nn.Module):
             ``scaled``.
         start_length: Root mean square length of squashed outputs at the start.
 
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from capsjax import ConvCaps
+        >>> layer = ConvCaps(num_types=4, dim=8, kernel_size=3, stride=2)
+        >>> variables = layer.init(jax.random.key(0), jnp.ones((1, 7, 7, 2, 8)))
+        >>> layer.apply(variables, jnp.ones((2, 7, 7, 2, 8))).pose.shape
+        (2, 3, 3, 4, 8)
+
     References:
         Hinton, Sabour and Frosst 2018, section 4, *Matrix Capsules with EM Routing*,
         https://openreview.net/forum?id=HJWLfGWRb. Peer, Stabinger and
@@ -87,7 +97,7 @@ class ConvCaps(nn.Module):
     stride: Count = 1
     padding: Padding = "VALID"
     routing: Algorithm = DynamicRouting(bias=0.1)
-    compete: Literal["window", "image"] = "window"
+    compete: Compete = "window"
     norm: Norm = "none"
     residual: bool = False
     pose: Pose = "vector"

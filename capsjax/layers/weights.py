@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from capsjax.initializers import ScaledStart, initializer, scaled_votes
+from capsjax.initializers import PRIMARY_LENGTH, ScaledStart, initializer, scaled_votes
 from capsjax.routings import Algorithm
 from capsjax.routings.algorithm import parameter_shapes
 from capsjax.votes import pose_side, pose_weight
@@ -97,6 +97,18 @@ def make_matrices(
     if pose == "matrix":
         weight = pose_weight(weight)
     return sizes.for_all(weight.reshape(num_own, j, d, c), 0)
+
+
+def start_length(routing: Algorithm, dim: int, num_inputs: int) -> float:
+    """Returns the length of the poses of convolutional capsules at the start.
+
+    The mean of ``num_inputs`` independent votes is shorter than these by the root of
+    their number. An algorithm without a size of votes squashes, and starts as long as
+    primary capsules.
+    """
+    if routing.vote_deviation is None:
+        return PRIMARY_LENGTH
+    return routing.vote_deviation * math.sqrt(dim / num_inputs)
 
 
 def make_parameters(

@@ -11,6 +11,8 @@ from capsjax.models.capsnet import CapsNet
 from capsjax.models.cnn import BaselineCNN
 from capsjax.models.efficient import EfficientCapsNet
 from capsjax.models.network import Network, NetworkError, num_parameters, prepare
+from capsjax.models.residual import ResidualCapsNet
+from capsjax.models.stacked import StackedCapsNet
 
 __all__ = [
     "NETWORKS",
@@ -19,6 +21,8 @@ __all__ = [
     "EfficientCapsNet",
     "Network",
     "NetworkError",
+    "ResidualCapsNet",
+    "StackedCapsNet",
     "num_parameters",
     "prepare",
 ]
@@ -27,4 +31,6 @@ NETWORKS: Mapping[str, type[Any]] = {
     "capsnet": CapsNet,
     "cnn": BaselineCNN,
     "efficient": EfficientCapsNet,
+    "residual": ResidualCapsNet,
+    "stacked": StackedCapsNet,
 }

@@ -47,7 +47,7 @@ class EfficientCapsNet(nn.Module):
         primary_dim: Components of a primary capsule.
         class_dim: Components of a class capsule.
         routing: The routing algorithm, a value.
-        decoder_features: Widths of the decoder's hidden layers.
+        decoder_features: Widths of the decoder's hidden layers; None for no decoder.
         compute_dtype: ``float32``, or ``bfloat16`` for the operands of large products.
         conv_init: Initializer of the convolutions' kernels.
         primary_init: Initializer of the depthwise kernel ``[h, w, 1, n]``.
@@ -71,7 +71,7 @@ class EfficientCapsNet(nn.Module):
     primary_dim: Count = 8
     class_dim: Count = 16
     routing: Algorithm = SelfAttention()
-    decoder_features: Widths = (512, 1024)
+    decoder_features: Widths | None = (512, 1024)
     compute_dtype: ComputeType = "float32"
     conv_init: Start = "he_normal"
     primary_init: Start = "glorot_uniform"
@@ -122,14 +122,20 @@ class EfficientCapsNet(nn.Module):
         self.class_caps = DenseCaps(
             self.num_classes, self.class_dim, self.routing, self.weight_init
         )
-        self.decoder = Decoder(
-            self.image_shape,
-            self.decoder_features,
-            self.compute_dtype,
-            kernel_init=self.decoder_init,
-            output_init=self.reconstruction_init,
-            bias_init=self.bias_init,
-        )
+        if self.decoder_features is not None:
+            self.decoder = Decoder(
+                self.image_shape,
+                self.decoder_features,
+                self.compute_dtype,
+                kernel_init=self.decoder_init,
+                output_init=self.reconstruction_init,
+                bias_init=self.bias_init,
+            )
+
+    @property
+    def draws(self) -> bool:
+        """True if there is a decoder."""
+        return self.decoder_features is not None
 
     @property
     def primary_window(self) -> tuple[int, int]:

@@ -43,6 +43,17 @@ class OverImage:
     kernel_size: int
     stride: int
 
+    def equal_shares(self, shape: tuple[int, ...]) -> Float[Array, "H W i j"]:
+        """Returns the couplings of equal logits of that shape, for one example."""
+        size = self.kernel_size**2
+        ones = jnp.ones((*shape[-4:-2], size, 1), jnp.float32)
+        own = self.kernel_size, self.stride
+        number = fold_windows(ones, *own, jnp.add, 0.0, behind=1)
+        share = 1 / (shape[-1] * gather_windows(number, *own, behind=1))
+        share = jnp.broadcast_to(share, (*ones.shape[:-1], shape[-2] // size))
+        share = share.reshape(*shape[-4:-1], 1)
+        return jnp.broadcast_to(share, shape[-4:])
+
     def __call__(
         self, logit: Float[Array, "*batch H W i j"]
     ) -> Float[Array, "*batch H W i j"]:
@@ -111,11 +122,21 @@ class Competition:
 
     def start(self, votes: Float[Array, "*batch i j d"]) -> Float[Array, "*batch i j"]:
         """Returns the couplings of the first round, before any agreement."""
-        if self.is_plain:
-            # The softmax of zeros is known, and XLA would spend seconds finding out.
+        zeros = jnp.zeros_like(votes[..., 0])
+        if self.initial_logit is not None or self.output_mask is not None:
+            return self.couple(zeros)
+        # The softmax of zeros is known, and XLA would spend seconds finding out.
+        if self.compete is over_outputs:
             # ``full_like`` keeps the sharding of the votes' batch.
-            return jnp.full_like(votes[..., 0], 1 / (votes.shape[-2] + self.nowhere))
-        return self.couple(jnp.zeros_like(votes[..., 0]))
+            share = jnp.full_like(zeros, 1 / (zeros.shape[-1] + self.nowhere))
+        elif isinstance(self.compete, OverImage) and not self.nowhere:
+            share = self.compete.equal_shares(zeros.shape).astype(zeros.dtype)
+            share = share.reshape(*[1] * (zeros.ndim - 4), *share.shape) + zeros
+        else:
+            return self.couple(zeros)
+        if self.input_mask is not None:
+            share = jnp.where(self.input_mask[..., None], share, 0)
+        return share
 
     def start_logit(self, dtype: jnp.dtype) -> Float[Array, "*_ i j"] | None:
         """Returns initial logits that exclude masked outputs; None if all start alike.

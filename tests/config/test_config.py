@@ -162,10 +162,10 @@ WRONG = [
     (
         "augmentation",
         "shft",
-        "config.augmentation must be one of shift, warp, none, got ",
+        "config.augmentation must be one of shift, warp, photo, none, got ",
     ),
     ("augmentation.scale", 0.3, "shift has no field scale; config.augmentation=warp"),
-    ("model", "resnet", "config.model must be one of capsnet, cnn, efficient, got 're"),
+    ("model", "resnet", "config.model must be one of capsnet, cnn, "),
     ("model.depth", 3, "config.model=capsnet has no field depth. It has conv_features"),
     ("model.class_dims", 5, "no field class_dims; did you mean class_dim? It has"),
     ("model.dropout", 0.1, "model=capsnet has no field dropout; config.model=cnn has."),
