@@ -98,6 +98,7 @@ def recipe(row: str, choice: Choice) -> Config:
 
 
 RECIPES = {row: recipe(row, CHOSEN[row]) for row in ROWS}
+RECIPES[""] = RECIPES["dynamic_3"]
 RECIPES["smoke"] = dataclasses.replace(
     RECIPES["dynamic_2"],
     num_epochs=2,
@@ -109,6 +110,6 @@ RECIPES["smoke"] = dataclasses.replace(
 )
 
 
-def get_config(variant: str = "dynamic_3") -> Config:
+def get_config(variant: str = "") -> Config:
     """Returns the recipe of a row."""
     return choose(RECIPES, variant, experiment="routings")

@@ -100,16 +100,22 @@ def diagnose(
             count_right(routed, batch),
         )
 
+    def watch_bonds(params: Any, batch: Batch) -> dict[str, Any] | None:
+        watched = watch_batch(params, batch)
+        if watched is None:
+            return None
+        return {name: part.bond.mean for name, part in watched.statistics.items()}
+
     def swap(params: Any, batch: Batch) -> Array:
         image, _ = middle(batch, model)
         return count_right(watch(model, params, image, compete=uniformly)[0], batch)
 
     # Take as many images as their couplings allow, in equal batches.
     one = dataset.batch(np.arange(1))
-    shapes: Any = jax.eval_shape(watch_batch, run.params, one)
-    if shapes is None:
+    bonds = jax.eval_shape(watch_bonds, run.params, one)
+    if bonds is None:
         return None
-    sizes = {name: part.bond.mean.shape for name, part in shapes.statistics.items()}
+    sizes = {name: bond.shape for name, bond in bonds.items()}
     num_couplings = sum(i * j for i, j in sizes.values())
     number = min(len(dataset), most, max(1, _MOST_COUPLINGS // num_couplings))
     step = min(number, max(1, _COUPLINGS_AT_ONCE // num_couplings))

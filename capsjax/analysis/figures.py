@@ -91,7 +91,8 @@ def draw(
         routed = couplings(run, seen(_some(dataset, num_routed)), max(by_rounds))
         changes = np.abs(np.diff(routed.coupling, axis=0)).mean(axis=(1, 2, 3))
         figure = plots.rounds(
-            *(by_rounds, evaluation.changed, routed.logit_change, changes), usual=usual
+            *(by_rounds, evaluation.changed or {}, routed.logit_change, changes),
+            usual=usual,
         )
         save("rounds", figure)
         entropy = routed.entropy[:usual].reshape(usual, -1)

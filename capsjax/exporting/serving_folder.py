@@ -7,7 +7,13 @@ from capsjax.exporting.comparison import Comparison
 from capsjax.exporting.errors import ExportError
 from capsjax.exporting.serving_card import card, readme
 from capsjax.runtime.console import say
-from capsjax.storage.files import write_bytes, write_json, write_text, writing
+from capsjax.storage.files import (
+    WorkdirError,
+    write_bytes,
+    write_json,
+    write_text,
+    writing,
+)
 from capsjax.storage.run import Run
 
 _CARD = "card.json"
@@ -58,9 +64,15 @@ def write_folder(
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{suffix}" for name in files]
-    for path, content in zip(paths, files.values(), strict=True):
-        write_bytes(path, content)
-    write_text(folder / "README.md", text)
-    write_json(folder / _CARD, about)
+    paths += [folder / "README.md", folder / _CARD]
+    try:
+        for path, content in zip(paths[:-2], files.values(), strict=True):
+            write_bytes(path, content)
+        write_text(paths[-2], text)
+        write_json(paths[-1], about)
+    except WorkdirError:
+        for path in paths:  # Without a card the folder would be somebody else's.
+            path.unlink(missing_ok=True)
+        raise
     say(str(comparison))
-    return [*paths, folder / "README.md", folder / _CARD]
+    return paths

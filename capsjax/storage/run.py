@@ -97,7 +97,8 @@ class Run:
         params: The network's variables, or their moving average if the recipe evaluates
             it.
         step: Optimizer steps done with these weights.
-        result: The content of ``result.json``; None from a run that has not ended.
+        result: The content of ``result.json``; None from a run that has not ended, or
+            if the file is damaged.
     """
 
     def __init__(self, workdir: Workdir, own: configs.Config | None = None):
@@ -123,8 +124,8 @@ class Run:
             raise WorkdirError(f"{workdir.path}: {error}") from error
         self.step, self.params = self._restored(params)
         self.result: dict[str, Any] | None = None
-        with contextlib.suppress(WorkdirError):
-            self.result = workdir.read_json(workdir.result)
+        with contextlib.suppress(WorkdirError, TypeError, KeyError):
+            self.result = _result(workdir.read_json(workdir.result))
         self._encoders: dict[int, Any] = {}  # by batch size
 
     def __repr__(self) -> str:
@@ -394,6 +395,24 @@ def _names(value: Any) -> tuple[str, ...]:
     if type(value) is not list or not value or {type(name) for name in value} != {str}:
         raise ValueError(f"class_names is {value!r}")
     return tuple(value)
+
+
+def _result(value: Any) -> dict[str, Any]:
+    """Returns a ``result.json`` whose measurements are numbers.
+
+    Raises:
+        KeyError: If a measurement lacks a number.
+        TypeError: If it is another value.
+    """
+    if not isinstance(value, dict):
+        raise TypeError(f"a result is {value!r}")
+    for split in ("test", "validation"):
+        measured = value.get(split)
+        if measured is not None:
+            numbers = measured["accuracy"], measured["loss"]
+            if any(type(number) not in (int, float) for number in numbers):
+                raise TypeError(f"{split} is {measured!r}")
+    return value
 
 
 def _preparation(

@@ -118,4 +118,5 @@ def read_variables(path: pathlib.Path, network: Network) -> tuple[int, Any]:
 def in_type_of(own: Any, array: np.ndarray) -> np.ndarray:
     """Casts floats of any width to the type of a network's variable."""
     are_floats = all(jnp.issubdtype(a.dtype, jnp.floating) for a in (own, array))
-    return array.astype(own.dtype) if are_floats else array
+    with np.errstate(over="ignore"):  # Infinite numbers are refused later.
+        return array.astype(own.dtype) if are_floats else array

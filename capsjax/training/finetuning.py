@@ -101,7 +101,7 @@ def _read(
 ) -> tuple[int | None, dict[str, np.ndarray]]:
     """Reads the step and the arrays of a run or a file, by the network's names."""
     path = expanded(config.init_from)
-    if path.suffix != ".safetensors" and not path.is_file():
+    if path.is_dir() or (path.suffix != ".safetensors" and not path.is_file()):
         if config.init_names:
             raise configs.ConfigError(
                 "config.init_names is for a file of weights, and config.init_from="

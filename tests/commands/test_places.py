@@ -1,5 +1,6 @@
 """Paths that are no ordinary files, and names of places that mislead."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -9,11 +10,12 @@ import pytest
 from PIL import Image
 from places import FIRST_EDITION
 
-from capsjax import evaluate, explore, export, predict, report, train
+from capsjax import evaluate, explore, export, load_run, predict, report, train
 from capsjax.analysis import figures
 from capsjax.data import DatasetError, load
 from capsjax.data.images import ImageError, read_image
 from capsjax.storage.files import WorkdirError
+from capsjax.storage.pretrained import DIGITS
 from capsjax.storage.weights import read_weights
 
 COMMANDS = evaluate, explore, export, predict, report, train
@@ -115,6 +117,21 @@ def test_a_card_takes_a_text_in_another_encoding(tmp_path):
     arguments = ["--format", "safetensors", "--output", str(tmp_path), "--note", note]
     assert export.main(arguments) == 0
     assert r"caf\xe9" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "value", [[1], {"test": "x"}, {"test": {"accuracy": "x"}}, {"validation": [2]}]
+)
+def test_a_result_that_is_none_is_not_shown(value, tmp_path):
+    run = shutil.copytree(DIGITS, tmp_path / "run")
+    (run / "result.json").write_text(json.dumps(value))
+    assert load_run(run).result is None
+    output = ["--workdir", str(run), "--output"]
+    assert export.main([*output, f"{tmp_path}/out", "--format", "safetensors"]) == 0
+    assert (
+        "| test accuracy | not measured |" in (tmp_path / "out/README.md").read_text()
+    )
+    assert explore.main([*output, f"{tmp_path}/page.html", "--no-open"]) == 0
 
 
 def test_a_figure_is_the_very_file_that_was_named(tmp_path, monkeypatch, capsys):

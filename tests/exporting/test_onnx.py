@@ -24,7 +24,7 @@ from capsjax.exporting.errors import ExportError
 from capsjax.exporting.functions import functions
 from capsjax.exporting.onnx_network import models
 from capsjax.exporting.serving_card import card, readme
-from capsjax.exporting.serving_folder import require_folder
+from capsjax.exporting.serving_folder import require_folder, write_folder
 from capsjax.models import BaselineCNN, EfficientCapsNet
 from capsjax.routings import (
     DynamicRouting,
@@ -35,6 +35,7 @@ from capsjax.routings import (
     UniformRouting,
     VariationalBayesRouting,
 )
+from capsjax.storage.files import WorkdirError
 
 CNN = BaselineCNN(IMAGE, 4, (4, 5), conv_kernel=4, hidden_features=(9, 8))
 EFFICIENT = EfficientCapsNet(
@@ -328,3 +329,14 @@ def test_a_folder_with_other_files_is_left_alone(exported, tmp_path):
     with pytest.raises(ExportError, match="holds files of something else: choose a "):
         onnx.export(run, tmp_path)
     assert [one.name for one in tmp_path.iterdir()] == ["README.md"]
+
+
+def test_a_full_disk_leaves_the_folder_to_the_next_try(tmp_path, monkeypatch):
+    def full(*_):
+        raise WorkdirError("no room")
+
+    run, comparison = run_of(small(), tmp_path), Comparison("images", 1, 1, {})
+    monkeypatch.setattr("capsjax.exporting.serving_folder.write_text", full)
+    with pytest.raises(WorkdirError, match="no room"):
+        write_folder(run, tmp_path / "new", {"a": b"1"}, comparison, suffix="onnx")
+    require_folder(tmp_path / "new")

@@ -125,6 +125,8 @@ def test_a_run_resumes_after_its_source_has_gone(source, tmp_path, monkeypatch):
 
 
 WRONG = [
+    # A folder in spite of its name.
+    ({"init_from": "a.safetensors"}, r"a\.safetensors holds no run"),
     ({"init_from": "nowhere"}, r"config.init_from=nowhere: .*nowhere holds no run"),
     ({"init_from": "run"}, "config.init_from=run is the folder of this run itself"),
     ({"freeze": ("conv", "x")}, "config.freeze has 'x', which names no weights: the "),
@@ -154,6 +156,7 @@ def test_what_does_not_fit_is_one_line_and_nothing_is_written(
     source, tmp_path, monkeypatch, fields, message
 ):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.safetensors").mkdir()
     config = dataclasses.replace(recipe(source.workdir.path), **fields)
     with pytest.raises(configs.ConfigError, match=message) as caught:
         train(config, "run", FOUR)
