@@ -170,6 +170,34 @@ def reconstruction_loss(
     return getattr(jnp, reduction)(error, axis=(-3, -2, -1))
 
 
+def unexplained_variance(
+    reconstruction: Float[ArrayLike, "*batch h w c"],
+    image: Float[ArrayLike, "*batch h w c"],
+) -> Float[Array, "*batch"]:
+    r"""Computes the share of an image's variance that a reconstruction leaves over.
+
+    .. math::
+        e = \frac{\sum_p (x_p - \hat x_p)^2}{\sum_p (x_p - \bar x)^2}
+
+    It is 0 for an equal image, and 1 for the image's mean in all pixels. Unlike the
+    squared error it does not depend on the amount of ink or contrast.
+
+    Args:
+        reconstruction: Output of the decoder.
+        image: The image, of the same shape.
+
+    Returns:
+        The share for each example, 0 or more. It is 1 for an image of one colour, in
+        which there is nothing to explain.
+    """
+    drawn, image = jnp.asarray(reconstruction), jnp.asarray(image)
+    pixels = (-3, -2, -1)
+    error = jnp.sum((image - drawn) ** 2, axis=pixels)
+    deviation = image - jnp.mean(image, axis=pixels, keepdims=True)
+    spread = jnp.sum(deviation**2, axis=pixels)
+    return jnp.where(spread > 0, error / jnp.where(spread > 0, spread, 1), 1)
+
+
 @dataclasses.dataclass(frozen=True)
 class Loss(abc.ABC):
     """A loss of the class capsules, and the weight of the reconstruction loss.

@@ -5,7 +5,8 @@ Without ``--workdir`` the network for digits that comes with capsjax answers.
 A picture is prepared like the run's own images. A network for MNIST's digits gets a
 digit light on dark, its longer side 20 of 28 pixels, its centre of mass in the middle.
 If foreground and background cannot be told apart, both ways are tried, and the longer
-capsule counts. Every other network gets the middle of the picture, scaled. All pictures
+capsule counts. Whatever capsules are long, it is no digit if they draw something else.
+Every other network gets the middle of the picture, scaled. All pictures
 in a folder are read, and in its subfolders.
 """
 
@@ -19,6 +20,7 @@ from typing import Any
 
 from capsjax.analysis.verdicts import judge, numbers_name
 from capsjax.data.images import ImageError, is_visible
+from capsjax.losses import PRESENT
 from capsjax.runtime.compile_cache import keep_compiled_programs
 from capsjax.runtime.console import answer, command, fail, json_text, printable, warn
 from capsjax.runtime.devices import require_devices
@@ -130,7 +132,10 @@ def _table(files: Sequence[str]) -> Iterator[Writer]:
             is_begun = True
         longest = list(entry[kind].items())[:3]
         lengths = "  ".join(f"{name} {length:.2f}" for name, length in longest)
-        answer(f"{printable(entry['file']):{wide}}  {lengths:18}  {entry['verdict']}")
+        line = f"{printable(entry['file']):{wide}}  {lengths:18}  {entry['verdict']}"
+        if longest[0][1] >= PRESENT and entry.get("num_present") == 0:
+            line += f" (capsule {longest[0][0]} draws something else)"
+        answer(line)
 
     yield write
 

@@ -17,6 +17,7 @@ from capsjax.losses import (
     cross_entropy,
     fitting_loss,
     spread_loss,
+    unexplained_variance,
 )
 
 
@@ -81,6 +82,21 @@ def test_reconstruction_loss_is_summed_over_pixels_for_each_image(key):
     np.testing.assert_allclose(reconstruction_loss(drawn, image), expected, rtol=1e-5)
     mean = reconstruction_loss(drawn, image, reduction="mean")
     np.testing.assert_allclose(mean, expected / 40, rtol=1e-5)
+
+
+def test_unexplained_variance_does_not_depend_on_contrast_or_brightness(key):
+    image = jax.random.uniform(key, (3, 4, 5, 2))
+    drawn = jnp.flip(image, 1)
+    x, d = (np.asarray(one, np.float64).reshape(3, -1) for one in (image, drawn))
+    expected = ((x - d) ** 2).sum(-1) / (x.var(-1) * x.shape[-1])
+    for change in (lambda x: x, lambda x: 0.1 + x / 4):
+        share = unexplained_variance(change(drawn), change(image))
+        np.testing.assert_allclose(share, expected, rtol=1e-4)
+    mean = image.mean((1, 2, 3), keepdims=True)
+    share = unexplained_variance(jnp.broadcast_to(mean, image.shape), image)
+    np.testing.assert_allclose(share, 1, rtol=1e-5)
+    np.testing.assert_array_equal(unexplained_variance(image, image), 0)
+    np.testing.assert_array_equal(unexplained_variance(drawn, jnp.zeros_like(image)), 1)
 
 
 def test_reconstruction_loss_refuses_what_it_does_not_know():

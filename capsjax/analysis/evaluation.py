@@ -17,7 +17,8 @@ from capsjax.diagnostics import is_changed
 from capsjax.models.network import has_stages, routing_of
 from capsjax.ops import mask_longest
 from capsjax.routings import Routed
-from capsjax.storage.run import Prediction, Run
+from capsjax.storage.prediction import Prediction
+from capsjax.storage.run import Run
 from capsjax.training.evaluation import means, middle
 from capsjax.training.objective import (
     Metrics,

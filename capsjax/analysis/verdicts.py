@@ -4,22 +4,33 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from capsjax.data.picture import UnclearGroundError
 from capsjax.data.preparation import DRAWN, Preparation
-from capsjax.storage.run import Prediction, Run
+from capsjax.storage.prediction import Prediction
+from capsjax.storage.run import Run
 from capsjax.training.objective import PRESENT
 
 # Data sets whose classes are digits.
 _DIGITS = (*DRAWN, "svhn_cropped")
 
 
-def verdicts(run: Run, prediction: Prediction) -> list[dict[str, Any]]:
-    """Returns a verdict for each image, with every class's length or probability."""
+def verdicts(
+    run: Run, prediction: Prediction, error: Float[np.ndarray, " n"] | None = None
+) -> list[dict[str, Any]]:
+    """Returns a verdict for each image, with every class's length or probability.
+
+    Args:
+        run: The run.
+        prediction: The prediction for some images.
+        error: Their drawing errors, if the run has a ``drawing_limit``: an image beyond
+            it shows no class.
+    """
     kind = run.activation_kind
+    limit = None if error is None else run.drawing_limit
     result = []
-    for activation in prediction.activation:
+    for n, activation in enumerate(prediction.activation):
         order = np.argsort(-activation, kind="stable")
         names = [run.class_names[k] for k in order]
         numbers = {
@@ -30,6 +41,11 @@ def verdicts(run: Run, prediction: Prediction) -> list[dict[str, Any]]:
         # The losses of probabilities and logits compare classes: one of them is there.
         if kind == "length" or run.num_shown != 1:
             answer["num_present"] = int((activation >= PRESENT).sum())
+            if error is not None and limit is not None:
+                answer["drawing_error"] = round(float(error[n]), 4)
+                answer["drawing_limit"] = round(limit, 4)
+                if error[n] > limit:
+                    answer["num_present"] = 0
             answer["verdict"] = _verdict(run, names, answer["num_present"])
         answer["lengths" if kind == "length" else "probabilities"] = numbers
         result.append(answer)
@@ -73,8 +89,11 @@ def judge(
     Raises:
         ImageError: If the picture can't be read.
     """
-    images = [*_prepared(run.preparation, path, invert=invert, notes=notes)]
-    answers = verdicts(run, run.predict(np.stack(images)))
+    image = np.stack([*_prepared(run.preparation, path, invert=invert, notes=notes)])
+    prediction, error = run.predict(image), None
+    if run.drawing_limit is not None:
+        error = run.drawing_error(image, prediction)
+    answers = verdicts(run, prediction, error)
 
     def largest(answer: dict[str, Any]) -> float:
         return max(answer[numbers_name(answer)].values())

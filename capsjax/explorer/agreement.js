@@ -133,7 +133,6 @@ function renderVotes() {
   const whole = goal + nameWidth + bar + 48;
   const yOf = k => (height / goals.length) * (goals.indexOf(k) + 0.5);
   show($("ground"), state.seen.pixels, net.seen_shape);
-  $("ground").hidden = false;
   $("ground").style.width = `${(100 * width) / whole}%`;
   $("votes").innerHTML = svg(
     "svg",
@@ -308,6 +307,7 @@ function listenToAgreement() {
 let playing = null;
 
 function play() {
+  const before = state.rounds;
   const stop = () => {
     clearInterval(playing);
     playing = null;
@@ -317,8 +317,9 @@ function play() {
   $("play").textContent = "Stop";
   change({ rounds: 1 });
   playing = setInterval(() => {
-    if (state.rounds < mostRounds()) change({ rounds: state.rounds + 1 });
-    else stop();
+    if (state.rounds < mostRounds()) return change({ rounds: state.rounds + 1 });
+    stop();
+    change({ rounds: before });
   }, 800);
 }
 

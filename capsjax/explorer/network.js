@@ -256,6 +256,20 @@ function decode(net, pose, label) {
   return sigmoid(dense(net, hidden, `Dense_${last}`));
 }
 
+// The share of an image's variance that a drawing leaves unexplained.
+function unexplainedVariance(drawing, image) {
+  let sum = 0;
+  for (const value of image) sum += value;
+  const mean = sum / image.length;
+  let error = 0;
+  let spread = 0;
+  for (let n = 0; n < image.length; n++) {
+    error += (image[n] - drawing[n]) ** 2;
+    spread += (image[n] - mean) ** 2;
+  }
+  return spread > 0 ? error / spread : 1;
+}
+
 // ---- weights
 
 // Opens the network that the page holds: `about` describes it, `bytes` are its weights,

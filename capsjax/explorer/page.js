@@ -68,6 +68,10 @@ function build() {
   $("pad").ariaLabel = isGrey
     ? "Drawing board. Draw by mouse, pen or finger; without them pick a test image below."
     : "The image that the network gets.";
+  $("input-text").textContent =
+    `${isGrey ? "Draw by mouse, pen or finger. " : ""}A picture may also be dropped on this page.`;
+  $("classes-text").textContent =
+    `A bar past the dashed line means: present${net.drawing_limit === null ? "" : ", if the capsule also draws what the network sees"}. The pictures on the right show what each capsule would draw. Choose a class to look at its capsule.`;
   $("clear").hidden = $("undo").hidden = !isGrey;
   if (!isGrey) $("pad").style.cursor = "default";
   $("samples-title").textContent =
@@ -211,18 +215,44 @@ function think() {
     const found = encode(net, pixels, net.routing.kind === "dynamic" ? mostRounds() : 1);
     const longest = largest(found.rounds[state.rounds - 1].activation);
     if (!state.seen || longest > state.seen.longest)
-      state.seen = { ...found, image, pixels, longest };
+      state.seen = { ...found, image, pixels, longest, drawings: [] };
   }
+  if (state.seen) state.seen.error = drawingError();
   window.explorer.milliseconds = performance.now() - begin;
 }
 
+// What a class capsule draws after a number of rounds.
+function drawingOf(label, rounds = state.rounds) {
+  const d = net.class_dim;
+  const { pose } = state.seen.rounds[rounds - 1];
+  const drawings = (state.seen.drawings[rounds] ??= []);
+  return (drawings[label] ??= decode(net, pose.subarray(label * d, (label + 1) * d), label));
+}
+
+// Run.drawing_error: the brightest pixels of all present capsules, or of the longest.
+// Always after the rounds of the training, which the limit belongs to.
+function drawingError() {
+  const usual = net.routing.num_iterations;
+  const { activation } = state.seen.rounds[usual - 1];
+  const labels = [...activation.keys()].filter(label => activation[label] >= net.present);
+  if (!labels.length) labels.push(activation.indexOf(largest(activation)));
+  const [first, ...others] = labels.map(label => drawingOf(label, usual));
+  const drawing = first.map((value, n) => Math.max(value, ...others.map(one => one[n])));
+  return unexplainedVariance(drawing, state.seen.pixels);
+}
+
+// Whether the capsules draw what the network sees; networks without a limit are not asked.
+function isLike() {
+  return net.drawing_limit === null || state.seen.error <= net.drawing_limit;
+}
+
 // As capsjax.predict says it.
-function verdict(activation) {
+function verdict(activation, like = true) {
   const order = [...activation.keys()].sort((a, b) => activation[b] - activation[a]);
   const names = order.map(label => net.class_names[label]);
   const [noun, nouns] = net.nouns;
   const present = activation.filter(length => length >= net.present).length;
-  if (present === 0) return `no ${noun}`;
+  if (present === 0 || !like) return `no ${noun}`;
   if (net.num_shown !== 1)
     return names.slice(0, Math.min(present, net.num_shown ?? present)).join(" and ");
   return present === 1 ? names[0] : `${names[0]}, or two ${nouns}? (${names[0]} and ${names[1]})`;
@@ -298,52 +328,50 @@ function renderNothing() {
   }
   for (const id of ["seen", "drawn"])
     show($(id), new Float32Array(net.seen_shape.reduce((a, b) => a * b, 1)), net.seen_shape);
-  for (const id of ["chart", "votes", "senders"]) $(id).replaceChildren();
-  $("ground").hidden = true;
-  for (const id of [
-    "drawn-of",
-    "pose-length",
-    "chart-text",
-    "votes-text",
-    "senders-title",
-    "senders-text",
-  ])
-    $(id).textContent = "";
   $("reset").disabled = true;
-  $("rounds-label").textContent = "Rounds";
 }
 
 function renderCapsules() {
-  const { activation, pose, label } = current();
-  const { class_dim } = net;
+  const { activation, label } = current();
   const [noun] = net.nouns;
-  const present = net.class_names.filter((_, k) => activation[k] >= net.present);
-  $("verdict").textContent = verdict(activation);
-  $("because").textContent =
-    present.length === 0
-      ? "No capsule is longer than 0.5."
-      : present.length === 1
-        ? `Only the capsule of ${present[0]} is longer than 0.5.`
-        : `${present.length} capsules are longer than 0.5.`;
+  const like = isLike();
+  $("verdict").textContent = verdict(activation, like);
+  $("because").textContent = reason(activation, like);
   show($("seen"), state.seen.pixels, net.seen_shape);
   const drawn = new Set(longest(activation, MOST_SHOWN));
   rows.forEach(({ row, bar, track, number, thumb, name }, k) => {
     const length = activation[k].toFixed(2);
     bar.style.width = `${100 * Math.min(1, activation[k])}%`;
-    track.classList.toggle("present", activation[k] >= net.present);
+    const isPresent = like && activation[k] >= net.present;
+    track.classList.toggle("present", isPresent);
     number.textContent = length;
     row.disabled = false;
     row.ariaPressed = k === label;
-    row.ariaLabel = `${noun} ${name}: capsule ${length} long, ${activation[k] >= net.present ? "present" : "absent"}`;
+    row.ariaLabel = `${noun} ${name}: capsule ${length} long, ${isPresent ? "present" : "absent"}`;
     const isDrawn = drawn.has(k) || k === label;
     thumb.style.opacity = isDrawn ? 0.35 + 0.65 * Math.min(1, activation[k]) : 0;
-    if (isDrawn)
-      show(
-        thumb,
-        decode(net, pose.subarray(k * class_dim, (k + 1) * class_dim), k),
-        net.seen_shape,
-      );
+    if (isDrawn) show(thumb, drawingOf(k), net.seen_shape);
   });
+}
+
+function reason(activation, like) {
+  const present = net.class_names.filter((_, k) => activation[k] >= net.present);
+  if (!present.length) return "No capsule is longer than 0.5.";
+  if (like)
+    return present.length === 1
+      ? `Only the capsule of ${present[0]} is longer than 0.5.`
+      : `${present.length} capsules are longer than 0.5.`;
+  const [error, limit] = [state.seen.error, net.drawing_limit].map(one => one.toFixed(2));
+  const drawing =
+    present.length === 1
+      ? `Capsule ${present[0]} is long, but its drawing`
+      : `${present.length} capsules are long, but their drawing`;
+  return `${drawing} is something else: the difference is ${error}, and at most ${limit} for ${net.nouns[1]}.`;
+}
+
+// Two digits, and no minus before zero.
+function rounded(value) {
+  return (Math.round(100 * value) / 100 || 0).toFixed(2);
 }
 
 function longest(values, count) {
@@ -359,26 +387,23 @@ function renderPose() {
     const to = at(own[k] + 0.25);
     input.disabled = false;
     input.value = pose[k];
-    number.textContent = pose[k].toFixed(2);
+    number.textContent = rounded(pose[k]);
     row.classList.toggle("moved", k in state.moved);
     near.style.left = `calc(8px + (100% - 16px) * ${from})`;
     near.style.width = `calc((100% - 16px) * ${to - from})`;
     start.style.left = `calc(8px + (100% - 16px) * ${at(own[k])})`;
-    input.ariaLabel = `number ${k + 1} of the pose of ${name}, starts at ${own[k].toFixed(2)}`;
+    input.ariaLabel = `number ${k + 1} of the pose of ${name}, starts at ${rounded(own[k])}`;
   });
-  const drawing = decode(net, pose, label);
+  const isMoved = Object.keys(state.moved).length > 0;
+  const drawing = isMoved ? decode(net, pose, label) : drawingOf(label);
   const [length] = safeNorm(pose, pose.length);
   window.explorer.drawing = drawing;
   show($("drawn"), drawing, net.seen_shape);
   $("drawn").ariaLabel = `what the capsule of ${name} draws`;
   $("drawn-of").textContent = `capsule ${name} draws`;
-  const isMoved = Object.keys(state.moved).length > 0;
   $("reset").disabled = !isMoved;
-  $("pose-length").textContent = !isMoved
-    ? ""
-    : length > 1
-      ? `This pose is ${length.toFixed(2)} long. No capsule is longer than 1: the network has never drawn from one.`
-      : `This pose is ${length.toFixed(2)} long.`;
+  $("pose-length").textContent =
+    `This pose is ${length.toFixed(2)} long${length > 1 ? ", more than any capsule can be" : ""}.`;
 }
 
 openPage().catch(error => {

@@ -205,6 +205,7 @@ def _about(run: Run, model: CapsNet) -> dict[str, Any]:
         "nouns": nouns(run),
         "num_shown": run.num_shown,
         "present": PRESENT,
+        "drawing_limit": run.drawing_limit,
         "image_shape": run.image_shape,
         "seen_shape": model.image_shape,
         "drawn": DRAWN[preparation.kind]._asdict() if preparation.is_drawn else None,

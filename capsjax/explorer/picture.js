@@ -36,8 +36,8 @@ function isMade(grey, drawn, [imageHeight, imageWidth]) {
 function ground({ height, width, values }, number) {
   const edge = [...values.subarray(0, width), ...values.subarray((height - 1) * width)];
   for (let y = 0; y < height; y++) edge.push(values[y * width], values[(y + 1) * width - 1]);
-  edge.sort((a, b) => a - b);
-  const [low, high] = edge.slice(edge.length / 2 - 1).map(value => number(value / 255));
+  const sorted = Uint8Array.from(edge).sort();
+  const [low, high] = [sorted.length / 2 - 1, sorted.length / 2].map(n => number(sorted[n] / 255));
   return number(low + high) / 2;
 }
 
@@ -58,19 +58,20 @@ function centreOfMass(ink, height, width) {
 // Scales and places a drawing as MNIST's makers did.
 function placed({ height, width, values }, edge, drawn, invert) {
   const result = new Uint8Array(drawn.frame * drawn.frame);
-  const ink = new Float32Array(values.length);
+  // The ink of each byte: 256 numbers instead of one for each pixel.
   const sign = invert ? -1 : 1;
-  for (let n = 0; n < ink.length; n++) ink[n] = sign * (Math.fround(values[n] / 255) - edge);
-  const most = largest(ink);
+  const ink = Float32Array.from({ length: 256 }, (_, v) => sign * (Math.fround(v / 255) - edge));
+  let most = -Infinity;
+  for (let n = 0; n < values.length; n++) if (ink[values[n]] > most) most = ink[values[n]];
   if (most < Math.fround(FAINTEST)) return result;
+  for (let v = 0; v < 256; v++) ink[v] = Math.max(0, ink[v] / most);
   let top = height;
   let bottom = -1;
   let left = width;
   let right = -1;
   for (let y = 0, n = 0; y < height; y++)
     for (let x = 0; x < width; x++, n++) {
-      const value = (ink[n] = Math.max(0, ink[n] / most));
-      if (value <= 0.25) continue;
+      if (ink[values[n]] <= 0.25) continue;
       if (y < top) top = y;
       if (x < left) left = x;
       if (x > right) right = x;
@@ -79,8 +80,8 @@ function placed({ height, width, values }, edge, drawn, invert) {
   const h = bottom - top + 1;
   const w = right - left + 1;
   const cut = new Float32Array(h * w);
-  for (let y = 0; y < h; y++)
-    cut.set(ink.subarray((top + y) * width + left, (top + y) * width + right + 1), y * w);
+  for (let y = 0, n = 0; y < h; y++)
+    for (let x = 0; x < w; x++) cut[n++] = ink[values[(top + y) * width + left + x]];
   const scale = drawn.extent / Math.max(h, w);
   const [rows, columns] = [h, w].map(n => Math.max(1, roundHalfEven(n * scale)));
   const small = resizeFloats(cut, h, w, rows, columns).map(value => Math.max(0, value));

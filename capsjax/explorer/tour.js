@@ -1,6 +1,7 @@
 "use strict";
 // The walk-through: five steps for somebody who has never heard of capsules.
 
+const MOST_READ = 8;
 const SEVEN = [
   [
     [70, 70],
@@ -24,13 +25,21 @@ const FOUR = [
 ];
 const HOUSE = [
   [
-    [60, 130],
-    [60, 230],
-    [220, 230],
-    [220, 130],
-    [60, 130],
+    [40, 140],
     [140, 50],
-    [220, 130],
+    [240, 140],
+  ],
+  [
+    [65, 125],
+    [65, 230],
+    [215, 230],
+    [215, 125],
+  ],
+  [
+    [120, 230],
+    [120, 175],
+    [160, 175],
+    [160, 230],
   ],
 ];
 
@@ -51,16 +60,17 @@ function steps() {
     text: () =>
       `The pose of a capsule is ${net.class_dim} numbers, and nobody chose what they mean. ` +
       (state.seen
-        ? `For this image, slider ${tellingComponent() + 1} ${isDigits ? "slants the drawing most" : "changes the drawing most"}. Move it, and try the others: thickness, width, loops.`
+        ? `For this image, slider ${tellingMove().component + 1} ${isDigits ? "slants the drawing most" : "changes the drawing most"}. Move it, and try the others: thickness, width, loops.`
         : "Choose an image first."),
     does: "Move it for me",
     act: () => {
       if (!state.seen) return;
-      const k = tellingComponent();
+      const { component, by } = tellingMove();
       const { own } = current();
-      const way = state.moved[k] > own[k] ? -1 : 1;
+      const isThere = (state.moved[component] - own[component]) * by > 0;
+      const value = own[component] + (isThere ? -by : by);
       state.moved = {
-        [k]: Math.min(1, Math.max(-1, Math.round(200 * (own[k] + 0.25 * way)) / 200)),
+        [component]: Math.min(1, Math.max(-1, Math.round(200 * value) / 200)),
       };
       renderPose();
       remember();
@@ -69,7 +79,7 @@ function steps() {
   const rounds =
     net.routing.kind === "dynamic"
       ? {
-          on: "routing",
+          on: "agreement",
           title: "Play with the rounds",
           does: "Play rounds 1 to 8",
           act: () => $("play").click(),
@@ -77,7 +87,7 @@ function steps() {
             "With one round all votes count alike, and the capsule is short. With each further round the small capsules send more to where they agree: the capsule grows. Watch the lines, the orange places, and the shares in the table.",
         }
       : {
-          on: "routing",
+          on: "agreement",
           title: "Look where the votes come from",
           does: "Choose a place",
           act: () => choosePlace([1, 1], true),
@@ -96,7 +106,7 @@ function steps() {
       },
       slant,
       {
-        on: "capsules",
+        on: "input",
         title: "Draw a 4 over it",
         text: () =>
           "The network never saw two digits at once. Draw a 4 over the 7, and watch the bars: capsules need not add up to one, so that two may be long, or none. Then choose a class, to see what its capsule makes of the ink.",
@@ -105,10 +115,10 @@ function steps() {
       },
       rounds,
       {
-        on: "capsules",
+        on: "input",
         title: "Draw no digit at all",
         text: () =>
-          "Draw a house, or open a photograph. Most networks must name some class. Here every capsule may stay short: no digit. The network is not always that wise. Find a drawing that fools it.",
+          `Draw a house, or open a photograph. Most networks must name some class. Here every capsule may stay short: no digit.${net.drawing_limit === null ? "" : " It is none, either, if a long capsule draws something else than what the network sees."} It is not always that wise. Find a drawing that fools it.`,
         does: "Draw a house for me",
         act: () => draw(HOUSE),
       },
@@ -133,7 +143,7 @@ function steps() {
     },
     rounds,
     {
-      on: "capsules",
+      on: "input",
       title: "Show it something else",
       text: () =>
         "Open a picture of something that the network has never learnt. Capsules need not add up to one: all may stay short, and the answer is none. It is not always that wise.",
@@ -143,35 +153,47 @@ function steps() {
   ];
 }
 
-// The component that slants the drawing most, or else changes most of it.
-function tellingComponent() {
+// A move of one component that slants the drawing much, or else changes it much, and
+// that the network still reads as the same class.
+function tellingMove() {
   const { own, label } = current();
-  const [height, width, channels] = net.seen_shape;
-  const slantOf = drawing => {
-    const grey = drawing.filter((_, n) => n % channels === 0);
-    const [down, across] = centreOfMass(grey, height, width);
-    let both = 0;
-    let vertical = 0;
-    for (let y = 0; y < height; y++)
-      for (let x = 0; x < width; x++) {
-        both += grey[y * width + x] * (y - down) * (x - across);
-        vertical += grey[y * width + x] * (y - down) ** 2;
-      }
-    return both / vertical;
-  };
-  const effect = own.map((value, k) => {
-    const [low, high] = [-0.25, 0.25].map(by =>
-      decode(
-        net,
-        own.map((one, n) => (n === k ? one + by : one)),
-        label,
-      ),
-    );
-    return net.drawn
-      ? Math.abs(slantOf(high) - slantOf(low))
-      : high.reduce((sum, pixel, n) => sum + Math.abs(pixel - low[n]), 0);
+  const drawing = decode(net, own, label);
+  const moves = [...own.keys()].flatMap(component =>
+    [0.25, -0.25].map(by => {
+      const pose = own.map((value, k) => (k === component ? value + by : value));
+      const moved = decode(net, pose, label);
+      return { component, by, moved, effect: effectOf(drawing, moved) };
+    }),
+  );
+  moves.sort((a, b) => b.effect - a.effect);
+  const read = moves.slice(0, MOST_READ).map(move => {
+    const { activation } = encode(net, move.moved).rounds.at(-1);
+    return { ...move, effect: move.effect * activation[label] ** 4 };
   });
-  return effect.indexOf(largest(effect));
+  return read.reduce((best, move) => (move.effect > best.effect ? move : best));
+}
+
+function effectOf(before, after) {
+  if (!net.drawn)
+    return before.reduce((sum, pixel, n) => sum + Math.abs(pixel - after[n]), 0);
+  // Thickness is no slant.
+  const ink = [before, after].map(drawing => drawing.reduce((sum, pixel) => sum + pixel, 0));
+  const slant = Math.abs(slantOf(after) - slantOf(before));
+  return (slant * Math.min(...ink)) / Math.max(...ink) || 0;
+}
+
+function slantOf(drawing) {
+  const [height, width, channels] = net.seen_shape;
+  const grey = drawing.filter((_, n) => n % channels === 0);
+  const [down, across] = centreOfMass(grey, height, width);
+  let both = 0;
+  let vertical = 0;
+  for (let y = 0; y < height; y++)
+    for (let x = 0; x < width; x++) {
+      both += grey[y * width + x] * (y - down) * (x - across);
+      vertical += grey[y * width + x] * (y - down) ** 2;
+    }
+  return both / vertical;
 }
 
 function tour(step, { isQuiet = false } = {}) {
@@ -179,6 +201,8 @@ function tour(step, { isQuiet = false } = {}) {
   if (step !== null && (step < 0 || step >= all.length)) step = null;
   state.step = step;
   $("tour").hidden = step === null;
+  for (const section of document.querySelectorAll("main > section"))
+    section.classList.toggle("shown", step !== null && section.contains($(all[step].on)));
   if (!isQuiet) remember();
   if (step === null) {
     if (!isQuiet) $("begin-tour").focus();
@@ -191,10 +215,18 @@ function tour(step, { isQuiet = false } = {}) {
   $("tour-do").textContent = does;
   $("tour-back").disabled = step === 0;
   $("tour-next").textContent = step === all.length - 1 ? "Done" : "Next";
-  if (!isQuiet) {
-    $("tour").scrollIntoView({ block: "nearest" });
-    $("tour-title").focus();
-  }
+  if (!isQuiet) $("tour-title").focus({ preventScroll: true });
+  bringIntoSight($(all[step].on));
+}
+
+// Below the walk-through, which stays at the top.
+function bringIntoSight(part) {
+  const { offsetHeight } = $("tour");
+  document.documentElement.style.setProperty("--tour", `${offsetHeight}px`);
+  const { top, bottom } = part.getBoundingClientRect();
+  if (top > $("tour").getBoundingClientRect().bottom && bottom < innerHeight) return;
+  const isStill = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  part.scrollIntoView({ block: "start", behavior: isStill ? "auto" : "smooth" });
 }
 
 function listenToTour() {

@@ -52,6 +52,7 @@ def card(
         "num_shown": run.num_shown,
         "activation": "length" if run.activation_kind == "length" else "probability",
         "present": PRESENT,
+        "drawing_limit": run.drawing_limit,
         "image_shape": list(run.model.image_shape),
         "preparation": run.preparation.to_json(),
         "files": files,
@@ -181,6 +182,13 @@ def _answers(run: Run) -> str:
             f"A class with at least {PRESENT} is there: if none is, the image shows "
             "none of them; if several are, it may show two."
         )
+        if run.drawing_limit is not None:
+            rule += (
+                " If the drawing differs too much from the image, it shows none, "
+                "either: `((image - drawing)**2).sum() / ((image - "
+                f"image.mean())**2).sum()` is above {run.drawing_limit:.4f} (with "
+                "several, for the brightest pixels of their drawings)."
+            )
     else:
         rule = "Probabilities compare classes: the label is always one of them."
     return f"{measure} {label} {rule}"

@@ -43,15 +43,17 @@ class OverImage:
     kernel_size: int
     stride: int
 
-    def equal_shares(self, shape: tuple[int, int, int, int]) -> Float[Array, "H W i j"]:
-        """Returns the couplings of equal logits ``[H, W, i, j]``."""
-        *windows, i, j = shape
+    def equal_shares(
+        self, height: int, width: int, i: int, j: int
+    ) -> Float[Array, "{height} {width} {i} {j}"]:
+        """Returns the couplings of equal logits ``[height, width, i, j]``."""
         size, own = self.kernel_size**2, (self.kernel_size, self.stride)
-        ones = jnp.ones((*windows, size, 1), jnp.float32)
+        ones = jnp.ones((height, width, size, 1), jnp.float32)
         number = fold_windows(ones, *own, jnp.add, 0.0, behind=1)
         share = 1 / (j * gather_windows(number, *own, behind=1))
-        share = jnp.broadcast_to(share, (*windows, size, i // size))
-        return jnp.broadcast_to(share.reshape(*windows, i, 1), shape)
+        share = jnp.broadcast_to(share, (height, width, size, i // size))
+        share = share.reshape(height, width, i, 1)
+        return jnp.broadcast_to(share, (height, width, i, j))
 
     def __call__(
         self, logit: Float[Array, "*batch H W i j"]
@@ -129,7 +131,7 @@ class Competition:
             # ``full_like`` keeps the sharding of the votes' batch.
             share = jnp.full_like(zeros, 1 / (zeros.shape[-1] + self.nowhere))
         elif isinstance(self.compete, OverImage) and not self.nowhere:
-            share = self.compete.equal_shares(zeros.shape[-4:]).astype(zeros.dtype)
+            share = self.compete.equal_shares(*zeros.shape[-4:]).astype(zeros.dtype)
             share = share.reshape(*[1] * (zeros.ndim - 4), *share.shape) + zeros
         else:
             return self.couple(zeros)

@@ -35,7 +35,7 @@ from capsjax.storage.metrics import MetricWriter
 from capsjax.storage.provenance import provenance
 from capsjax.storage.run import Run, load_run
 from capsjax.storage.workdir import Workdir
-from capsjax.training.evaluation import evaluate, make_eval_step
+from capsjax.training.evaluation import drawing_limit, evaluate, make_eval_step
 from capsjax.training.feed import Feed
 from capsjax.training.finetuning import Start, read_start
 from capsjax.training.objective import Metrics
@@ -468,6 +468,7 @@ class Trainer:
                 if self.interrupt.signal is not None:
                     raise _InterruptedError
 
+        errors: list[Any] = []
         with Progress(kind, total=len(dataset)) as progress:
             metrics = evaluate(
                 self.test_step if kind == "test" else self.validation_step,
@@ -475,12 +476,20 @@ class Trainer:
                 dataset,
                 batch_size=self.config.eval_batch_size,
                 advance=advance,
+                errors=errors if kind == "validation" else None,
             )
         self._require_finite(kind, float(metrics.loss))
+        limit = drawing_limit(errors)
+        drawn = {} if limit is None else {"drawing_limit": limit}
         rate = len(dataset) / (time.monotonic() - started)
         epoch = epoch_of(step, self.steps_per_epoch)
         self.writer.write(
-            kind, step=step, epoch=epoch, **metrics.known(), images_per_second=rate
+            kind,
+            step=step,
+            epoch=epoch,
+            **metrics.known(),
+            **drawn,
+            images_per_second=rate,
         )
         return metrics
 

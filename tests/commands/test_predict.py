@@ -10,7 +10,8 @@ from capsjax import ROUTINGS, CapsNet, load_run, predict
 from capsjax import config as configs
 from capsjax.analysis.verdicts import judge, numbers_name, verdicts
 from capsjax.data.preparation import Preparation
-from capsjax.storage.run import Prediction, Run
+from capsjax.storage.prediction import Prediction
+from capsjax.storage.run import Run
 
 
 def drawing(size=(300, 200), box=(200, 20, 260, 160), width=4, ground="white"):

@@ -23,7 +23,7 @@ from capsjax import DynamicRouting, SelfAttention, UniformRouting
 from capsjax.analysis.verdicts import judge, verdicts
 from capsjax.data.picture import UnclearGroundError
 from capsjax.explorer.page import make_page
-from capsjax.storage.run import Prediction
+from capsjax.storage.prediction import Prediction
 
 WITHOUT_WASM = "delete window.WebAssembly"
 
@@ -114,6 +114,8 @@ def test_dropped_pictures_are_seen_as_predict_sees_them(tab, tmp_path):
             np.testing.assert_array_equal(image, one.ravel())
         answer = judge(run, str(path), invert=None)
         assert tab.text("#verdict") == answer["verdict"]
+        error = tab.js("state.seen.error")
+        assert error == pytest.approx(answer["drawing_error"], abs=1e-3)
     drop(tab, b"no picture")
     assert "can't read a.png" in tab.text("#because")
 
@@ -143,6 +145,39 @@ def test_the_verdict_is_in_the_words_of_predict(tab, tmp_path, monkeypatch):
         answers = verdicts(run, Prediction(activation.argmax(-1), activation, None))
         for row, answer in zip(activation.tolist(), answers, strict=True):
             assert tab.js(f"verdict(Float32Array.of(...{row}))") == answer["verdict"]
+
+
+def test_a_long_capsule_that_draws_something_else_is_no_digit(tab, tmp_path):
+    run, page = pretrained()
+    opened(tab, page, tmp_path / "page.html")
+    assert tab.js("net.drawing_limit") == run.drawing_limit
+    # Two crossed lines, and a seven and a four that both capsules draw.
+    for strokes, verdict in (
+        ("[[[70, 60], [210, 220]], [[210, 70], [60, 210]]]", "no digit"),
+        ("[...SEVEN, ...FOUR]", "7, or two digits? (7 and 4)"),
+    ):
+        tab.js(f"change({{ strokes: {strokes}, test: null, picture: null }})")
+        tab.frame()
+        path = tmp_path / "board.png"
+        path.write_bytes(png(Image.fromarray(board(tab))))
+        answer = judge(run, str(path), invert=None)
+        assert max(answer["lengths"].values()) > 0.5
+        assert tab.text("#verdict") == answer["verdict"] == verdict
+        error = tab.js("state.seen.error")
+        assert error == pytest.approx(answer["drawing_error"], abs=1e-3)
+        reason = tab.text("#because")
+        assert ("drawing is something else" in reason) == (verdict == "no digit")
+        present = tab.js("document.querySelectorAll('.bar.present').length")
+        assert present == answer["num_present"]
+        # The picture is no other for another number of rounds.
+        tab.js("change({ rounds: 8 })")
+        tab.frame()
+        assert tab.js("state.seen.error") == pytest.approx(error, abs=1e-6)
+        tab.js("change({ rounds: 3 })")
+    tab.js("net.drawing_limit = null")
+    tab.js("change({ strokes: [[[70, 60], [210, 220]], [[210, 70], [60, 210]]] })")
+    tab.frame()
+    assert tab.text("#verdict") != "no digit"
 
 
 def test_convolve_wasm_is_made_of_its_source(wat2wasm, tmp_path):

@@ -183,7 +183,8 @@ def test_the_walk_through_does_what_it_says(page):
         if step == 1:
             assert page.js("Object.keys(state.moved).length") == 1
         page.click("#tour-next")
-    assert verdict[:2] == ["7", "7"]
+    assert verdict[:3] == ["7", "7", "7, or two digits? (7 and 4)"]
+    assert verdict[4] == "no digit"
     assert page.js("document.querySelector('#tour').hidden")
     assert not page.errors()
 
@@ -202,6 +203,39 @@ def test_a_phone_needs_no_sideways_scrolling(tab, tmp_path):
     assert tab.js("document.documentElement.scrollWidth") == 390
     draw(tab, SEVEN)
     assert tab.text("#echo") == "7"
+
+
+def test_the_walk_through_keeps_its_place_in_sight_on_a_phone(tab, tmp_path):
+    path = tmp_path / "page.html"
+    opened(tab, pretrained()[1], path, size=(390, 844))
+    tab.js("document.querySelector('#begin-tour').click()")
+    for step in range(5):
+        tab.frame()
+        bottom, top = tab.js(
+            f"""[$("tour-next"), $(steps()[{step}].on)].map((one, n) =>
+            one.getBoundingClientRect()[n ? "top" : "bottom"])"""
+        )
+        assert 0 < bottom < top < 500
+        assert tab.js("document.querySelectorAll('section.shown').length") == 1
+        tab.js("document.querySelector('#tour-next').click()")
+    assert tab.js("document.querySelectorAll('section.shown').length") == 0
+
+
+def test_nothing_jumps_when_the_board_is_cleared_or_a_slider_moves(page):
+    parts = "main > section, #sliders, #classes"
+    places = f"""[...document.querySelectorAll("{parts}")].map(one => {{
+        const {{ top, height }} = one.getBoundingClientRect();
+        return [top, one.id === "routing" ? 0 : height]; // Nothing is below it.
+    }})"""
+    page.js("scrollTo(0, 0)")
+    before = page.js(places)
+    page.js("state.moved = { 0: 1, 1: 1 }; renderPose()")
+    assert "more than any capsule can be" in page.text("#pose-length")
+    assert page.js(places) == before
+    page.js("change({ strokes: [], test: null, picture: null })")
+    page.frame()
+    assert page.text("#verdict") == "Draw a digit."
+    np.testing.assert_allclose(page.js(places), before, atol=1)
 
 
 @pytest.mark.parametrize("size", [0.3, 0.9, 0.999])

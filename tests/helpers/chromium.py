@@ -73,8 +73,12 @@ class Tab:
         """Opens a file anew; ``before`` is JavaScript that runs before the page's."""
         self.call("Page.navigate", url="about:blank")
         self.resize(*size)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        wanted = {
+            "prefers-color-scheme": "dark" if dark else "light",
+            "prefers-reduced-motion": "reduce",  # A place on the screen stays.
+        }
+        features = [{"name": name, "value": value} for name, value in wanted.items()]
+        self.call("Emulation.setEmulatedMedia", features=features)
         method = "Page.addScriptToEvaluateOnNewDocument"
         script = self.call(method, source=before)["identifier"]
         self.events.clear()

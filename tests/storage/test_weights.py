@@ -210,6 +210,15 @@ def test_a_bad_file_is_one_line_and_nothing_in_it_runs(
     assert not (tmp_path / "executed").exists()
 
 
+def test_a_file_of_another_name_is_named(folder, tmp_path):
+    path = shutil.copytree(folder, tmp_path / "folder")
+    (path / "weights.safetensors").rename(path / "model.safetensors")
+    with pytest.raises(
+        WorkdirError, match=r"model\.safetensors must be called weights\.safetensors"
+    ):
+        capsjax.load_run(path)
+
+
 def test_weights_of_other_programs_may_have_other_floats(folder, tmp_path):
     path = shutil.copytree(folder, tmp_path / "folder")
     for dtype in (np.float64, ml_dtypes.bfloat16):

@@ -14,7 +14,7 @@ from capsjax import config as configs
 from capsjax.data import Dataset, DatasetError
 from capsjax.data.augment import scale_to_unit
 from capsjax.storage.files import WorkdirError
-from capsjax.training import train
+from capsjax.training import evaluation, train
 from capsjax.training.sets import require_datasets
 
 pytestmark = pytest.mark.usefixtures("without_estimate")
@@ -33,7 +33,10 @@ def trained(tmp_path_factory):
     """A run, and the records that it gave."""
     records = []
     path = tmp_path_factory.mktemp("run")
-    return train(recipe(), path, SETS, on_metrics=records.append), records
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "_FEWEST_DRAWN", 1)
+        patch.setattr(evaluation, "PRESENT", 0.0)  # Ten steps make no long capsules.
+        return train(recipe(), path, SETS, on_metrics=records.append), records
 
 
 def test_the_run_is_what_load_run_opens(trained):
@@ -53,6 +56,19 @@ def test_on_metrics_gets_each_record_of_the_file(trained):
     assert records == run.workdir.read_metrics()
     kinds = [record["kind"] for record in records]
     assert kinds == ["train", "validation", "train", "validation", "test"]
+
+
+def test_each_validation_has_a_limit_for_drawings_and_the_run_its_best_one(trained):
+    run, records = trained
+    limits = {
+        record["step"]: record["drawing_limit"]
+        for record in records
+        if record["kind"] == "validation"
+    }
+    assert len(limits) == 2
+    assert all("drawing_limit" not in one for one in records if one["kind"] == "test")
+    assert run.drawing_limit == run.result["validation"]["drawing_limit"]
+    assert run.drawing_limit == limits[run.step] > 0
 
 
 def test_features_are_the_capsules_of_the_network(trained):
