@@ -10,8 +10,16 @@ import onnx
 from capsjax.exporting.errors import ExportError
 from capsjax.exporting.functions import inputs, outputs
 from capsjax.exporting.onnx_graph import Graph, Storage, Value
-from capsjax.exporting.onnx_routing import Inputs, multiply_each, route, squash
-from capsjax.models import BaselineCNN, CapsNet
+from capsjax.exporting.onnx_routing import (
+    Inputs,
+    exponential_squash,
+    multiply_each,
+    route,
+    squash,
+)
+from capsjax.models import BaselineCNN, CapsNet, EfficientCapsNet
+from capsjax.models.efficient import EPSILON, LAST_STRIDE
+from capsjax.routings import Algorithm
 from capsjax.storage.run import Run
 
 
@@ -32,10 +40,11 @@ def models(run: Run, storage: Storage = "float32") -> dict[str, onnx.ModelProto]
             f"the network must be {' or '.join(one.__name__ for one in _ENCODERS)} for "
             f"ONNX, got {type(network).__name__}: export it as stablehlo."
         )
-    weights = {name: _as_numpy(one) for name, one in run.params["params"].items()}
+    variables = _as_numpy(run.params)
+    weights = variables["params"]
 
     def encode(graph: Graph) -> dict[str, Value]:
-        found = encode_network(network, weights, graph.input("image"))
+        found = encode_network(network, variables, graph.input("image"))
         if run.activation_kind == "logit":
             activation = found["activation"]
             if run.num_shown == 1:
@@ -73,8 +82,9 @@ def _as_numpy(weights: Any) -> Any:
 
 
 def _encode_capsnet(
-    network: CapsNet, weights: Mapping[str, Any], image: Value
+    network: CapsNet, variables: Mapping[str, Any], image: Value
 ) -> dict[str, Value]:
+    weights = variables["params"]
     features = _convolve(
         *(image.transpose(0, 3, 1, 2), "conv", weights["conv"], weights["conv_bias"])
     ).apply("Relu")
@@ -86,26 +96,59 @@ def _encode_capsnet(
     )
     if network.primary_relu:
         s = s.apply("Relu")
-    own = dict(weights["class_caps"])
-    weight = own.pop("weight")
-    j, d, c = weight.shape[-3:]
     window, step = network.primary_window
     i = network.primary_types * math.prod(
         1 + (side - window) // step for side in network.image_shape[:2]
     )
-    capsules = squash(s.transpose(0, 2, 3, 1).reshape(0, i, c))
+    capsules = squash(s.transpose(0, 2, 3, 1).reshape(0, i, network.primary_dim))
+    return _route(network.routing, weights["class_caps"], capsules, i)
+
+
+def _encode_efficient(
+    network: EfficientCapsNet, variables: Mapping[str, Any], image: Value
+) -> dict[str, Value]:
+    weights, statistics = variables["params"], variables["batch_stats"]
+    hidden = image.transpose(0, 3, 1, 2)
+    last = len(network.conv_features)
+    for n in range(last + 1):
+        name = f"convs_{n}"
+        own, seen = weights[name], statistics[name]["norm"]
+        hidden = _convolve(
+            *(hidden, f"{name}/conv", own["conv"], own["bias"]),
+            stride=LAST_STRIDE if n == last else 1,
+        ).apply("Relu")
+        factor = own["norm"]["scale"] / np.sqrt(seen["var"] + EPSILON)
+        shift = own["norm"]["bias"] - seen["mean"] * factor
+        hidden = hidden * factor[:, None, None] + shift[:, None, None]
+    types, dim = network.primary_types, network.primary_dim
+    s = _convolve(
+        *(hidden, "primary", {"kernel": weights["primary_kernel"]}),
+        weights["primary_bias"],
+        group=types * dim,
+    )
+    capsules = exponential_squash(s.reshape(0, types, dim))
+    return _route(network.routing, weights["class_caps"], capsules, types)
+
+
+def _route(
+    routing: Algorithm, class_caps: Mapping[str, np.ndarray], capsules: Value, i: int
+) -> dict[str, Value]:
+    own = dict(class_caps)
+    weight = own.pop("weight")
+    j, d, c = weight.shape[-3:]
     # Each capsule times its matrices: a product for each input, with the batch inside.
     # Shared matrices have a first axis of 1.
     votes = multiply_each(capsules, "class_caps/weight", weight.reshape(-1, j * d, c))
     votes = votes.reshape(0, 0, j, d).transpose(1, 2, 0, 3)
     size = {"i": i, "j": j, "d": d}
-    pose, activation = route(network.routing, Inputs(capsules, votes, size, own))
+    pose, activation = route(routing, Inputs(capsules, votes, size, own))
     return {"pose": pose, "activation": activation}
 
 
 def _encode_cnn(
-    network: BaselineCNN, weights: Mapping[str, Any], image: Value
+    network: BaselineCNN, variables: Mapping[str, Any], image: Value
 ) -> dict[str, Value]:
+    weights = variables["params"]
     hidden = image.transpose(0, 3, 1, 2)
     pad = {"SAME": "SAME_UPPER", "VALID": "VALID"}[network.conv_padding]
     for n in range(len(network.conv_features)):
@@ -121,7 +164,10 @@ def _encode_cnn(
 
 
 def _decode(
-    network: CapsNet, weights: Mapping[str, Any], pose: Value, mask: Value
+    network: CapsNet | EfficientCapsNet,
+    weights: Mapping[str, Any],
+    pose: Value,
+    mask: Value,
 ) -> Value:
     masked = pose * mask.reshape(0, network.num_classes, 1)
     hidden = masked.reshape(0, network.num_classes * network.class_dim)
@@ -140,11 +186,12 @@ def _convolve(
     factor: float = 1.0,
     stride: int = 1,
     pad: str = "VALID",
+    group: int = 1,
 ) -> Value:
     kernel = factor * layer["kernel"].transpose(3, 2, 0, 1)
     weight = image.graph.weight(f"{name}/kernel", kernel, axis=0)
-    strides = [stride, stride]
-    return image.apply("Conv", weight, bias, strides=strides, auto_pad=pad)
+    options = {"strides": [stride, stride], "auto_pad": pad, "group": group}
+    return image.apply("Conv", weight, bias, **options)
 
 
 def _connect(hidden: Value, name: str, layers: Any) -> Value:
@@ -161,4 +208,5 @@ def _connect(hidden: Value, name: str, layers: Any) -> Value:
 _ENCODERS: Mapping[type, Callable[[Any, Any, Value], dict[str, Value]]] = {
     CapsNet: _encode_capsnet,
     BaselineCNN: _encode_cnn,
+    EfficientCapsNet: _encode_efficient,
 }

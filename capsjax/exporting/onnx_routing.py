@@ -77,7 +77,8 @@ def squash(s: Value) -> Value:
     return s * (norm / (1 + norm * norm))
 
 
-def _exponential_squash(s: Value) -> Value:
+def exponential_squash(s: Value) -> Value:
+    """Adds ``capsjax.ops.exponential_squash`` of the last axis."""
     norm = s.norm()
     # 1 - exp(-|s|), without losing digits of short vectors.
     share = (norm / 2).apply("Tanh") * (1 + (-norm).apply("Exp"))
@@ -130,7 +131,7 @@ def _self_attention(algorithm: SelfAttention, inputs: Inputs) -> tuple[Value, Va
     share = _over_outputs(_agree(votes, votes.sum(2) / scale))
     if "bias" in inputs.parameters:
         share = share + inputs.parameters["bias"].T[None, :, :, None]
-    pose = _exponential_squash(_add_up(share, votes))
+    pose = exponential_squash(_add_up(share, votes))
     return pose, pose.norm()
 
 

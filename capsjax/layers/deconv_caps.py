@@ -46,6 +46,16 @@ class DeconvCaps(nn.Module):
             ``scaled``.
         start_length: Root mean square length of squashed outputs at the start.
 
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from capsjax import DeconvCaps
+        >>> capsules = jnp.full((2, 7, 7, 4, 8), 0.1)
+        >>> layer = DeconvCaps(num_types=3, dim=16)
+        >>> routed, _ = layer.init_with_output(jax.random.key(0), capsules)
+        >>> routed.pose.shape, routed.activation.shape
+        ((2, 14, 14, 3, 16), (2, 14, 14, 3))
+
     References:
         LaLonde and Bagci 2018, *Capsules for Object Segmentation*, section 3,
         https://arxiv.org/abs/1804.04241.

@@ -18,7 +18,10 @@ from capsjax.routings import Algorithm, Routed, SelfAttention
 from capsjax.routings.algorithm import require_algorithm
 from capsjax.runtime.devices import AXIS
 
-_FIRST_KERNEL, _KERNEL, _LAST_STRIDE = 5, 3, 2
+LAST_STRIDE = 2
+# Added to variances, as in the authors' code: Keras's default, like the momentum.
+EPSILON = 1e-3
+_FIRST_KERNEL, _KERNEL = 5, 3
 
 
 class EfficientCapsNet(nn.Module):
@@ -44,7 +47,7 @@ class EfficientCapsNet(nn.Module):
         primary_dim: Components of a primary capsule.
         class_dim: Components of a class capsule.
         routing: The routing algorithm, a value.
-        decoder_features: Widths of the decoder's hidden layers.
+        decoder_features: Widths of the decoder's hidden layers; None for no decoder.
         compute_dtype: ``float32``, or ``bfloat16`` for the operands of large products.
         conv_init: Initializer of the convolutions' kernels.
         primary_init: Initializer of the depthwise kernel ``[h, w, 1, n]``.
@@ -68,7 +71,7 @@ class EfficientCapsNet(nn.Module):
     primary_dim: Count = 8
     class_dim: Count = 16
     routing: Algorithm = SelfAttention()
-    decoder_features: Widths = (512, 1024)
+    decoder_features: Widths | None = (512, 1024)
     compute_dtype: ComputeType = "float32"
     conv_init: Start = "he_normal"
     primary_init: Start = "glorot_uniform"
@@ -92,7 +95,7 @@ class EfficientCapsNet(nn.Module):
                 "conv_features or larger images."
             )
         channels = self.primary_types * self.primary_dim
-        strides = (*(1 for _ in self.conv_features), _LAST_STRIDE)
+        strides = (*(1 for _ in self.conv_features), LAST_STRIDE)
         self.convs = [
             _NormedConvolution(
                 features,
@@ -106,7 +109,7 @@ class EfficientCapsNet(nn.Module):
                 (*self.conv_features, channels), kernels, strides, strict=True
             )
         ]
-        sides = ((side - smallest) // _LAST_STRIDE + 1 for side in (height, width))
+        sides = ((side - smallest) // LAST_STRIDE + 1 for side in (height, width))
         self.primary_kernel = self.param(
             "primary_kernel",
             initializer(self.primary_init),
@@ -119,14 +122,20 @@ class EfficientCapsNet(nn.Module):
         self.class_caps = DenseCaps(
             self.num_classes, self.class_dim, self.routing, self.weight_init
         )
-        self.decoder = Decoder(
-            self.image_shape,
-            self.decoder_features,
-            self.compute_dtype,
-            kernel_init=self.decoder_init,
-            output_init=self.reconstruction_init,
-            bias_init=self.bias_init,
-        )
+        if self.decoder_features is not None:
+            self.decoder = Decoder(
+                self.image_shape,
+                self.decoder_features,
+                self.compute_dtype,
+                kernel_init=self.decoder_init,
+                output_init=self.reconstruction_init,
+                bias_init=self.bias_init,
+            )
+
+    @property
+    def draws(self) -> bool:
+        """True if there is a decoder."""
+        return self.decoder_features is not None
 
     @property
     def primary_window(self) -> tuple[int, int]:
@@ -187,10 +196,7 @@ class EfficientCapsNet(nn.Module):
 
 
 class _NormedConvolution(nn.Module):
-    """A convolution with bias, ReLU and then batch normalisation.
-
-    The normalisation has the authors' momentum and epsilon, Keras's defaults.
-    """
+    """A convolution with bias, ReLU and then batch normalisation."""
 
     features: int
     kernel_size: int
@@ -217,7 +223,7 @@ class _NormedConvolution(nn.Module):
         norm = nn.BatchNorm(
             not is_training,
             momentum=0.99,
-            epsilon=1e-3,
+            epsilon=EPSILON,
             axis_name=AXIS,
             name="norm",
         )

@@ -25,7 +25,7 @@ from capsjax.exporting.functions import functions
 from capsjax.exporting.onnx_network import models
 from capsjax.exporting.serving_card import card, readme
 from capsjax.exporting.serving_folder import require_folder, write_folder
-from capsjax.models import BaselineCNN
+from capsjax.models import BaselineCNN, EfficientCapsNet
 from capsjax.routings import (
     DynamicRouting,
     EMRouting,
@@ -38,6 +38,9 @@ from capsjax.routings import (
 from capsjax.storage.files import WorkdirError
 
 CNN = BaselineCNN(IMAGE, 4, (4, 5), conv_kernel=4, hidden_features=(9, 8))
+EFFICIENT = EfficientCapsNet(
+    IMAGE, 4, (3, 5), primary_types=3, primary_dim=4, decoder_features=(7,)
+)
 NETWORKS = {
     "dynamic": small(),
     "dynamic, bias, none of the above": small(
@@ -62,6 +65,7 @@ NETWORKS = {
     "CNN": CNN,
     "CNN with steps": CNN.clone(conv_strides=(1, 2)),
     "CNN without padding": CNN.clone(conv_strides=(2, 1), conv_padding="VALID"),
+    "efficient": EFFICIENT,
 }
 SLOWER = (
     *("dynamic, one round", "self-attention without bias", "the paper's EM"),
@@ -299,7 +303,7 @@ class OwnRouting(DynamicRouting):
         (
             small(Own),
             {},
-            "the network must be CapsNet or BaselineCNN for ONNX, got Own:",
+            "the network must be CapsNet or BaselineCNN or EfficientCapsNet for ONNX, ",
         ),
         (
             small(routing=OwnRouting()),
