@@ -10,5 +10,14 @@ components, ``j`` output capsules with ``d``.
 from capsjax.layers.capsules import DenseCaps, PrimaryCaps
 from capsjax.layers.convolution import Convolution
 from capsjax.layers.decoder import Decoder, make_dense
+from capsjax.layers.stem import ConvStem, Stem
 
-__all__ = ["Convolution", "Decoder", "DenseCaps", "PrimaryCaps", "make_dense"]
+__all__ = [
+    "ConvStem",
+    "Convolution",
+    "Decoder",
+    "DenseCaps",
+    "PrimaryCaps",
+    "Stem",
+    "make_dense",
+]

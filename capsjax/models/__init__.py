@@ -10,6 +10,7 @@ from typing import Any
 from capsjax.models.capsnet import CapsNet
 from capsjax.models.cnn import BaselineCNN
 from capsjax.models.network import Network, NetworkError, num_parameters, prepare
+from capsjax.models.stem import StemCapsNet, StemCNN
 
 __all__ = [
     "NETWORKS",
@@ -17,8 +18,15 @@ __all__ = [
     "CapsNet",
     "Network",
     "NetworkError",
+    "StemCNN",
+    "StemCapsNet",
     "num_parameters",
     "prepare",
 ]
 
-NETWORKS: Mapping[str, type[Any]] = {"capsnet": CapsNet, "cnn": BaselineCNN}
+NETWORKS: Mapping[str, type[Any]] = {
+    "capsnet": CapsNet,
+    "cnn": BaselineCNN,
+    "stem": StemCapsNet,
+    "stem_cnn": StemCNN,
+}
