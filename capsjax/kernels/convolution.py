@@ -127,12 +127,33 @@ def _choose_form(batch, kernel_shape, outputs, strides, dtype, is_prepared) -> s
     return "tiles"
 
 
-def _choose_tile(batch, outputs, is_prepared) -> tuple[int, int]:
+def _choose_tile(batch, outputs, taps, is_prepared) -> tuple[int, int]:
     # Large tiles save products; but a transformed kernel, which grows with the tile,
-    # must be used for enough tiles to pay for making and reading it.
+    # must be used for enough tiles to pay for making and reading it. Where three taps
+    # save little more, the transforms of tiles beyond four cost more.
     tiles = batch * math.prod(ceil_div(outputs, (8, 8)))
     largest = 8 if tiles >= (16 if is_prepared else 64) else 3
+    if max(taps) <= 3:
+        largest = min(largest, 4)
     return ceil_div(outputs, ceil_div(outputs, (largest, largest)))
+
+
+# Bytes of values that stay in a processor's cache, and the fewest tiles that pay for
+# reading a kernel's values once more.
+_CACHED_BYTES, _FEWEST_TILES = 6_000_000, 100
+
+
+def _choose_part(batch, outputs, kernel_shape, plan: Plan) -> int:
+    """Returns how many images to take at a time; 0 for all."""
+    taps = ceil_div(kernel_shape, plan.strides)
+    _, _, channels, features = kernel_shape
+    tiles = math.prod(ceil_div(outputs, plan.tile))
+    pixels = math.prod(m + k - 1 for m, k in zip(plan.tile, taps, strict=True))
+    widest = max(channels * math.prod(plan.strides), features)
+    most = _CACHED_BYTES // (tiles * pixels * widest * plan.sum_dtype.itemsize)
+    parts = [n for n in range(1, min(most, batch // 2) + 1) if batch % n == 0]
+    part = max(parts, default=0)
+    return part if part * tiles >= _FEWEST_TILES else 0
 
 
 def _choose_plan(
@@ -156,14 +177,16 @@ def _choose_plan(
     batch = image_shape[0]
     if export.is_symbolic_dim(batch):
         return plan._replace(form="ordinary")
-    return plan._replace(
+    taps = ceil_div(kernel_shape, strides)
+    plan = plan._replace(
         form=_choose_form(
             batch, kernel_shape, outputs, strides, plan.operand_dtype, is_prepared
         ),
-        tile=_choose_tile(batch, outputs, is_prepared),
+        tile=_choose_tile(batch, outputs, taps, is_prepared),
         points="toom" if plan.operand_dtype == np.float32 else "fourier",
         kernel_first=is_prepared and plan.operand_dtype == jnp.bfloat16,
     )
+    return plan._replace(part=_choose_part(batch, outputs, kernel_shape, plan))
 
 
 def conv_general_dilated(
