@@ -13,7 +13,8 @@ from capsjax.layers.convolution import Convolution
 from capsjax.ops import require_axes
 from capsjax.runtime.devices import AXIS
 
-_MOMENTUM, _EPSILON = 0.99, 1e-5
+# The momentum of PyTorch, 1 - 0.1: fifty steps forget the start.
+_MOMENTUM, _EPSILON = 0.9, 1e-5
 
 
 @dataclasses.dataclass(frozen=True)

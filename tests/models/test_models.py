@@ -109,7 +109,11 @@ def test_a_mask_is_split_in_the_order_of_the_classes():
 @pytest.mark.parametrize(
     ("field", "text", "message"),
     [
-        ("model", "cnnn", "must be one of capsnet, cnn, got 'cnnn'; did you mean cnn?"),
+        (
+            "model",
+            "cnnn",
+            "must be one of capsnet, cnn, stem, stem_cnn, got 'cnnn'; did you mean cnn?",
+        ),
         ("model.routing", "emm", "must be one of dynamic, uniform, "),
         ("model.decoder_init", "he", "must be one of glorot_uniform, he_normal, "),
     ],
