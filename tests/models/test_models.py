@@ -112,7 +112,7 @@ def test_a_mask_is_split_in_the_order_of_the_classes():
         (
             "model",
             "cnnn",
-            "must be one of capsnet, cnn, stem, stem_cnn, got 'cnnn'; did you mean cnn?",
+            "must be one of capsnet, cnn, stem, stem_cnn, got 'cnnn'; did you",
         ),
         ("model.routing", "emm", "must be one of dynamic, uniform, "),
         ("model.decoder_init", "he", "must be one of glorot_uniform, he_normal, "),
