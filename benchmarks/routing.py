@@ -4,13 +4,14 @@
     python benchmarks/routing.py --quick          a quarter of the batch, few repeats
     python benchmarks/routing.py --plain          beside a plain loop over einsums
     python benchmarks/routing.py --grow           cost against batch, i, j, d, c, rounds
+    python benchmarks/routing.py --algorithms     every algorithm, beside PyTorch
     python benchmarks/routing.py --grow --figure growth.png --json growth.jsonl
 
 Tables in Markdown go to stdout. All programs are compiled first; then each repeat runs
 every program, so that other work on the machine disturbs all alike. It runs twice; the
 second run is timed, with its memory at hand. Compare rows of one run only, by "times
 faster": the median over the repeats of the plain loop's time divided by the form's own.
-``routing_algorithms.py`` measures the other algorithms.
+``--algorithms`` and what may follow it: see ``routing_algorithms.py``.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import operator
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -423,6 +425,11 @@ def draw_growth(records: list[dict[str, Any]], path: str) -> None:
 
 
 def main() -> None:
+    if "--algorithms" in sys.argv:
+        import routing_algorithms  # Late: it imports this file.
+
+        routing_algorithms.main()
+        return
     parser = argparse.ArgumentParser(description="Time and memory of dynamic routing.")
     parser.add_argument("--quick", action="store_true", help="smaller and shorter")
     parser.add_argument(

@@ -1,9 +1,9 @@
 """Measures time and memory of every routing algorithm, beside PyTorch.
 
-    python benchmarks/routing_algorithms.py             at the paper's size
-    python benchmarks/routing_algorithms.py --quick     small, to see whether it works
-    python benchmarks/routing_algorithms.py --torch-python torch/bin/python
-    python benchmarks/routing_algorithms.py --algorithms em dynamic
+    python benchmarks/routing.py --algorithms             at the paper's size
+    python benchmarks/routing.py --algorithms --quick     small, to see whether it works
+    python benchmarks/routing.py --algorithms --torch-python torch/bin/python
+    python benchmarks/routing.py --algorithms em dynamic
 
 PyTorch needs an environment of its own, like in ``train_step.py``. Its programs are
 written anew (``peers/torch_routings.py``), eager and by ``torch.compile``. They get the
@@ -250,12 +250,17 @@ def print_algorithms(records: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--algorithms", nargs="+", choices=ROUTINGS, default=[*ROUTINGS])
+    add("--algorithms", nargs="*", metavar="NAME", help=", ".join(ROUTINGS))
     add("--torch-python", default=os.environ.get("TORCH_PYTHON"))
     add("--quick", action="store_true", help="small, without compiled PyTorch")
     add("--repeats", type=int, help="runs of each program")
     add("--json", metavar="FILE", help="append the records to FILE")
     arguments = parser.parse_args()
+    arguments.algorithms = arguments.algorithms or [*ROUTINGS]
+    if unknown := {*arguments.algorithms} - {*ROUTINGS}:
+        parser.error(
+            f"--algorithms {' '.join(sorted(unknown))}: choose of {', '.join(ROUTINGS)}"
+        )
     arguments.repeats = arguments.repeats or (3 if arguments.quick else 10)
     problem = Problem(batch=32) if arguments.quick else Problem()
     records = []

@@ -32,6 +32,8 @@ from capsjax.training.command_line import (
     experiment,
 )
 
+_LONGEST_NAME = 60  # Characters in a folder's name, which has at most 255 bytes.
+
 
 @command("capsjax.evaluate", WorkdirError, CheckpointError, UsageError, ValueError)
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     answer(f"{len(dataset)} test images of {dataset.name}")
     for note in dataset.notes:
         warn(note)
-    for run in () if arguments.data else runs:
+    for run in runs if arguments.data is None else ():
         if problem := run.workdir.other_images({"test": dataset}):
             warn(f"{run.workdir.path} {problem}")
     # Evaluate each run, and all together.
@@ -109,8 +111,8 @@ def _keep(
     folder = runs[0].workdir.figures
     if len(runs) > 1:
         folder /= "ensemble"
-    if data:
-        folder /= re.sub(r"[^\w.-]+", "-", data).strip(".-")
+    if data is not None:
+        folder /= _folder_name(data)
     folder.mkdir(parents=True, exist_ok=True)
     words = ["python", "-m", "capsjax.evaluate", *(argv or sys.argv[1:])]
     about = record(runs, dataset, evaluation) | {"command": shlex.join(words)}
@@ -122,6 +124,13 @@ def _keep(
         written = figures.draw(runs[0], dataset, evaluation, folder)
         lines.append(f"{len(written)} figures in {folder}")
     return lines
+
+
+def _folder_name(data: str) -> str:
+    """Returns a name for the folder of the results on another data set."""
+    name = re.sub(r"[^\w.-]+", "-", data).strip(".-")
+    # Nothing is left of "..", and the run's own results are in the folder above.
+    return name[-_LONGEST_NAME:] or "data"
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from capsjax.storage.checkpoints import CheckpointError
 from capsjax.storage.files import WorkdirError
 from capsjax.storage.pretrained import DIGITS
 from capsjax.storage.run import load_run
-from capsjax.training.command_line import UsageError, add_experiment, experiment
+from capsjax.training.command_line import Once, UsageError, add_experiment, experiment
 
 
 @command("capsjax.explore", ExplorerError, WorkdirError, CheckpointError, UsageError)
@@ -32,13 +32,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--workdir",
+        action=Once,
         default=DIGITS,
         metavar="RUN",
         help="the folder of a trained run; default: the network for digits that comes "
         "with capsjax",
     )
     parser.add_argument(
-        "--output", default="explorer.html", metavar="FILE", help="the page to write"
+        "--output",
+        action=Once,
+        default="explorer.html",
+        metavar="FILE",
+        help="the page to write",
     )
     parser.add_argument(
         "--no-open", action="store_true", help="write the page, open no browser"

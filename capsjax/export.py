@@ -94,7 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_compiled_programs()
     require_devices()
     run = load_run(arguments.workdir, config=experiment(arguments.config))
-    folder = arguments.output or f"exports/{run.workdir.path.resolve().name}-{name}"
+    folder = arguments.output
+    if folder is None:
+        folder = f"exports/{run.workdir.path.resolve().name}-{name}"
     try:
         module = importlib.import_module(f"capsjax.exporting.{name}")
         paths = module.export(run, expanded(folder), **given)

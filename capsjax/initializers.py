@@ -123,7 +123,9 @@ def scaled_primary(dim: int, scale: float = 1.0) -> Initializer:
 
 
 def scaled_votes(
-    input_length: float = PRIMARY_LENGTH, vote_deviation: float | None = None
+    input_length: float = PRIMARY_LENGTH,
+    vote_deviation: float | None = None,
+    length: float = CLASS_LENGTH,
 ) -> Initializer:
     r"""Makes the rule for the matrices ``W_ij``, an array ``[i, j, d, c]``.
 
@@ -150,9 +152,10 @@ def scaled_votes(
         input_length: Root mean square length of the input capsules at the start.
         vote_deviation: Standard deviation of the votes' components; None for outputs
             that are squashed.
+        length: Root mean square length of squashed outputs at the start.
 
     Raises:
-        ValueError: If the length is not a finite number above 0.
+        ValueError: If the input length is not a finite number above 0.
     """
     if not 0 < input_length < math.inf:
         raise ValueError(
@@ -167,7 +170,27 @@ def scaled_votes(
         i, j, d, _ = shape
         factor = math.sqrt(1152 * 16 / (i * d)) * (PRIMARY_LENGTH / input_length)
         factor *= (j / 10) * (_growth(10 / 16) / _growth(j / d))
+        factor *= before_squash(length) / before_squash(CLASS_LENGTH)
         return _normal(0.02, factor)(key, shape, dtype)
+
+    return draw
+
+
+def before_squash(length: float) -> float:
+    """Returns the length of a vector that the squash makes this long."""
+    return math.sqrt(length / (1 - length))
+
+
+def scaled_poses(dim: int, length: float) -> Initializer:
+    r"""Makes the rule for a kernel ``[h, w, c, types dim]`` of poses ``length`` long.
+
+    ``N(0, sigma^2)`` with ``sigma = length / sqrt(fan_in dim)`` and
+    ``fan_in = h w c``, for features whose root mean square is one.
+    """
+
+    def draw(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
+        factor = 1 / math.sqrt(_fan_in(shape) * dim)
+        return _normal(length, factor)(key, shape, dtype)
 
     return draw
 

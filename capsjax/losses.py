@@ -53,6 +53,13 @@ def margin_loss(
             lengths have no axis of classes.
         TypeError: If the lengths are not floating-point numbers.
 
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from capsjax import margin_loss
+        >>> loss = margin_loss(jnp.array([[0.95, 0.3]]), jnp.array([0]))
+        >>> print(f"{loss[0]:.2f}")  # 0.5 * (0.3 - 0.1)^2
+        0.02
+
     References:
         Sabour, Frosst and Hinton 2017, Eq. 4, https://arxiv.org/abs/1710.09829.
     """
@@ -137,6 +144,13 @@ def reconstruction_loss(
     Raises:
         ValueError: If ``reduction`` is neither, or the shapes differ or lack an axis.
         TypeError: If either array is not floating-point numbers.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from capsjax import reconstruction_loss
+        >>> drawn, image = jnp.zeros((1, 28, 28, 1)), jnp.ones((1, 28, 28, 1))
+        >>> print(reconstruction_loss(drawn, image))
+        [784.]
 
     References:
         Sabour, Frosst and Hinton 2017, section 4.1, https://arxiv.org/abs/1710.09829.

@@ -69,6 +69,12 @@ def safe_norm(
 
     Raises:
         ValueError: If ``x`` has no such axis, or complex numbers.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from capsjax import safe_norm
+        >>> print(safe_norm(jnp.array([[3.0, 4.0], [0.0, 0.0]])))
+        [5. 0.]
     """
     x, dtype = _at_least_float32(x, "x", axis)
     norm = jnp.moveaxis(_norm(jnp.moveaxis(x, axis, -1)), -1, axis)
@@ -92,6 +98,12 @@ def squash(s: Shaped[ArrayLike, "..."], *, axis: int = -1) -> Float[Array, "..."
 
     Raises:
         ValueError: If ``s`` has no such axis, or complex numbers.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from capsjax import safe_norm, squash
+        >>> print(f"{safe_norm(squash(jnp.array([3.0, 4.0]))):.4f}")  # 25 / 26
+        0.9615
 
     References:
         Sabour, Frosst and Hinton 2017, Eq. 1, https://arxiv.org/abs/1710.09829.
@@ -221,6 +233,38 @@ def require_unit_scale(
         raise TypeError(f"{name} is {dtype}, and must be uint8: is it scaled already?")
 
 
+def flatten_capsules(
+    capsules: Shaped[Array, "*batch h w t c"],
+    activation: Shaped[Array, "*batch h w t"] | None = None,
+) -> tuple[Shaped[Array, "*batch i c"], Shaped[Array, "*batch i"] | None]:
+    """Makes a list of a map of capsules: ``i = (h w t)``.
+
+    ``dense_caps(*flatten_capsules(pose, activation))`` routes a map.
+
+    Args:
+        capsules: The map.
+        activation: Activations of its capsules, if there are any.
+
+    Returns:
+        Capsules and activations, or None for these.
+
+    Raises:
+        ValueError: If an axis is missing.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from capsjax import flatten_capsules
+        >>> capsules, _ = flatten_capsules(jnp.ones((2, 6, 6, 32, 8)))
+        >>> capsules.shape
+        (2, 1152, 8)
+    """
+    require_axes("capsules", capsules, "hwtc")
+    *batch, h, w, t, c = capsules.shape
+    if activation is not None:
+        activation = activation.reshape(*batch, h * w * t)
+    return capsules.reshape(*batch, h * w * t, c), activation
+
+
 def tweak_pose(
     pose: Shaped[ArrayLike, "..."],
     *,
@@ -245,6 +289,12 @@ def tweak_pose(
 
     Raises:
         ValueError: If ``num_steps`` is less than 1, or a pose has no axis.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from capsjax import tweak_pose
+        >>> tweak_pose(jnp.zeros(16)).shape  # 16 components, 11 steps
+        (16, 11, 16)
 
     References:
         Sabour, Frosst and Hinton 2017, section 5.1 and figure 4,

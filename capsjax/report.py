@@ -12,6 +12,10 @@ Runs of a recipe must agree in everything but the seed.
 cross validation; ``--by model.routing.num_iterations`` makes a row for each value of a
 field. ``--config`` may be given several times, for runs with classes of their own.
 Runs whose settings changed are averaged only with runs of the same changes.
+
+``--table routings`` compares the variants of ``experiments/routings.py`` instead. It
+takes folders of runs, and files with a JSON object a line: runs reduced to their
+numbers, and speeds, as ``benchmarks/results/routings`` has them.
 """
 
 import argparse
@@ -19,6 +23,7 @@ import contextlib
 import sys
 from collections.abc import Sequence
 
+from capsjax.analysis import routing_table
 from capsjax.analysis.comparison import gather, name_of, notes, read_run, table
 from capsjax.config import Config
 from capsjax.runtime.console import answer, command
@@ -42,6 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("workdirs", nargs="+", metavar="DIR", help="folders of runs")
     parser.add_argument(
+        "--table",
+        action=Once,
+        choices=["routings"],
+        help="make this table; DIR may then be a file of results, too",
+    )
+    parser.add_argument(
         "--figure", action=Once, help="file to draw the validation curves into"
     )
     for name, what in (
@@ -53,13 +64,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     add_experiment(parser, action="append")
     arguments = parser.parse_args(argv)
+    if arguments.table:
+        answer(*routing_table.table(routing_table.read(arguments.workdirs)))
+        return 0
     owns = [experiment(file) for file in arguments.config or [None]]
     runs = [read_run(path, _fitting(path, owns)) for path in arguments.workdirs]
     groups = gather(runs, average=arguments.average, by=arguments.by)
     try:
         answer(*table(groups, arguments.by).splitlines(), *notes(groups))
     finally:
-        if arguments.figure:
+        if arguments.figure is not None:
             from capsjax.analysis import plots
 
             curves = {

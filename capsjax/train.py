@@ -46,7 +46,10 @@ def main(argv: Sequence[str]) -> int:
         join(command_line.hosts)
         keep_compiled_programs()
         require_devices()
-        workdir = Workdir(command_line.workdir or default_path(command_line.config))
+        path = command_line.workdir
+        if path is None:
+            path = default_path(command_line.config)
+        workdir = Workdir(path)
         command = shlex.join(sys.orig_argv)
         result = complete(command_line.config, workdir, command=command, may_exit=True)
     # Turn failures into messages and exit codes.

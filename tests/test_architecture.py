@@ -28,6 +28,7 @@ training
 analysis exporting
 explorer
 train evaluate predict report explore export
+__main__
 """
 PLACES = {
     name: (line, column)
@@ -36,7 +37,7 @@ PLACES = {
 }
 # A method that people look for on the object that they hold.
 UPWARDS = {("storage.run", "capsjax.explorer.page.make_page")}
-DOORS = LINES.split("\n")[-2].split()
+DOORS = LINES.split("\n")[-3].split()
 OWNERS = {
     "flax": {"layers", "models", "config"},
     "optax": {"training", "config.optimizers"},

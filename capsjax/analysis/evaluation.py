@@ -8,15 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from capsjax.analysis.inspection import (
-    ROUNDS,
-    Lengths,
-    accuracy_by_rounds,
-    batches,
-    primary_lengths,
-)
+from capsjax.analysis.diagnosis import Calibration, Diagnosis, calibrate, diagnose
+from capsjax.analysis.images import batches, load_validation_set, some_images
+from capsjax.analysis.inspection import ROUNDS, predictions_by_rounds
 from capsjax.analysis.scores import Scores, class_scores, label_scores
 from capsjax.data import Batch, Dataset
+from capsjax.diagnostics import is_changed
 from capsjax.models.network import has_stages, routing_of
 from capsjax.ops import mask_longest
 from capsjax.routings import Routed
@@ -45,19 +42,23 @@ class Evaluation(NamedTuple):
             column). If all images show the same number of several, an image's missed
             classes are paired with the wrong predictions, both in the order of the
             classes. None if images show different numbers.
-        primary: Lengths of the primary capsules of one network, if it has any.
-        classes: Lengths of the class capsules, if there are any.
+        diagnosis: Measures of the routing of one network, if it has capsule layers.
+        calibration: Reliability of its confidences, if images show one class each and
+            there are validation images.
         by_rounds: Accuracy by the number of rounds of routing, if there is routing.
-        num_compared: Number of images behind ``by_rounds``.
+        changed: Share of the predictions that differ from those of the network's own
+            number of rounds, likewise.
+        num_compared: Number of images behind these two.
     """
 
     metrics: Metrics
     prediction: Prediction
     scores: Scores
     confusion: Any
-    primary: Lengths | None = None
-    classes: Lengths | None = None
+    diagnosis: Diagnosis | None = None
+    calibration: Calibration | None = None
     by_rounds: dict[int, float] | None = None
+    changed: dict[int, float] | None = None
     num_compared: int = 0
 
 
@@ -73,7 +74,7 @@ def evaluate_run(
     """
     # Predict every image, and sum up the metrics.
     summed, sums, parts = _summed_metrics(run), [], []
-    for _, batch in batches(run, dataset):
+    for _, batch in batches(dataset, run.config.eval_batch_size):
         part = run.predict(batch.image)
         sums.append(jax.tree.map(np.asarray, summed(run.params, batch, part)))
         # Poses would take more memory than the images.
@@ -84,35 +85,38 @@ def evaluate_run(
         prediction,
         *_compared(dataset, prediction.activation),
     )
-    if not (has_stages(run.model) and looks_inside):
+    if not looks_inside:
         return evaluation
-    # Look at the capsules, and compare numbers of rounds.
-    length = prediction.activation
-    # With many classes each number of rounds takes minutes to compile and to compare.
-    compared_rounds = ROUNDS if length.shape[1] <= MOST_KEPT_CLASSES else ROUNDS[:2]
+    evaluation = evaluation._replace(diagnosis=diagnose(run, dataset))
+    if not dataset.is_multi_label and (validation := load_validation_set(run)):
+        calibration = calibrate(run, validation, dataset, prediction)
+        evaluation = evaluation._replace(calibration=calibration)
     routing = routing_of(run.model)
-    rounds = []
-    if routing is not None:
-        rounds = sorted({*compared_rounds, routing.num_rounds or 1})
-    primary = primary_lengths(run, dataset)
-    num_couplings = primary.longest.size * length.shape[1]
-    compared = some_images(
-        dataset, max(_FEWEST_COMPARED, _MOST_COUPLINGS // num_couplings)
-    )
+    if routing is None or not has_stages(run.model) or evaluation.diagnosis is None:
+        return evaluation
+    # Compare numbers of rounds; with many classes each takes minutes to compile.
+    is_small = prediction.activation.shape[1] <= MOST_KEPT_CLASSES
+    own = routing.num_rounds or 1
+    rounds = sorted({*(ROUNDS if is_small else ROUNDS[:2]), own})
+    *_, (i, j) = evaluation.diagnosis.sizes.values()
+    compared = some_images(dataset, max(_FEWEST_COMPARED, _MOST_COUPLINGS // (i * j)))
+    named = predictions_by_rounds(run, compared, rounds)
+    label = compared.label
+    if not dataset.is_multi_label:
+        label = np.arange(dataset.num_classes) == label[:, None]
+
+    def differing(one: np.ndarray, other: np.ndarray) -> float:
+        return float(np.mean(is_changed(one, other)))
+
     return evaluation._replace(
-        primary=primary,
-        classes=Lengths(length.max(0), length.min(0)),
-        by_rounds=accuracy_by_rounds(run, compared, rounds) if rounds else None,
+        by_rounds={
+            n: float(1 - is_changed(one, label).mean()) for n, one in named.items()
+        },
+        changed={
+            n: float(is_changed(one, named[own]).mean()) for n, one in named.items()
+        },
         num_compared=len(compared),
     )
-
-
-def some_images(dataset: Dataset, number: int) -> Dataset:
-    """Returns at most ``number`` images, drawn from all parts of a sorted set."""
-    if len(dataset) <= number:
-        return dataset
-    index = np.random.default_rng(0).choice(len(dataset), number, replace=False)
-    return dataset.subset(np.sort(index))
 
 
 def evaluate_ensemble(
@@ -131,7 +135,7 @@ def evaluate_ensemble(
     activation = np.mean([one.prediction.activation for one in members], axis=0)
     prediction = Prediction(activation.argmax(-1), activation, None)
     summed, sums = _summed_metrics(runs[0]), []
-    for part, batch in batches(runs[0], dataset):
+    for part, batch in batches(dataset, runs[0].config.eval_batch_size):
         seen = jax.tree.map(lambda whole, part=part: whole[part], prediction)
         sums.append(jax.tree.map(np.asarray, summed(runs[0].params, batch, seen)))
     return Evaluation(

@@ -85,17 +85,33 @@ def draw(
         curves = _curves(run.workdir.read_metrics())
         save("training", plots.training_curves(*curves))
     # Draw the routing.
+    measures: list[dict[str, float]] = []
     num_routed = 0 if by_rounds is None else most_routed(run)
     if by_rounds is not None and num_routed:
         routing: Any = routing_of(run.model)
         usual = routing.num_rounds
         routed = couplings(run, seen(_some(dataset, num_routed)), max(by_rounds))
         changes = np.abs(np.diff(routed.coupling, axis=0)).mean(axis=(1, 2, 3))
-        figure = plots.rounds(by_rounds, routed.logit_change, changes, usual=usual)
+        figure = plots.rounds(
+            *(by_rounds, evaluation.changed or {}, routed.logit_change, changes),
+            usual=usual,
+        )
         save("rounds", figure)
         entropy = routed.entropy[:usual].reshape(usual, -1)
         choices = len(names) + (not routing.couplings_sum_to_one)
         save("entropy", plots.coupling_entropy(entropy, num_classes=choices))
+        measures = routed.measures
+    if (diagnosis := evaluation.diagnosis) is not None:
+        save("measures", plots.measures(diagnosis.histogram, diagnosis.sizes, measures))
+    if (calibration := evaluation.calibration) is not None:
+        curves = {
+            what: (one.confidence.mean, one.right.mean, one.right.weight)
+            for what, one in (
+                ("as it is", calibration.as_is),
+                (f"temperature {calibration.temperature:.3g}", calibration.fitted),
+            )
+        }
+        save("reliability", plots.reliability(curves))
     if dataset.is_multi_label:
         save("mistakes", _label_mistakes(dataset, length, seen))
         if draws and dataset.source is not None and dataset.source.shape[1] == 2:

@@ -1,19 +1,25 @@
-"""Loads the images that runs are evaluated on."""
+"""Loads the images that runs are evaluated on, and takes some of them."""
 
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from capsjax.data import Dataset, DatasetError, NotFoundError, load
+from capsjax.config import ConfigError
+from capsjax.data import Batch, Dataset, DatasetError, NotFoundError, load
 from capsjax.data.loading import find_pictures, names_a_file, own_splits
 from capsjax.data.readers.layout import shortened as listed
 from capsjax.runtime.console import printable
 from capsjax.storage.files import WorkdirError
 from capsjax.storage.run import Run
+from capsjax.training.sets import make_sets
+
+# Training images are not read again for the validation images among them if larger.
+_MOST_BYTES = 2**28
 
 
 def load_test_set(runs: Sequence[Run], name: str | None) -> Dataset:
@@ -137,3 +143,36 @@ def _with_classes_of(run: Run, dataset: Dataset) -> Dataset:
         label = np.zeros((len(dataset), len(run.class_names)), np.bool_)
         label[:, index] = dataset.label
     return dataclasses.replace(dataset, label=label, class_names=run.class_names)
+
+
+def load_validation_set(run: Run) -> Dataset | None:
+    """Loads the images that a run was validated on.
+
+    Returns:
+        The images; None if there were none, if they are not there any more, or if all
+        training images, of which they are a part, take more than 256 MB.
+    """
+    with contextlib.suppress(DatasetError, ConfigError, WorkdirError, KeyError):
+        known = run.workdir.read_json(run.workdir.dataset)["splits"]
+        num_bytes = known["train"]["num_images"] * math.prod(run.image_shape)
+        if run.in_memory or "validation" not in known or num_bytes > _MOST_BYTES:
+            return None
+        _, validation, _ = make_sets(run.config, run.workdir.split_rule(), None)
+        if validation is not None and run.workdir.is_of(validation, "validation"):
+            return validation
+    return None
+
+
+def batches(dataset: Dataset, step: int) -> Iterator[tuple[slice, Batch]]:
+    """Yields a data set's images in batches of ``step``, with their places."""
+    for start in range(0, len(dataset), step):
+        part = slice(start, min(start + step, len(dataset)))
+        yield part, dataset.batch(np.arange(part.start, part.stop))
+
+
+def some_images(dataset: Dataset, number: int) -> Dataset:
+    """Returns at most ``number`` images, drawn from all parts of a sorted set."""
+    if len(dataset) <= number:
+        return dataset
+    index = np.random.default_rng(0).choice(len(dataset), number, replace=False)
+    return dataset.subset(np.sort(index))

@@ -1,103 +1,62 @@
-"""Looks inside a trained network: capsules' lengths, couplings, rounds, tweaks."""
+"""Looks inside a trained network: couplings, rounds, tweaks."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
+from capsjax.analysis.images import batches
 from capsjax.data import Batch, Dataset
+from capsjax.diagnostics import RoutingStatistics, coupling_entropy
 from capsjax.models.network import Staged, has_stages
 from capsjax.ops import safe_norm, tweak_pose
 from capsjax.storage.run import Run
 from capsjax.training.evaluation import middle
 from capsjax.training.objective import (
-    found,
+    verdict,
 )
 from capsjax.votes import cast_votes
 
-# Lengths: a capsule is dead if never above the first, saturated if never below the
-# second.
-DEAD, SATURATED = 0.05, 0.95
 ROUNDS = (1, 2, 3, 5, 8)
 _NUM_STEPS = 11
 _VOTES_BYTES = 2**27  # For the votes that a figure holds at once.
 _MOST_ROUTED = 64
 
 
-class Lengths(NamedTuple):
-    """The extremes of every capsule's length over a set of images.
-
-    Attributes:
-        longest: The largest length of each capsule.
-        shortest: The smallest length.
-    """
-
-    longest: Float[np.ndarray, " capsules"]
-    shortest: Float[np.ndarray, " capsules"]
-
-    @property
-    def num_dead(self) -> int:
-        """Number of capsules that stand for nothing: never above ``DEAD``."""
-        return int((self.longest <= DEAD).sum())
-
-    @property
-    def num_saturated(self) -> int:
-        """Number of capsules that separate nothing: never below ``SATURATED``."""
-        return int((self.shortest >= SATURATED).sum())
-
-
-def primary_lengths(run: Run, dataset: Dataset) -> Lengths:
-    """Returns the extremes of the primary capsules' lengths over a data set."""
-    model = _staged(run)
-
-    @jax.jit
-    def extremes(params: Any, batch: Batch) -> tuple[Array, Array]:
-        image, _ = middle(batch, model)
-        capsules = model.apply(params, image, method=model.primary)
-        length = safe_norm(capsules)
-        return length.max(0), length.min(0)
-
-    longest, shortest = [], []
-    for _, batch in batches(run, dataset):
-        high, low = extremes(run.params, batch)
-        longest.append(np.ravel(high))
-        shortest.append(np.ravel(low))
-    return Lengths(np.max(longest, axis=0), np.min(shortest, axis=0))
-
-
-def accuracy_by_rounds(
+def predictions_by_rounds(
     run: Run, dataset: Dataset, rounds: Sequence[int]
-) -> dict[int, float]:
-    """Returns the accuracy of the same weights at each number of rounds."""
+) -> dict[int, Bool[np.ndarray, "n classes"]]:
+    """Returns the classes that the same weights name at each number of rounds."""
     model = _staged(run)
-    counting: Any = {"kind": run.activation_kind}
-    counting["is_counted"] = dataset.num_shown is not None
+    judging: Any = {"kind": run.activation_kind}
+    judging["is_counted"] = dataset.num_shown is not None
 
     @jax.jit
     def primary(params: Any, batch: Batch) -> Array:
         image, _ = middle(batch, model)
         return model.apply(params, image, method=model.primary)
 
-    def counted(number: int) -> Callable[..., Array]:
+    def judged(number: int) -> Callable[..., Array]:
         one = model.clone(routing=model.routing.with_rounds(number))
 
         # One program each: a joint one would hold a form of the weights per number.
         @jax.jit
-        def num_right(params: Any, primary: Array, label: Array) -> Array:
+        def named(params: Any, primary: Array, label: Array) -> Array:
             routed = one.apply(params, primary, method=one.route)
-            return found(routed.activation, label, **counting)[0].sum()
+            return verdict(routed.activation, label, **judging) > 0
 
-        return num_right
+        return named
 
-    num_right = [counted(number) for number in rounds]
-    right = np.zeros(len(rounds))
-    for _, batch in batches(run, dataset):
+    each = {number: judged(number) for number in rounds}
+    parts = {number: [] for number in rounds}
+    for _, batch in batches(dataset, run.config.eval_batch_size):
         capsules = primary(run.params, batch)
-        right += [float(each(run.params, capsules, batch.label)) for each in num_right]
-    return dict(zip(rounds, (right / len(dataset)).tolist(), strict=True))
+        for number, named in each.items():
+            parts[number].append(np.asarray(named(run.params, capsules, batch.label)))
+    return {number: np.concatenate(named) for number, named in parts.items()}
 
 
 def _staged(run: Run) -> Staged:
@@ -109,14 +68,6 @@ def _staged(run: Run) -> Staged:
     return run.model
 
 
-def batches(run: Run, dataset: Dataset) -> Iterator[tuple[slice, Batch]]:
-    """Yields a data set's images in batches of the run's ``eval_batch_size``."""
-    step = run.config.eval_batch_size
-    for start in range(0, len(dataset), step):
-        part = slice(start, min(start + step, len(dataset)))
-        yield part, dataset.batch(np.arange(part.start, part.stop))
-
-
 class Coupling(NamedTuple):
     """The routing of images, round by round.
 
@@ -125,11 +76,13 @@ class Coupling(NamedTuple):
         share: Contribution of each primary capsule to the longest class capsule of the
             last round: coupling times the vote's component along that round's pose.
         logit_change: Mean size of each round's addition to a logit.
+        measures: The measures of each round's couplings: see ``RoutingStatistics``.
     """
 
     coupling: Float[Array, "round n i j"]
     share: Float[Array, "round n i"]
     logit_change: Float[Array, " round"]
+    measures: list[dict[str, float]]
 
     @property
     def entropy(self) -> Float[np.ndarray, "round n i"]:
@@ -137,10 +90,8 @@ class Coupling(NamedTuple):
 
         The share that goes to none of the classes counts as one more coupling.
         """
-        c = np.asarray(self.coupling, np.float64)
-        none = np.clip(1 - c.sum(-1, keepdims=True), 0, 1)
-        c = np.concatenate([c, none], axis=-1)
-        return -np.sum(c * np.log2(np.where(c > 0, c, 1)), axis=-1)
+        nats = coupling_entropy(self.coupling, none_of_the_above=True)
+        return np.asarray(nats) / np.log(2)
 
 
 def couplings(
@@ -170,14 +121,30 @@ def couplings(
         shares.append(jnp.take_along_axis(along, winner[:, None, None], -1)[..., 0])
         agreement = jnp.einsum("nijd,njd->nij", votes, routed.pose)
         changes.append(jnp.abs(agreement).mean())
-    coupling = jnp.stack([routed.coupling for routed in rounds])
-    return Coupling(coupling, jnp.stack(shares), jnp.stack(changes))
+    length, nowhere = safe_norm(capsules), not routing.couplings_sum_to_one
+    measures = [
+        RoutingStatistics.of(
+            *(routed.coupling, length, routed.activation), none_of_the_above=nowhere
+        ).measures()
+        for routed in rounds
+    ]
+    return Coupling(
+        jnp.stack([routed.coupling for routed in rounds]),
+        jnp.stack(shares),
+        jnp.stack(changes),
+        [{name: float(value) for name, value in one.items()} for one in measures],
+    )
 
 
 def most_routed(run: Run) -> int:
     """Returns the number of images whose votes a figure holds at once."""
-    weight = run.params["params"]["class_caps"]["weight"]
-    num_inputs, num_outputs, dim, _ = weight.shape
+    model = _staged(run)
+    image = jnp.zeros((1, *model.image_shape), jnp.float32)
+    capsules: Any = jax.eval_shape(
+        lambda params: model.apply(params, image, method=model.primary), run.params
+    )
+    num_inputs = capsules.size // capsules.shape[-1]
+    *_, num_outputs, dim, _ = run.params["params"]["class_caps"]["weight"].shape
     return min(_MOST_ROUTED, _VOTES_BYTES // (4 * num_inputs * num_outputs * dim))
 
 

@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Int
 
 from capsjax.analysis.confusion import commonest_confusions
+from capsjax.analysis.diagnosis import Calibration, Diagnosis
 from capsjax.analysis.evaluation import MOST_KEPT_CLASSES, Evaluation
-from capsjax.analysis.inspection import DEAD, SATURATED
 from capsjax.analysis.scores import Scores
 from capsjax.data import Dataset
 from capsjax.runtime.console import shortened
@@ -49,22 +49,69 @@ def summary_lines(dataset: Dataset, evaluation: Evaluation) -> Iterator[str]:
     yield ""
     yield from _class_lines(dataset.class_names, evaluation.confusion, scores)
     yield ""
-    for what, lengths in (
-        ("primary", evaluation.primary),
-        ("class", evaluation.classes),
-    ):
-        if lengths is not None:
-            yield (
-                f"{len(lengths.longest)} {what} capsules: {lengths.num_dead} dead "
-                f"(never longer than {DEAD}), {lengths.num_saturated} saturated (never "
-                f"shorter than {SATURATED})"
-            )
+    if evaluation.diagnosis is not None:
+        yield from _routing_lines(evaluation.diagnosis, dataset)
+    if evaluation.calibration is not None:
+        yield from _calibration_lines(evaluation.calibration)
     if evaluation.by_rounds is not None:
         each = (f"{n}: {share:.2%}" for n, share in evaluation.by_rounds.items())
         of = "weights as they are"
         if evaluation.num_compared < len(dataset):
             of += f", {evaluation.num_compared} of the images"
         yield f"accuracy by rounds of routing, {of}: {', '.join(each)}"
+    if evaluation.changed is not None:
+        each = (f"{n}: {share:.2%}" for n, share in evaluation.changed.items())
+        yield f"predictions that other rounds change: {', '.join(each)}"
+
+
+# Name, key of the measure, and its meaning.
+_MEASURES = (
+    ("T-score", "t_score", "0: equal couplings, 1: a tree"),
+    ("bonding", "bonding", "mean largest coupling where active"),
+    ("dynamics", "dynamics", "0: one tree for all images"),
+    ("D-score", "d_score", "largest deviation of an output"),
+    ("alive inputs", "alive_rate", "not always shorter than 0.01"),
+    ("active inputs", "active_rate", "with a coupling above 1.5 / J"),
+    ("active of the alive", "active_rate_of_alive", "the same, without dead inputs"),
+    ("dead inputs", "dead_inputs", "always shorter than 0.01"),
+    ("saturated inputs", "saturated_inputs", "never shorter than 0.95"),
+    ("never active inputs", "never_active_inputs", "no coupling above 1.5 / J"),
+    ("dead outputs", "dead_outputs", "always shorter than 0.01"),
+    ("saturated outputs", "saturated_outputs", "never shorter than 0.95"),
+    ("starved outputs", "starved_outputs", "get under 0.1 / J"),
+)
+
+
+def _routing_lines(diagnosis: Diagnosis, dataset: Dataset) -> Iterator[str]:
+    """Yields each measure of the routing with its value and its meaning."""
+    of = f"measured on {diagnosis.num_images} of the images"
+    for name, measures in diagnosis.layers.items():
+        i, j = diagnosis.sizes[name]
+        yield f"routing of {name or 'the network'}, {i} to {j} capsules: {of}"
+        for title, key, meaning in _MEASURES:
+            value = measures[key]
+            text = f"{value:.0f}" if key.endswith("puts") else f"{value:.4f}"
+            yield f"  {title:21}{text:>9}  {meaning}"
+    distinct, number = diagnosis.trees.num_distinct, diagnosis.trees.num_examples
+    bits = [one for label, one in diagnosis.trees.entropy.items() if number[label] > 1]
+    trees = f"{sum(distinct.values())} of {diagnosis.num_images}"
+    yield f"  {'distinct parse trees':21}{trees:>9}  couplings rounded to tenths"
+    mean_bits = f"{np.mean(bits) if bits else 0:.2f}"
+    yield f"  {'parse-tree entropy':21}{mean_bits:>9}  bits, mean of the classes"
+    if diagnosis.uniform_accuracy is not None:
+        swapped = f"{diagnosis.uniform_accuracy:.2%}"
+        instead = f"accuracy with equal couplings, not {diagnosis.accuracy:.2%}"
+        yield f"  {'uniform swap':21}{swapped:>9}  {instead}"
+
+
+def _calibration_lines(calibration: Calibration) -> Iterator[str]:
+    pair = calibration.as_is, calibration.fitted
+    errors = [float(one.expected_error) for one in pair]
+    yield (
+        f"calibration: confidence and accuracy differ by {errors[0]:.2%} as they are, "
+        f"by {errors[1]:.2%} at temperature {calibration.temperature:.4f}, fitted on "
+        f"{calibration.num_validation} validation images"
+    )
 
 
 def _class_lines(
@@ -143,10 +190,53 @@ def record(
             for k, class_name in enumerate(names)
         },
         "accuracy_by_rounds": {str(n): share for n, share in by_rounds.items()},
+        "changed_by_rounds": {
+            str(n): share for n, share in (evaluation.changed or {}).items()
+        },
+        **_routing_record(evaluation.diagnosis, names),
+        **_calibration_record(evaluation.calibration),
         "confusion": None if confusion is None or not is_small else confusion.tolist(),
         "commonest_confusions": [
             {"label": names[label], "taken_for": names[taken], "images": count}
             for label, taken, count in commonest
         ],
         **provenance(),
+    }
+
+
+def _routing_record(
+    diagnosis: Diagnosis | None, names: Sequence[str]
+) -> dict[str, Any]:
+    if diagnosis is None:
+        return {}
+    trees, entropy = diagnosis.trees, diagnosis.trees.entropy
+    number, distinct = trees.num_examples, trees.num_distinct
+    return {
+        "routing": {
+            name: dict(zip(("inputs", "outputs"), diagnosis.sizes[name], strict=True))
+            | {key: _plain(value) for key, value in measures.items()}
+            for name, measures in diagnosis.layers.items()
+        },
+        "parse_trees": {
+            names[k]: {"images": number[k], "distinct": distinct[k], "bits": entropy[k]}
+            for k in sorted(number)
+        },
+        "uniform_swap": {
+            "accuracy": diagnosis.accuracy,
+            "uniform_accuracy": diagnosis.uniform_accuracy,
+        },
+        "num_watched": diagnosis.num_images,
+    }
+
+
+def _calibration_record(calibration: Calibration | None) -> dict[str, Any]:
+    if calibration is None:
+        return {}
+    return {
+        "calibration": {
+            "temperature": calibration.temperature,
+            "num_validation": calibration.num_validation,
+            "expected_error": float(calibration.fitted.expected_error),
+            "expected_error_as_is": float(calibration.as_is.expected_error),
+        }
     }

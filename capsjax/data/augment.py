@@ -17,13 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Integer, Key, Num
 
-from capsjax.bounds import Share, Size, between
-from capsjax.data import warp
+from capsjax.bounds import Share, Size, above, between
+from capsjax.data import photo, warp
 from capsjax.ops import require_unit_scale
 
-# Folded into a step's key by the warp. Its shifts take the key itself, which folds in 0
-# and 1, and the step folds in 2 and 3.
-_WARP = 4
+# Folded into a step's key by all but the shifts. They take the key itself, which folds
+# in 0 and 1, and the step folds in 2 and 3.
+_OWN = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +159,7 @@ class Warp(Shift):
         progress: Float[Array, ""],
     ) -> _Warps:
         """Draws a matrix, a shift and, for a bend, noise for each image."""
-        choice, amounts, bend = jax.random.split(jax.random.fold_in(key, _WARP), 3)
+        choice, amounts, bend = jax.random.split(jax.random.fold_in(key, _OWN), 3)
         is_warped = jax.random.uniform(choice, (num_images,)) >= self.share_shifted
         is_warped &= progress < 1 - self.last_shifted
         # A warp by nothing is exact, so that one program warps and shifts.
@@ -200,6 +200,66 @@ class Warp(Shift):
 
 
 @dataclasses.dataclass(frozen=True)
+class Photo(Augmentation):
+    """Shows a random part of each photograph, mirrored or not, in other colours.
+
+    The part is a rectangle at a uniform place, enlarged to the size of the image. Its
+    area is uniform up to the whole, and the logarithm of its aspect uniform up to the
+    largest that fits into the image. The factors of the colours are uniform.
+
+    Attributes:
+        flip: Share of the images whose left and right are swapped.
+        min_area: The smallest part, as a share of the image's area; 1 shows all.
+        max_aspect: The largest ratio of the part's width to its height, and of its
+            height to its width, each as a share of the image's.
+        brightness: The largest change of a pixel, as a share of it.
+        contrast: The same for its distance from the image's mean grey.
+        saturation: The same for its distance from grey, in images of three channels.
+    """
+
+    flip: Share = 0.5
+    min_area: Annotated[float, above(0, 1)] = 0.35
+    max_aspect: Annotated[float, between(1, 10)] = 1.33
+    brightness: Share = 0.3
+    contrast: Share = 0.3
+    saturation: Share = 0.3
+
+    def draw(
+        self,
+        key: Key[Array, ""],
+        num_images: int,
+        image_shape: tuple[int, int, int],
+        progress: Float[Array, ""],
+    ) -> photo.Changes:
+        """Draws a rectangle, its mirroring and three factors for each image."""
+        key = jax.random.fold_in(key, _OWN)
+        shape, place, mirror, colour = jax.random.split(key, 4)
+        unit = jax.random.uniform(shape, (num_images, 2))
+        area = 1 - unit[:, :1] * (1 - self.min_area)
+        # A rectangle as wide or high as the image has the aspect 1 / area.
+        widest = jnp.minimum(np.log(self.max_aspect), -jnp.log(area))
+        aspect = (2 * unit[:, 1:] - 1) * widest
+        side = jnp.sqrt(area) * jnp.exp(jnp.concatenate([-aspect, aspect], axis=1) / 2)
+        side = jnp.clip(jnp.round(side * photo.PLACES), 1, photo.PLACES)
+        start = jax.random.uniform(place, (num_images, 2)) * (photo.PLACES - side)
+        largest = jnp.array([[self.brightness, self.contrast, self.saturation]])
+        factor = jax.random.uniform(colour, (num_images, 3), minval=-1.0) * largest
+        return photo.Changes(
+            jnp.int32(jnp.round(start)),
+            jnp.int32(side),
+            jax.random.bernoulli(mirror, self.flip, (num_images,)),
+            jnp.int32(jnp.round((1 + factor) * photo.FACTORS)),
+        )
+
+    def apply(
+        self, image: Num[Array, "batch h w c"], drawn: photo.Changes
+    ) -> Num[Array, "batch h w c"]:
+        """Crops and mirrors the images, then changes their colours."""
+        cropped = photo.crop(image, drawn.start, drawn.side, drawn.is_mirrored)
+        return photo.recolour(cropped, drawn.factors)
+
+
+@dataclasses.dataclass(frozen=True)
 class NoAugmentation(Augmentation):
     """Leaves the images alone."""
 
@@ -222,6 +282,7 @@ class NoAugmentation(Augmentation):
 AUGMENTATIONS: Mapping[str, type[Augmentation]] = {
     "shift": Shift,
     "warp": Warp,
+    "photo": Photo,
     "none": NoAugmentation,
 }
 
@@ -249,9 +310,10 @@ def check_changes(
             raise ValueError(
                 f"{method} of {name} must take ({', '.join(wanted)}): {error}."
             ) from error
+    # Shapes alone: values would compile programs at every start.
     drawn = jax.eval_shape(
         lambda key, progress: augmentation.draw(key, num_images, image_shape, progress),
-        *(jax.random.key(0), jnp.float32(0)),
+        *jax.eval_shape(lambda: (jax.random.key(0), jnp.float32(0))),
     )
     for one in jax.tree.leaves(drawn):
         if one.shape[:1] != (num_images,):

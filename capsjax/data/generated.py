@@ -201,9 +201,9 @@ def deform(
 
     These are uniform and independent: a turn of up to 20 degrees, a slant of up to 0.2,
     a scale from 0.8 to 1.2 along each axis, and the place among all that keep the whole
-    drawing in sight. It is a stand-in: only affNIST's files contain its 32
-    transformations of each digit, and its ranges are from memory. Never call a result
-    on these images a result on affNIST.
+    drawing in sight, as far as there is room. It is a stand-in: only affNIST's files
+    contain its 32 transformations of each digit, and its ranges are from memory. Never
+    call a result on these images a result on affNIST.
 
     Returns:
         A function that makes a batch of images with ``size`` by ``size`` pixels.
@@ -232,6 +232,7 @@ RECIPES: dict[str, Recipe] = {
     "multi_mnist": functools.partial(overlap, max_shift=4),
     "expanded_mnist": functools.partial(expand, max_shift=6),
     "affine_mnist": functools.partial(deform, size=40),
+    "affine_mnist_28": functools.partial(deform, size=28),
 }
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from capsjax.data.preparation import Scale
-from capsjax.runtime.paths import expanded
+from capsjax.runtime.paths import expanded, require_file
 
 # Without formats that Pillow hands to other programs, as it does PostScript.
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
@@ -157,6 +157,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Too large images are refused below.
+            require_file(expanded(path))
             # Not by its name: Pillow would map a TIFF file into memory, and mix up its
             # pixels when turning it.
             with (

@@ -43,7 +43,8 @@ def load(
             - "mnist", which is part of the package;
             - made from MNIST: "multi_mnist", two digits one over the other;
               "expanded_mnist", a digit anywhere on 40 x 40 pixels; "affine_mnist", also
-              turned, slanted and scaled, which is *not* affNIST;
+              turned, slanted and scaled, which is *not* affNIST; "affine_mnist_28", the
+              same on 28 x 28 pixels;
             - "image_folder", a folder of images at ``path`` with one subfolder for each
               class: see ``load_image_folder``;
             - the path of a folder with four IDX archives laid out like MNIST's

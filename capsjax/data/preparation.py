@@ -40,6 +40,7 @@ DRAWN = {
     "multi_mnist": Drawn(36, 23),  # The median: two digits are shifted apart.
     "expanded_mnist": Drawn(40, 20),
     "affine_mnist": Drawn(40, 20),
+    "affine_mnist_28": Drawn(28, 20),
 }
 _AS_IS = "as_is"
 LARGEST_SIDE = 2**16  # No network could take larger images.

@@ -170,6 +170,12 @@ def _known_model(run: Run) -> CapsNet:
             f"the explorer knows {known} routing, and {place} has "
             f"{type(model.routing).__name__}."
         )
+    if model.share_weight or not model.draws:
+        raise ExplorerError(
+            f"the explorer shows networks with a decoder and a matrix for each pair of "
+            f"capsules, and {place} has share_weight={model.share_weight}, "
+            f"decoder_features={model.decoder_features}."
+        )
     if model.image_shape[2] not in (1, 3):
         raise ExplorerError(
             f"the explorer shows images of 1 or 3 channels, and those of {place} have "
@@ -218,7 +224,7 @@ def _largest(model: CapsNet) -> int:
         grid[0] * grid[1] * model.conv_features,
         places[0] * places[1] * model.primary_types * model.primary_dim,
         model.num_classes * model.class_dim,
-        *model.decoder_features,
+        *(model.decoder_features or ()),
     )
 
 

@@ -44,7 +44,8 @@ def card(run: Run, *, half: bool, licence: str, note: str) -> str:
         "## Licence",
         licence or _NOT_NAMED,
     ]
-    return "\n\n".join(filter(None, parts)) + "\n"
+    text = "\n\n".join(filter(None, parts)) + "\n"
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _rows(run: Run, *, half: bool) -> Iterator[str]:

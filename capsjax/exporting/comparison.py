@@ -7,8 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from capsjax.analysis.evaluation import some_images
-from capsjax.analysis.images import load_test_set
+from capsjax.analysis.images import load_test_set, some_images
 from capsjax.data import DatasetError
 from capsjax.data.augment import scale_to_unit
 from capsjax.data.crop import crop_middle

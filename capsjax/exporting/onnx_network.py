@@ -1,5 +1,6 @@
 """Networks as ONNX graphs: plain operators, for a batch of any size."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -51,7 +52,7 @@ def models(run: Run, storage: Storage = "float32") -> dict[str, onnx.ModelProto]
         found = encode(graph)
         label = found["activation"].apply("ArgMax", axis=1, keepdims=0)
         found["label"] = label.apply("Cast", to=onnx.TensorProto.INT32)
-        if "pose" in found:
+        if "pose" in found and network.draws:
             count = np.array([network.num_classes])
             mask = label.apply("OneHot", count, np.array([0.0, 1.0]), axis=1)
             found["drawing"] = _decode(network, weights, found["pose"], mask)
@@ -87,10 +88,15 @@ def _encode_capsnet(
         s = s.apply("Relu")
     own = dict(weights["class_caps"])
     weight = own.pop("weight")
-    i, j, d, c = weight.shape
+    j, d, c = weight.shape[-3:]
+    window, step = network.primary_window
+    i = network.primary_types * math.prod(
+        1 + (side - window) // step for side in network.image_shape[:2]
+    )
     capsules = squash(s.transpose(0, 2, 3, 1).reshape(0, i, c))
     # Each capsule times its matrices: a product for each input, with the batch inside.
-    votes = multiply_each(capsules, "class_caps/weight", weight.reshape(i, j * d, c))
+    # Shared matrices have a first axis of 1.
+    votes = multiply_each(capsules, "class_caps/weight", weight.reshape(-1, j * d, c))
     votes = votes.reshape(0, 0, j, d).transpose(1, 2, 0, 3)
     size = {"i": i, "j": j, "d": d}
     pose, activation = route(network.routing, Inputs(capsules, votes, size, own))
@@ -101,14 +107,14 @@ def _encode_cnn(
     network: BaselineCNN, weights: Mapping[str, Any], image: Value
 ) -> dict[str, Value]:
     hidden = image.transpose(0, 3, 1, 2)
-    before = (network.conv_kernel - 1) // 2
-    pads = [before, before, *[network.conv_kernel - 1 - before] * 2]
+    pad = {"SAME": "SAME_UPPER", "VALID": "VALID"}[network.conv_padding]
     for n in range(len(network.conv_features)):
         own = f"conv{n}"
-        bias = weights[f"{own}_bias"]
-        hidden = _convolve(hidden, own, weights[own], bias, pads=pads).apply("Relu")
-    height, width, _ = network.image_shape
-    size = height * width * network.conv_features[-1]
+        stride = network.conv_strides[n] if network.conv_strides else 1
+        hidden = _convolve(
+            *(hidden, own, weights[own], weights[f"{own}_bias"]), stride=stride, pad=pad
+        ).apply("Relu")
+    size = weights["Dense_0"]["kernel"].shape[0]
     hidden = hidden.transpose(0, 2, 3, 1).reshape(0, size)
     layers = [weights[f"Dense_{n}"] for n in range(len(network.hidden_features) + 1)]
     return {"activation": _connect(hidden, "", layers)}
@@ -120,7 +126,7 @@ def _decode(
     masked = pose * mask.reshape(0, network.num_classes, 1)
     hidden = masked.reshape(0, network.num_classes * network.class_dim)
     own = weights["decoder"]
-    layers = [own[f"Dense_{n}"] for n in range(len(network.decoder_features) + 1)]
+    layers = [own[f"Dense_{n}"] for n in range(len(own))]
     pixels = _connect(hidden, "decoder/", layers).apply("Sigmoid")
     return pixels.reshape(0, *network.image_shape)
 
@@ -133,11 +139,12 @@ def _convolve(
     *,
     factor: float = 1.0,
     stride: int = 1,
-    pads: Any = (0, 0, 0, 0),
+    pad: str = "VALID",
 ) -> Value:
     kernel = factor * layer["kernel"].transpose(3, 2, 0, 1)
     weight = image.graph.weight(f"{name}/kernel", kernel, axis=0)
-    return image.apply("Conv", weight, bias, strides=[stride, stride], pads=pads)
+    strides = [stride, stride]
+    return image.apply("Conv", weight, bias, strides=strides, auto_pad=pad)
 
 
 def _connect(hidden: Value, name: str, layers: Any) -> Value:

@@ -46,6 +46,8 @@ def export(
             float16, or a file can't be written.
     """
     workdir = Workdir(expanded(folder))
+    if workdir.path.exists() and not workdir.path.is_dir():
+        raise WorkdirError(f"{workdir.path} is a file: choose a folder for --output.")
     if workdir.path.exists() and not workdir.is_shared and any(workdir.path.iterdir()):
         raise WorkdirError(
             f"{workdir.path} holds other files: choose a new folder for --output, or "

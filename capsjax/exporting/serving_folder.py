@@ -14,11 +14,13 @@ _CARD = "card.json"
 
 
 def require_folder(folder: pathlib.Path) -> None:
-    """Raises if a folder holds something else than an earlier export.
+    """Raises if a folder can't be one, or holds something else than an earlier export.
 
     Raises:
         ExportError: With the folder.
     """
+    if folder.exists() and not folder.is_dir():
+        raise ExportError(f"{folder} is a file: choose a folder for --output.")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / _CARD).exists():
         raise ExportError(
             f"the folder {folder} holds files of something else: choose a new one, or "

@@ -44,6 +44,15 @@ class PrimaryCaps(nn.Module):
         bias_init: Initializer of the bias.
         start_length: Root mean square length of the capsules at the start.
 
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from capsjax import PrimaryCaps
+        >>> layer = PrimaryCaps(num_types=4, dim=8, kernel_size=3)
+        >>> variables = layer.init(jax.random.key(0), jnp.ones((1, 9, 9, 16)))
+        >>> layer.apply(variables, jnp.ones((2, 9, 9, 16))).shape
+        (2, 4, 4, 4, 8)
+
     References:
         Sabour, Frosst and Hinton 2017, section 4, https://arxiv.org/abs/1710.09829.
     """
@@ -105,6 +114,15 @@ class DenseCaps(nn.Module):
             ``scaled``. The default fits the paper's primary capsules; above another
             ``DenseCaps``, set that layer's ``start_length``.
         start_length: Root mean square length of the capsules at the start.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from capsjax import DenseCaps, DynamicRouting
+        >>> layer = DenseCaps(num_capsules=10, dim=16, routing=DynamicRouting())
+        >>> variables = layer.init(jax.random.key(0), jnp.ones((1, 32, 8)))
+        >>> layer.apply(variables, jnp.ones((2, 32, 8))).pose.shape
+        (2, 10, 16)
 
     References:
         Sabour, Frosst and Hinton 2017, section 4, https://arxiv.org/abs/1710.09829.

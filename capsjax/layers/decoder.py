@@ -29,6 +29,16 @@ class Decoder(nn.Module):
         output_init: Initializer of the last layer's kernel.
         bias_init: Initializer of the biases.
 
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from capsjax import Decoder
+        >>> layer = Decoder(image_shape=(28, 28, 1), features=(32,))
+        >>> pose, mask = jnp.ones((2, 10, 16)), jax.nn.one_hot(jnp.array([3, 7]), 10)
+        >>> variables = layer.init(jax.random.key(0), pose, mask)
+        >>> layer.apply(variables, pose, mask).shape
+        (2, 28, 28, 1)
+
     References:
         Sabour, Frosst and Hinton 2017, section 4.1, https://arxiv.org/abs/1710.09829.
     """

@@ -9,15 +9,21 @@ from typing import Any
 
 from capsjax.models.capsnet import CapsNet
 from capsjax.models.cnn import BaselineCNN
+from capsjax.models.efficient import EfficientCapsNet
 from capsjax.models.network import Network, NetworkError, num_parameters, prepare
+from capsjax.models.residual import ResidualCapsNet
+from capsjax.models.stacked import StackedCapsNet
 from capsjax.models.stem import StemCapsNet, StemCNN
 
 __all__ = [
     "NETWORKS",
     "BaselineCNN",
     "CapsNet",
+    "EfficientCapsNet",
     "Network",
     "NetworkError",
+    "ResidualCapsNet",
+    "StackedCapsNet",
     "StemCNN",
     "StemCapsNet",
     "num_parameters",
@@ -27,6 +33,9 @@ __all__ = [
 NETWORKS: Mapping[str, type[Any]] = {
     "capsnet": CapsNet,
     "cnn": BaselineCNN,
+    "efficient": EfficientCapsNet,
+    "residual": ResidualCapsNet,
+    "stacked": StackedCapsNet,
     "stem": StemCapsNet,
     "stem_cnn": StemCNN,
 }

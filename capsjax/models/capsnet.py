@@ -19,7 +19,7 @@ from capsjax.layers import (
     PrimaryCaps,
 )
 from capsjax.models.network import UNKNOWN_SHAPE, require_data, require_shape
-from capsjax.ops import mask_longest, safe_norm
+from capsjax.ops import flatten_capsules, mask_longest, safe_norm
 from capsjax.routings import Algorithm, DynamicRouting, Routed
 from capsjax.routings.algorithm import require_algorithm
 
@@ -45,7 +45,7 @@ class CapsNet(nn.Module):
         primary_scale: Factor of the primary capsules before bias and squash.
         class_dim: Components of a class capsule.
         routing: The routing algorithm, a value.
-        decoder_features: Widths of the decoder's hidden layers.
+        decoder_features: Widths of the decoder's hidden layers; None for no decoder.
         compute_dtype: ``float32``, or ``bfloat16`` for the operands of large products.
         conv_init: Initializer of the first convolution's kernel. ``scaled``, here and
             in the next two, starts a network of any size with capsules as long as the
@@ -55,6 +55,17 @@ class CapsNet(nn.Module):
         decoder_init: Initializer of the decoder's hidden kernels.
         reconstruction_init: Initializer of the decoder's last kernel.
         bias_init: Initializer of all biases but the routing's.
+        share_weight: True to share the class capsules' matrices among all primary ones.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from capsjax import CapsNet
+        >>> network = CapsNet((28, 28, 1), 10, conv_features=16, primary_types=2)
+        >>> image = jnp.zeros((2, 28, 28, 1))
+        >>> (routed, drawn), _ = network.init_with_output(jax.random.key(0), image)
+        >>> routed.activation.shape, drawn.shape
+        ((2, 10), (2, 28, 28, 1))
 
     References:
         Sabour, Frosst and Hinton 2017, section 4, https://arxiv.org/abs/1710.09829.
@@ -72,7 +83,7 @@ class CapsNet(nn.Module):
     primary_scale: Scale = 1.0
     class_dim: Count = 16
     routing: Algorithm = DynamicRouting()
-    decoder_features: Widths = (512, 1024)
+    decoder_features: Widths | None = (512, 1024)
     compute_dtype: ComputeType = "float32"
     conv_init: ScaledStart = SCALED
     primary_init: ScaledStart = SCALED
@@ -80,6 +91,7 @@ class CapsNet(nn.Module):
     decoder_init: Start = "he_normal"
     reconstruction_init: Start = "lecun_normal"
     bias_init: Start = "zeros"
+    share_weight: bool = False
 
     def setup(self):
         """Checks the image's size and makes the layers."""
@@ -118,16 +130,26 @@ class CapsNet(nn.Module):
             bias_init=self.bias_init,
         )
         self.class_caps = DenseCaps(
-            self.num_classes, self.class_dim, self.routing, self.weight_init
+            self.num_classes,
+            self.class_dim,
+            self.routing,
+            self.weight_init,
+            share_weight=self.share_weight,
         )
-        self.decoder = Decoder(
-            self.image_shape,
-            self.decoder_features,
-            self.compute_dtype,
-            kernel_init=self.decoder_init,
-            output_init=self.reconstruction_init,
-            bias_init=self.bias_init,
-        )
+        if self.decoder_features is not None:
+            self.decoder = Decoder(
+                self.image_shape,
+                self.decoder_features,
+                self.compute_dtype,
+                kernel_init=self.decoder_init,
+                output_init=self.reconstruction_init,
+                bias_init=self.bias_init,
+            )
+
+    @property
+    def draws(self) -> bool:
+        """True if there is a decoder."""
+        return self.decoder_features is not None
 
     @property
     def primary_window(self) -> tuple[int, int]:
@@ -167,8 +189,7 @@ class CapsNet(nn.Module):
 
     def route(self, primary: Float[Array, "*batch H W t d"]) -> Routed:
         """Computes the class capsules that primary capsules vote for."""
-        *batch, height, width, types, dim = primary.shape
-        capsules = primary.reshape(*batch, height * width * types, dim)
+        capsules, _ = flatten_capsules(primary)
         activation = safe_norm(capsules) if self.routing.takes_activation else None
         return self.class_caps(capsules, activation)
 
@@ -182,15 +203,20 @@ class CapsNet(nn.Module):
         self,
         image: Float[Array, "*batch h w c"],
         mask: Float[Array, "*batch n"] | None = None,
-    ) -> tuple[Routed, Float[Array, "*batch h w c"]]:
+    ) -> tuple[Routed, Float[Array, "*batch h w c"] | None]:
         """Computes class capsules, and redraws the image from the masked ones.
 
         Args:
             image: Pixels from 0 to 1.
             mask: Ones at the capsules to draw from: the label's in training; by default
                 the longest one, as in inference.
+
+        Returns:
+            The class capsules, and the drawing; None without a decoder.
         """
         routed = self.encode(image)
+        if not self.draws:
+            return routed, None
         if mask is None:
             mask = mask_longest(routed.activation)
         return routed, self.decode(routed.pose, mask)

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -18,9 +18,9 @@ from capsjax.routings.algorithm import ActivationKind, Routed
 class BaselineCNN(nn.Module):
     """The convolutional network that the paper compares CapsNet with.
 
-    Three convolutions with ReLU that keep the size of the image, two hidden layers with
-    ReLU, dropout, and a softmax. At 28x28x1 with ten classes it has the paper's 35.4
-    million parameters.
+    Convolutions with ReLU, hidden layers with ReLU, dropout, and a softmax. By default
+    three convolutions keep the size of the image, and two hidden layers follow: at
+    28x28x1 with ten classes it has the paper's 35.4 million parameters.
 
     Attributes:
         image_shape: Height, width and channels of an image. In a config the data set
@@ -34,6 +34,8 @@ class BaselineCNN(nn.Module):
         kernel_init: Initializer of the kernels before a ReLU.
         output_init: Initializer of the kernel before the softmax.
         bias_init: Initializer of all biases.
+        conv_strides: Step of each convolution's window; empty for steps of 1.
+        conv_padding: ``SAME`` for zeros around the images, or ``VALID`` for none.
 
     References:
         Sabour, Frosst and Hinton 2017, section 5, https://arxiv.org/abs/1710.09829.
@@ -49,6 +51,8 @@ class BaselineCNN(nn.Module):
     kernel_init: Start = "he_normal"
     output_init: Start = "lecun_normal"
     bias_init: Start = "zeros"
+    conv_strides: Widths = ()
+    conv_padding: Literal["SAME", "VALID"] = "SAME"
 
     activation_kind: ClassVar[ActivationKind] = "logit"
 
@@ -64,18 +68,27 @@ class BaselineCNN(nn.Module):
                 ``dropout``.
 
         Raises:
-            ValueError: If an image is not of ``image_shape``.
+            ValueError: If an image is not of ``image_shape``, or the number of strides
+                is not the number of convolutions.
         """
         require_data(self)
+        strides = self.conv_strides or (1,) * len(self.conv_features)
+        if len(strides) != len(self.conv_features):
+            raise ValueError(
+                "conv_strides must be empty, or have a number for each of "
+                f"conv_features={self.conv_features}; got {strides}."
+            )
         require_shape(image, self.image_shape)
         hidden = image
-        for n, features in enumerate(self.conv_features):
+        layers = zip(self.conv_features, strides, strict=True)
+        for n, (features, stride) in enumerate(layers):
             hidden = Convolution(
                 features,
                 self.conv_kernel,
-                compute_dtype=self.compute_dtype,
-                kernel_init=self.kernel_init,
-                padding="SAME",
+                stride,
+                self.compute_dtype,
+                initializer(self.kernel_init),
+                padding=self.conv_padding,
                 name=f"conv{n}",
             )(hidden)
             start = initializer(self.bias_init)

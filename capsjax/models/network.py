@@ -6,7 +6,7 @@ which the data set fills in, and these methods:
 ``encode(image, *, is_training=False) -> Routed``
     Computes the class capsules. A network without poses returns None for them.
 ``decode(pose, mask) -> image``
-    Draws images. Optional.
+    Draws images. Optional. Not called if an attribute ``draws`` is False.
 ``primary(image)``, ``route(primary)`` and ``primary_window``
     Show the inside to the analysis. Optional. The methods are the two stages of
     ``encode``, the second with the algorithm in the field ``routing`` in a
@@ -166,7 +166,7 @@ def activation_kind(network: Any) -> ActivationKind:
 
 def can_draw(network: Network) -> TypeGuard[Drawing]:
     """Returns True if a network draws images from its class capsules."""
-    return hasattr(network, "decode")
+    return hasattr(network, "decode") and getattr(network, "draws", True)
 
 
 def has_stages(network: Network) -> TypeGuard[Staged]:
@@ -211,10 +211,9 @@ def check_output(network: Network, variables: Any) -> None:
             class, or ``decode`` no images of ``image_shape``.
     """
     name = type(network).__name__
-    image = jnp.zeros((2, *network.image_shape), jnp.float32)
+    image = jax.ShapeDtypeStruct((2, *network.image_shape), jnp.float32)
     routed: Any = jax.eval_shape(
-        lambda variables: network.apply(variables, image, method=network.encode),
-        variables,
+        functools.partial(network.apply, method=network.encode), variables, image
     )
     if not isinstance(routed, Routed):
         raise NetworkError(

@@ -35,6 +35,13 @@ class Routed(NamedTuple):
         coupling: The share of lower capsule ``i`` that went to upper capsule ``j``; the
             shares of one lower capsule sum to one over ``j`` (to less with a "none of
             the above"). May be None from ``from_capsules``, which need not hold them.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from capsjax import UniformRouting
+        >>> pose, activation, coupling = UniformRouting()(jnp.ones((6, 3, 4)))
+        >>> print(coupling[0])
+        [0.33333334 0.33333334 0.33333334]
     """
 
     pose: Float[Array, "*batch j d"] | Any

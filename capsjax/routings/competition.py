@@ -11,12 +11,66 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
 
+from capsjax.votes import fold_windows, gather_windows
+
 Compete = Callable[[Float[Array, "*batch i j"]], Float[Array, "*batch i j"]]
 
 
 def over_outputs(logit: Float[Array, "*batch i j"]) -> Float[Array, "*batch i j"]:
     """Lets the outputs of a layer compete for each input: ``softmax_j`` (Eq. 3)."""
     return jax.nn.softmax(logit, axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class OverImage:
+    r"""Lets the outputs of all windows that hold an input compete for it.
+
+    .. math::
+        c_{nij} = \frac{\exp b_{nij}}{\sum_{n', j'} \exp b_{n'ij'}}
+
+    with the sum over the windows ``n'`` that hold the input ``i``: it spreads one unit
+    over the image. Where windows do not overlap, this is :func:`over_outputs`.
+
+    Attributes:
+        kernel_size: Side of a window.
+        stride: Step between windows.
+
+    References:
+        Gritzman 2019, *Avoiding Implementation Pitfalls of Matrix Capsules with EM
+        Routing by Hinton et al.*, https://arxiv.org/abs/1907.00652.
+    """
+
+    kernel_size: int
+    stride: int
+
+    def equal_shares(self, shape: tuple[int, ...]) -> Float[Array, "H W i j"]:
+        """Returns the couplings of equal logits of that shape, for one example."""
+        size = self.kernel_size**2
+        ones = jnp.ones((*shape[-4:-2], size, 1), jnp.float32)
+        own = self.kernel_size, self.stride
+        number = fold_windows(ones, *own, jnp.add, 0.0, behind=1)
+        share = 1 / (shape[-1] * gather_windows(number, *own, behind=1))
+        share = jnp.broadcast_to(share, (*ones.shape[:-1], shape[-2] // size))
+        share = share.reshape(*shape[-4:-1], 1)
+        return jnp.broadcast_to(share, shape[-4:])
+
+    def __call__(
+        self, logit: Float[Array, "*batch H W i j"]
+    ) -> Float[Array, "*batch H W i j"]:
+        """Returns the couplings of windows whose inputs ``i`` are ``(k t)``."""
+        own = self.kernel_size, self.stride
+        *windows, i, j = logit.shape
+        size = self.kernel_size**2
+        logit = logit.reshape(*windows, size, i // size, j)
+
+        def spread(children):
+            return gather_windows(children, *own, behind=1)[..., None]
+
+        most = jax.lax.stop_gradient(logit).max(-1)
+        most = fold_windows(most, *own, jnp.maximum, -jnp.inf, behind=1)
+        share = jnp.exp(logit - spread(most))
+        total = fold_windows(share.sum(-1), *own, jnp.add, 0.0, behind=1)
+        return (share / spread(total)).reshape(*windows, i, j)
 
 
 @jax.tree_util.register_dataclass
@@ -68,11 +122,21 @@ class Competition:
 
     def start(self, votes: Float[Array, "*batch i j d"]) -> Float[Array, "*batch i j"]:
         """Returns the couplings of the first round, before any agreement."""
-        if self.is_plain:
-            # The softmax of zeros is known, and XLA would spend seconds finding out.
+        zeros = jnp.zeros_like(votes[..., 0])
+        if self.initial_logit is not None or self.output_mask is not None:
+            return self.couple(zeros)
+        # The softmax of zeros is known, and XLA would spend seconds finding out.
+        if self.compete is over_outputs:
             # ``full_like`` keeps the sharding of the votes' batch.
-            return jnp.full_like(votes[..., 0], 1 / (votes.shape[-2] + self.nowhere))
-        return self.couple(jnp.zeros_like(votes[..., 0]))
+            share = jnp.full_like(zeros, 1 / (zeros.shape[-1] + self.nowhere))
+        elif isinstance(self.compete, OverImage) and not self.nowhere:
+            share = self.compete.equal_shares(zeros.shape).astype(zeros.dtype)
+            share = share.reshape(*[1] * (zeros.ndim - 4), *share.shape) + zeros
+        else:
+            return self.couple(zeros)
+        if self.input_mask is not None:
+            share = jnp.where(self.input_mask[..., None], share, 0)
+        return share
 
     def start_logit(self, dtype: jnp.dtype) -> Float[Array, "*_ i j"] | None:
         """Returns initial logits that exclude masked outputs; None if all start alike.

@@ -87,6 +87,14 @@ def routing(
             have fewer than three axes or an empty one, the bias does not fit, or
             ``unroll`` or ``remat`` is none of the above.
 
+    Example:
+        >>> import jax
+        >>> from capsjax import routing
+        >>> votes = jax.random.normal(jax.random.key(0), (2, 6, 3, 4))
+        >>> routed = routing(votes, num_iterations=3)
+        >>> routed.pose.shape, routed.activation.shape, routed.coupling.shape
+        ((2, 3, 4), (2, 3), (2, 6, 3))
+
     References:
         Sabour, Frosst and Hinton 2017, Procedure 1, https://arxiv.org/abs/1710.09829.
     """
@@ -121,6 +129,13 @@ class DynamicRouting(VotesFreeAlgorithm, BiasedAlgorithm):
 
     Raises:
         ValueError: If a field has a value that is not allowed.
+
+    Example:
+        >>> import jax
+        >>> from capsjax import DynamicRouting
+        >>> votes = jax.random.normal(jax.random.key(0), (6, 3, 4))
+        >>> DynamicRouting(num_iterations=2)(votes).activation.shape
+        (3,)
     """
 
     num_iterations: Rounds = 3
@@ -171,7 +186,7 @@ class DynamicRouting(VotesFreeAlgorithm, BiasedAlgorithm):
         parameters: Mapping[str, Array],
         competition: Competition,
     ) -> Routed:
-        """Routes as :mod:`capsjax.kernels.dynamic_routing` does."""
+        """Routes as ``capsjax.kernels.dynamic_routing`` does."""
         bias = parameters.get("bias")
         if bias is None:
             # Of the weight: it varies over the same axes inside ``jax.shard_map``.

@@ -64,8 +64,18 @@ class EMRouting(GaussianAlgorithm):
         unroll: True to write out all rounds; False for a loop, which compiles sooner
             with many rounds.
 
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from capsjax import EMRouting
+        >>> votes = jax.random.normal(jax.random.key(0), (6, 3, 4))
+        >>> routed = EMRouting(num_iterations=2)(votes, jnp.full(6, 0.5))
+        >>> routed.pose.shape, routed.activation.shape
+        ((3, 4), (3,))
+
     References:
-        Hinton, Sabour and Frosst 2018, Procedure 1, *Matrix Capsules with EM Routing*,
+        Hinton, Sabour and Frosst 2018, *Matrix Capsules with EM Routing*, Eq. 1 (the
+        cost), Eq. 2 (the activation) and Procedure 1,
         https://openreview.net/forum?id=HJWLfGWRb; the authors' answers there have the
         schedule. Gritzman 2019, *Avoiding Implementation Pitfalls of Matrix Capsules
         with EM Routing by Hinton et al.*, https://arxiv.org/abs/1907.00652.

@@ -47,6 +47,15 @@ class InvertedAttention(VotesFreeAlgorithm):
         num_iterations: Rounds, at least 1. One round is the uniform average, with layer
             norm; the paper uses 1 and 2.
 
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from capsjax import InvertedAttention
+        >>> votes = jax.random.normal(jax.random.key(0), (6, 3, 4))
+        >>> parameters = {"score": jnp.ones(4)}  # A layer learns them.
+        >>> InvertedAttention()(votes, parameters=parameters).activation.shape
+        (3,)
+
     References:
         Tsai, Srivastava, Goh and Salakhutdinov 2020, *Capsules with Inverted
         Dot-Product Attention Routing*, Eq. 1 to 3 and Procedure 1,

@@ -43,6 +43,13 @@ class SelfAttention(VotesFreeAlgorithm):
             in units of a coupling; None for no bias. Without it a layer that shares its
             matrix takes any number of inputs.
 
+    Example:
+        >>> import jax
+        >>> from capsjax import SelfAttention
+        >>> votes = jax.random.normal(jax.random.key(0), (6, 3, 4))
+        >>> SelfAttention()(votes).activation.shape
+        (3,)
+
     References:
         Mazzia, Salvetti and Chiaberge 2021, *Efficient-CapsNet: Capsule Network with
         Self-Attention Routing*, https://arxiv.org/abs/2101.12491.

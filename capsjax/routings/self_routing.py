@@ -63,6 +63,16 @@ class SelfRouting(Algorithm):
         deviation: Standard deviation of the first ``w``, at least 0: logits for a unit
             of a pose. 0 as in the authors' code.
 
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from capsjax import DenseCaps, SelfRouting
+        >>> layer = DenseCaps(num_capsules=3, dim=4, routing=SelfRouting())
+        >>> capsules, activation = jnp.ones((6, 8)), jnp.full(6, 0.5)
+        >>> routed, _ = layer.init_with_output(jax.random.key(0), capsules, activation)
+        >>> print(f"{routed.activation.sum():.3f}")
+        1.000
+
     References:
         Hahn, Pyeon and Kim 2019, *Self-Routing Capsule Networks*, section 3, NeurIPS.
     """

@@ -20,6 +20,13 @@ class UniformRouting(VotesFreeAlgorithm, BiasedAlgorithm):
 
     This is dynamic routing with one round, the baseline that shows the effect of more.
 
+    Example:
+        >>> import jax
+        >>> from capsjax import UniformRouting
+        >>> votes = jax.random.normal(jax.random.key(0), (6, 3, 4))
+        >>> UniformRouting()(votes).activation.shape
+        (3,)
+
     References:
         Gu and Tresp 2020, *Improving the Robustness of Capsule Networks to Image Affine
         Transformations*, https://arxiv.org/abs/1911.07968.

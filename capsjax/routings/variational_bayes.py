@@ -71,6 +71,15 @@ class VariationalBayesRouting(GaussianAlgorithm):
         unroll: True to write out all rounds; False for a loop, which compiles sooner
             with many rounds.
 
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from capsjax import VariationalBayesRouting
+        >>> votes = jax.random.normal(jax.random.key(0), (6, 3, 4))
+        >>> routed = VariationalBayesRouting(num_iterations=2)(votes, jnp.full(6, 0.5))
+        >>> routed.pose.shape, routed.activation.shape
+        ((3, 4), (3,))
+
     References:
         De Sousa Ribeiro, Leontidis and Kollias 2020, section 3, *Capsule Routing via
         Variational Bayes*, https://arxiv.org/abs/1905.11455.

@@ -1,7 +1,9 @@
 """Paths that a user names, on the command line, in a config or in the environment."""
 
+import errno
 import os
 import pathlib
+import stat
 
 
 def expanded(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -13,8 +15,11 @@ def expanded(path: str | os.PathLike[str]) -> pathlib.Path:
         path: The path as the user wrote it. ``~name`` stays if no user has that name.
 
     Raises:
-        FileNotFoundError: If there is no home folder for ``~``.
+        FileNotFoundError: If the path is empty, or there is no home folder for ``~``.
     """
+    # An unset variable of a shell is empty, and pathlib would take the current folder.
+    if not os.fspath(path):
+        raise FileNotFoundError("a path is empty: write . for the current folder")
     name = os.path.expanduser(os.fspath(path))
     if name == "~" or name.startswith(f"~{os.sep}"):
         raise FileNotFoundError(
@@ -22,6 +27,23 @@ def expanded(path: str | os.PathLike[str]) -> pathlib.Path:
             "for a folder of that name"
         )
     return pathlib.Path(name)
+
+
+def require_file(path: str | os.PathLike[str]) -> None:
+    """Raises if there is a pipe or a device: reading it may never end.
+
+    A missing file, or a folder, is left to the function that opens it.
+
+    Args:
+        path: The path, already expanded.
+
+    Raises:
+        OSError: If there is neither a file nor a folder.
+    """
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        reason = "it is a pipe or a device, and must be a file"
+        raise OSError(errno.EINVAL, reason, os.fspath(path))
 
 
 def cache_folder() -> pathlib.Path:

@@ -18,6 +18,14 @@ def load_pretrained(name: str) -> Run:
 
     Raises:
         ValueError: If no network has that name, with the existing names.
+
+    Example:
+        >>> from capsjax import load_pretrained
+        >>> from capsjax.data import load
+        >>> digits = load("mnist", "test")
+        >>> prediction = load_pretrained("mnist").predict(digits.image[:5])
+        >>> print(prediction.label, digits.label[:5])
+        [7 2 1 0 4] [7 2 1 0 4]
     """
     there = sorted(path.name for path in _FOLDER.iterdir() if path.is_dir())
     if name not in there:

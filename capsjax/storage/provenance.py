@@ -9,6 +9,11 @@ from typing import Any
 
 import jax
 
+from capsjax.runtime.paths import cache_folder
+
+# Packages whose versions decide what a number or an error is.
+_PACKAGES = ("capsjax", "jax", "jaxlib", "flax", "optax")
+
 
 def provenance() -> dict[str, Any]:
     """Returns versions, device and commit for ``result.json``.
@@ -16,7 +21,6 @@ def provenance() -> dict[str, Any]:
     The version of a package that is not installed is None: capsjax runs from a
     checkout, too.
     """
-    devices = jax.devices()
     folder = pathlib.Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:
@@ -33,14 +37,32 @@ def provenance() -> dict[str, Any]:
     return {
         "versions": {
             "python": platform.python_version(),
-            **{
-                name: _version(name)
-                for name in ("capsjax", "jax", "jaxlib", "flax", "optax")
-            },
+            **{name: _version(name) for name in _PACKAGES},
         },
-        "device": f"{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} cores",
+        "device": _device(),
         "commit": described,
     }
+
+
+def installation() -> list[str]:
+    """Returns what a report of an error needs, in lines: versions, devices, cache."""
+    more = ("orbax-checkpoint", "numpy", "tensorflow-datasets")
+    versions = {name: _version(name) or "not installed" for name in _PACKAGES + more}
+    try:
+        cache = str(cache_folder())
+    except FileNotFoundError as error:
+        cache = str(error)
+    return [
+        *(f"{name} {version}" for name, version in versions.items()),
+        f"python {platform.python_version()} on {platform.platform()}",
+        f"devices {_device()}",
+        f"cache {cache}",
+    ]
+
+
+def _device() -> str:
+    devices = jax.devices()
+    return f"{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} cores"
 
 
 def _version(distribution: str) -> str | None:

@@ -78,7 +78,7 @@ class Features(NamedTuple):
 
 
 class Run:
-    """The trained network of a run, opened by :func:`load_run`.
+    """The trained network of a run, opened by :func:`capsjax.load_run`.
 
     It can be pickled with its weights, and predicts the same in another process.
 
@@ -301,7 +301,7 @@ class Run:
         if not can_draw(self.model):
             raise ValueError(
                 f"the network of {self.workdir.path} draws nothing: "
-                f"{type(self.model).__name__} has no decode."
+                f"{type(self.model).__name__} has no decoder."
             )
         pose, label = np.asarray(pose), np.asarray(label)
         classes, d = self._pose_shape
@@ -356,6 +356,13 @@ def load_run(
         WorkdirError: If the folder holds no run, the run has saved nothing, or the file
             of weights is damaged or of another network.
         CheckpointError: If the checkpoint can't be read.
+
+    Example:
+        >>> import capsjax
+        >>> from capsjax.storage.pretrained import DIGITS
+        >>> run = capsjax.load_run(DIGITS)
+        >>> run.class_names[:3]
+        ('0', '1', '2')
     """
     return Run(Workdir(path), config)
 

@@ -47,6 +47,18 @@ def save_run(
         ValueError: If the network lacks a field or ``encode``, or the variables or the
             names do not fit it.
         WorkdirError: If the folder holds a run, or can't be written.
+
+    Example:
+        >>> import tempfile
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from capsjax import CapsNet, load_run, save_run
+        >>> network = CapsNet((28, 28, 1), 10, conv_features=16, primary_types=2)
+        >>> params = network.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = save_run(f"{folder}/run", network, params)
+        ...     load_run(f"{folder}/run").model.num_classes
+        10
     """
     # Check network, variables and names; nothing is written yet.
     require_bound(model)

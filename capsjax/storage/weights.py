@@ -11,12 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from capsjax.models import Network
 from capsjax.models.network import NetworkError, init_variables
 from capsjax.models.variables import checksum, named, nested, require_variables
+from capsjax.runtime.paths import require_file
 from capsjax.storage.files import WorkdirError, write_bytes
 
 # A text in the file's header. One only: the library writes several in random order, and
@@ -52,6 +51,8 @@ def write_weights(
                         f"{name} has {np.abs(array).max():g}, and float16 ends at "
                         f"{np.finfo(np.float16).max:g}: write float32."
                     )
+    from safetensors.numpy import save  # Late: training does without.
+
     about = {"step": step, "checksum": checksum(arrays)}
     write_bytes(path, save(arrays, {_ABOUT: json.dumps(about)}))
 
@@ -68,7 +69,10 @@ def read_weights(
     Raises:
         WorkdirError: If the file can't be read, is damaged, or is no safetensors file.
     """
+    from safetensors import SafetensorError, safe_open  # Late: training does without.
+
     try:
+        require_file(path)
         with safe_open(path, "np") as file:
             about = (file.metadata() or {}).get(_ABOUT)
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

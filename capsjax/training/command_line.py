@@ -6,7 +6,6 @@ A config file is Python code, and runs.
 import argparse
 import collections
 import dataclasses
-import os
 import re
 import sys
 import traceback
@@ -126,7 +125,7 @@ def parse(argv: Sequence[str], about: str) -> Command:
         raise UsageError(str(error)) from error
     return Command(
         config,
-        os.fspath(workdir.value) if workdir.value else None,
+        workdir.value,
         num_cpu_devices.value,
         Hosts(**{name: holder.value for name, holder in hosts.items()}),
     )

@@ -95,6 +95,12 @@ def memory_estimate(
     Raises:
         ValueError: If ``batch`` can't be shared evenly by the devices, or the network
             does not fulfil the contract.
+
+    Example:
+        >>> from capsjax import CapsNet, memory_estimate
+        >>> network = CapsNet((28, 28, 1), 10)
+        >>> memory_estimate(network, 128).total > 0.5  # GB
+        True
     """
     if type(batch) is not int or batch < 1 or batch % jax.device_count():
         raise ValueError(

@@ -61,7 +61,7 @@ class OutcomeReader:
         steps, outcome, started = call
         is_finite = np.asarray(outcome.is_finite)
         weights, others = split_weights(variables, self._config.freeze)
-        if not np.all(outcome.is_shared):
+        if not np.asarray(outcome.is_shared).all():
             raise self._unshared([name for name in others if name != "params"])
         seconds = -max(started, self._read_at)
         self._read_at = time.monotonic()

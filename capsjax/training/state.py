@@ -1,10 +1,12 @@
 """The state of a run: the inputs of its next step, besides the data."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Int, Key
 
@@ -100,17 +102,16 @@ def first_state(
     Raises:
         ConfigError: If a number is not finite, with the variable's name.
     """
-
-    def first(start: Any) -> tuple[TrainState, dict[str, Array]]:
-        state = init_state(model, optimizer, config, start)
-        return state, {
-            name: jnp.isfinite(array).all()
-            for name, array in named(state.params).items()
-            if jnp.issubdtype(array.dtype, jnp.inexact)
-        }
-
-    state, is_finite = jax.jit(first, out_shardings=replicated())(start)
-    if bad := [name for name, is_good in is_finite.items() if not is_good]:
+    first = functools.partial(init_state, model, optimizer, config)
+    state = jax.jit(first, out_shardings=replicated())(start)
+    # On the host: a device would need one more program at every start.
+    bad = [
+        name
+        for name, array in named(state.params).items()
+        if jnp.issubdtype(array.dtype, jnp.inexact)
+        and not np.isfinite(np.asarray(array)).all()
+    ]
+    if bad:
         raise configs.ConfigError(
             f"{type(model).__name__} starts with numbers that are not finite in "
             f"{shortened(bad)}: change its initializer."

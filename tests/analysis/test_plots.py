@@ -148,6 +148,24 @@ def test_entropy_is_drawn_round_by_round():
     np.testing.assert_allclose(means.get_xydata(), [[1, 0], [2, 1.5]])
 
 
+def test_couplings_and_their_measures_are_drawn():
+    by_round = [{"t_score": k / 4, "bonding": 0.5, "dynamics": 0} for k in range(3)]
+    figure = plots.measures({"caps": np.array([6, 2])}, {"caps": (2, 4)}, by_round)
+    left, right = figure.axes
+    np.testing.assert_allclose(left.patches[0].get_data().values, [0.75, 0.25])
+    assert left.lines[0].get_xdata()[0] == 0.25
+    lines = {line.get_label(): line for line in right.lines}
+    np.testing.assert_allclose(lines["T-score"].get_ydata(), [0, 0.25, 0.5])
+    assert len(plots.measures({"caps": np.ones(2)}, {"caps": (2, 4)}, []).axes) == 1
+
+
+def test_reliability_is_drawn_where_there_are_images():
+    curve = np.array([0.2, 0.0, 0.9]), np.array([0.1, 0.0, 1.0]), np.array([3, 0, 5])
+    left, right = plots.reliability({"as it is": curve}).axes
+    np.testing.assert_allclose(left.lines[1].get_xydata(), [[0.2, 0.1], [0.9, 1]])
+    np.testing.assert_allclose(right.patches[0].get_data().values, [3, 0, 5])
+
+
 def test_validation_curves_name_each_recipe_once():
     curve = [(1, 0.9), (2, 0.95)]
     figure = plots.validation_curves({"a": [curve, curve], "b": [curve]})
@@ -157,7 +175,9 @@ def test_validation_curves_name_each_recipe_once():
 
 
 def test_rounds_are_drawn_with_the_number_in_training():
-    figure = plots.rounds({1: 0.5, 3: 0.9}, np.ones(3), np.array([0.1, 0.01]), usual=3)
+    changed = {1: 0.25, 3: 0.0}
+    changes = np.ones(3), np.array([0.1, 0.01])
+    figure = plots.rounds({1: 0.5, 3: 0.9}, changed, *changes, usual=3)
     accuracy, change = figure.axes
     np.testing.assert_allclose(accuracy.lines[0].get_xydata(), [[1, 50], [3, 90]])
     np.testing.assert_allclose(change.lines[0].get_xydata(), [[1, 1], [2, 1], [3, 1]])

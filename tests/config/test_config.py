@@ -138,6 +138,13 @@ def test_recipes_differ_as_their_sources_do():
         )
         assert recipe[name] == expected
     assert recipe["cnn"].model == BaselineCNN()
+    efficient = recipe["efficient"]
+    assert (efficient.batch_size, efficient.optimizer.learning_rate) == (16, 5e-4)
+    # A normal distribution cut at two deviations has 0.8796 of its deviation.
+    deviation = 0.8796 * float(
+        efficient.model.weight_init[len("truncated_normal(") : -1]
+    )
+    assert deviation == pytest.approx((2 / (16 * 10 * 8)) ** 0.5, rel=1e-3)
     assert paper.loss.reconstruction_reduction == "sum"
     assert paper.augmentation == Shift(max_shift=2)
     assert paper.batch_size == authors.batch_size == 128
@@ -177,14 +184,10 @@ WRONG = [
     (
         "augmentation",
         "shft",
-        "config.augmentation must be one of shift, warp, none, got ",
+        "config.augmentation must be one of shift, warp, photo, none, got ",
     ),
     ("augmentation.scale", 0.3, "shift has no field scale; config.augmentation=warp"),
-    (
-        "model",
-        "resnet",
-        "config.model must be one of capsnet, cnn, stem, stem_cnn, got 'resnet'",
-    ),
+    ("model", "resnet", "config.model must be one of capsnet, cnn, "),
     ("model.depth", 3, "config.model=capsnet has no field depth. It has conv_features"),
     ("model.class_dims", 5, "no field class_dims; did you mean class_dim? It has"),
     ("model.dropout", 0.1, "model=capsnet has no field dropout; config.model=cnn has."),

@@ -111,6 +111,39 @@ def idx_folder(height, width, image_size=0):
     return make
 
 
+def array_file(*shape, image_size=0, num_classes=None):
+    """Returns a maker of a file of arrays, with several labels if classes are given."""
+
+    def make(tmp_path, _):
+        label = noise(20) % 3
+        if num_classes is not None:
+            label = noise(20, num_classes) > 127
+        np.savez(
+            tmp_path / "arrays.npz",
+            **{f"x_{split}": noise(20, *shape) for split in ("train", "test")},
+            **{f"y_{split}": label for split in ("train", "test")},
+        )
+        return configs.Data(str(tmp_path / "arrays.npz"), image_size=image_size)
+
+    return make
+
+
+def listed(make_folder):
+    """Returns a maker of a table of the pictures in a folder."""
+
+    def make(tmp_path, monkeypatch):
+        data = make_folder(tmp_path, monkeypatch)
+        photos = tmp_path / "photos"
+        rows = [
+            f"{path.relative_to(photos)},{path.parent.name}"
+            for path in photos.glob("*/*")
+        ]
+        (photos / "labels.csv").write_text("\n".join(["path,label", *sorted(rows)]))
+        return configs.Data(str(photos / "labels.csv"), image_size=data.image_size)
+
+    return make
+
+
 def digits(name, image_size=0):
     """Returns a maker of few images from MNIST, or from a set made from it."""
 
@@ -154,6 +187,13 @@ SETS = {
     "IDX 28x28": idx_folder(28, 28),
     "IDX 20x30": idx_folder(20, 30),
     "IDX scaled": idx_folder(20, 30, image_size=12),
+    "grey arrays": array_file(20, 30),
+    "grey arrays scaled": array_file(20, 30, 1, image_size=12),
+    "colour arrays": array_file(20, 24, 3),
+    "transparent arrays": array_file(20, 24, 4),
+    "arrays of several labels": array_file(20, 20, num_classes=3),
+    "table of colour": listed(saved_as("RGB")),
+    "table of 12 bits": listed(deep(np.uint16, 0, 4096)),
     "MNIST": digits("mnist"),
     "MNIST scaled": digits("mnist", image_size=20),
     "expanded MNIST": digits("expanded_mnist"),
@@ -170,7 +210,8 @@ SETS = {
 
 QUICK = (
     *("grey folder", "colour and transparent folder", "12-bit folder"),
-    *("IDX 20x30", "MNIST", "MultiMNIST", "smallNORB"),
+    *("IDX 20x30", "grey arrays", "table of 12 bits", "MNIST", "MultiMNIST"),
+    "smallNORB",
 )
 
 

@@ -256,6 +256,8 @@ def test_other_networks_are_refused_in_one_line(monkeypatch):
         (known.clone(routing=EMRouting()), "dynamic or uniform or self_attention"),
         (known.clone(image_shape=(20, 20, 2)), "1 or 3 channels"),
         (BaselineCNN((28, 28, 1), 10), "holds a BaselineCNN"),
+        (known.clone(share_weight=True), "has share_weight=True"),
+        (known.clone(decoder_features=None), "decoder_features=None"),
     ):
         run.model = model
         with pytest.raises(ExplorerError, match=words):

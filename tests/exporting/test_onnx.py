@@ -55,11 +55,16 @@ NETWORKS = {
         primary_relu=True, primary_scale=0.5, primary_stride=1, primary_kernel=4
     ),
     "bfloat16": small(compute_dtype="bfloat16"),
+    "one matrix for each output, no decoder": small(
+        share_weight=True, decoder_features=None, routing=EMRouting()
+    ),
     "CNN": CNN,
+    "CNN with steps": CNN.clone(conv_strides=(1, 2)),
+    "CNN without padding": CNN.clone(conv_strides=(2, 1), conv_padding="VALID"),
 }
 SLOWER = (
     *("dynamic, one round", "self-attention without bias", "the paper's EM"),
-    *("dynamic", "bfloat16"),
+    *("dynamic", "bfloat16", "CNN without padding"),
 )
 QUICK = [name for name in NETWORKS if name not in SLOWER]
 

@@ -17,8 +17,8 @@ from tiny import tiny_cnn
 from capsjax import DynamicRouting
 from capsjax import config as configs
 from capsjax.losses import AutoLoss, fitting_loss
-from capsjax.models import BaselineCNN, CapsNet, num_parameters, prepare
-from capsjax.models.network import bind, init_variables
+from capsjax.models import NETWORKS, BaselineCNN, CapsNet, num_parameters, prepare
+from capsjax.models.network import bind, can_draw, init_variables
 from capsjax.ops import mask_longest, split_mask
 
 SMALL = {"conv_features": 8, "primary_types": 2, "decoder_features": (16,)}
@@ -53,6 +53,34 @@ def test_any_image_and_class_count_works(key, shape, num_classes):
     assert routed.pose.shape == (2, num_classes, 16)
     assert routed.activation.shape == (2, num_classes)
     assert drawn.shape == image.shape
+
+
+def test_a_network_without_a_decoder_draws_nothing_and_may_share_its_matrices(key):
+    model = CapsNet(
+        (17, 17, 1), 4, share_weight=True, **{**SMALL, "decoder_features": None}
+    )
+    assert not can_draw(model)
+    assert can_draw(model.clone(decoder_features=()))
+    image = jax.random.uniform(key, (2, 17, 17, 1))
+    variables = init_variables(model, key)
+    assert set(variables["params"]) == {
+        "conv",
+        "conv_bias",
+        "primary_caps",
+        "class_caps",
+    }
+    assert variables["params"]["class_caps"]["weight"].shape == (4, 16, 8)
+    routed, drawn = jax.eval_shape(model.apply, variables, image)
+    assert (routed.pose.shape, drawn) == ((2, 4, 16), None)
+
+
+def test_the_baseline_with_steps_has_smaller_features(key):
+    model = tiny_cnn((17, 17, 1), conv_strides=(2, 3), conv_padding="VALID")
+    params = jax.eval_shape(model.init, key, jnp.zeros((1, 17, 17, 1)))["params"]
+    # 17 to 7, and 7 to 1.
+    assert params["Dense_0"]["kernel"].shape == (8, 16)
+    with pytest.raises(ValueError, match=r"conv_strides must be empty, .* got \(2,\)"):
+        model.clone(conv_strides=(2,)).init(key, jnp.zeros((1, 17, 17, 1)))
 
 
 @pytest.mark.parametrize("kind", [CapsNet, BaselineCNN])
@@ -112,7 +140,7 @@ def test_a_mask_is_split_in_the_order_of_the_classes():
         (
             "model",
             "cnnn",
-            "must be one of capsnet, cnn, stem, stem_cnn, got 'cnnn'; did you",
+            f"must be one of {', '.join(NETWORKS)}, got 'cnnn'; did you mean cnn?",
         ),
         ("model.routing", "emm", "must be one of dynamic, uniform, "),
         ("model.decoder_init", "he", "must be one of glorot_uniform, he_normal, "),

@@ -35,6 +35,12 @@ def test_a_tilde_without_a_home_folder_is_refused(monkeypatch):
         expanded("~/a")
 
 
+def test_an_empty_path_is_not_the_current_folder(home):
+    with pytest.raises(FileNotFoundError, match="a path is empty: write"):
+        expanded("")
+    assert expanded(".") == expanded(pathlib.Path()) == pathlib.Path()
+
+
 def test_run_folders(home):
     assert Workdir("~/run").path == home / "run"
     with pytest.raises(WorkdirError, match=f"^{home}/run holds no run"):

@@ -8,7 +8,7 @@ import pytest
 from places import FIRST_EDITION
 
 from capsjax import config as configs
-from capsjax import evaluate, load_run, train
+from capsjax import evaluate, load_run, report, train
 from capsjax.config import former
 from capsjax.data import load
 from capsjax.storage.files import write_json
@@ -37,6 +37,15 @@ def lengths(path):
 
 def test_it_predicts_what_the_first_edition_predicted(run_path):
     np.testing.assert_allclose(lengths(run_path), LENGTHS[run_path.name], rtol=1e-4)
+
+
+def test_it_is_compared_with_others(run_path, capsys):
+    test = json.loads((run_path / "result.json").read_text())["test"]
+    assert report.main([str(run_path)]) == 0
+    (row,) = capsys.readouterr().out.splitlines()[2:]
+    _, data, _, epochs, accuracy, *_ = (cell.strip() for cell in row.split("|")[1:])
+    assert (data, epochs) == (Workdir(run_path).read_config().data.name, "2")
+    assert accuracy == f"{100 * test['accuracy']:.2f}"
 
 
 @pytest.mark.slow

@@ -221,7 +221,9 @@ def test_shares_are_those_of_the_process_s_devices_in_any_order(monkeypatch, pro
 
 @pytest.mark.numerics
 @pytest.mark.parametrize("shape", [(28, 28, 1), (22, 22, 1)])
-@pytest.mark.parametrize("kind", [augment.Shift(), augment.Warp(elastic=1.0)])
+@pytest.mark.parametrize(
+    "kind", [augment.Shift(), augment.Warp(elastic=1.0), augment.Photo()]
+)
 def test_changes_and_crops_depend_on_seed_and_step_only(kind, shape):
     batch = pairs(16).batch(np.arange(16))
     # The image is the second of its sources.

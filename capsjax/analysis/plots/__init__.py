@@ -23,6 +23,7 @@ from capsjax.analysis.plots.pictures import (
     samples,
     tweaks,
 )
+from capsjax.analysis.plots.routing import measures, reliability
 
 __all__ = [
     "COLOURS",
@@ -33,9 +34,11 @@ __all__ = [
     "coupling_maps",
     "label_mistakes",
     "label_scores",
+    "measures",
     "mistakes",
     "overlaps",
     "reconstructions",
+    "reliability",
     "rounds",
     "samples",
     "save",

@@ -36,12 +36,20 @@ class Figure(_figure.Figure):
 
 
 def save(figure: Figure, path: str | pathlib.Path) -> None:
-    """Writes a figure in the format of the name's suffix."""
+    """Writes a figure in the format of the name's suffix, as PNG without one.
+
+    Raises:
+        ValueError: If the suffix names no format that matplotlib writes.
+    """
     path = expanded(path)
+    suffix = path.suffix[1:].lower()
+    if suffix not in ("", *figure.canvas.get_supported_filetypes()):
+        raise ValueError(f"{path} must end in .png, .svg or .pdf, or have no suffix.")
     dpi = min(120, _MOST_PIXELS / max(figure.get_size_inches()))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        figure.savefig(path, dpi=dpi)
+        # Without a format matplotlib would add a suffix to the name.
+        figure.savefig(path, dpi=dpi, format=suffix or "png")
     lacking = [one for one in caught if "missing from" in str(one.message)]
     if lacking:
         warn(f"in {path} characters that no font here has are drawn as boxes.")

@@ -98,6 +98,7 @@ def coupling_entropy(entropy: Float[Any, "round n"], *, num_classes: int) -> Fig
 
 def rounds(
     accuracy: Mapping[int, float],
+    changed: Mapping[int, float],
     logit_change: Float[Any, " round"],
     coupling_change: Float[Any, " fewer"],
     *,
@@ -111,14 +112,21 @@ def rounds(
 
     Args:
         accuracy: Accuracy from 0 to 1, by the number of rounds.
+        changed: Share of the predictions that differ from those as learnt, likewise.
         logit_change: Mean size of each round's addition to a logit.
         coupling_change: Mean change of a coupling, from each round to the next.
         usual: Number of rounds in training.
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot([*accuracy], [100 * share for share in accuracy.values()], "o-")
-    left.set(xlabel="rounds of routing", ylabel="accuracy, %")
+    same = [1 - share for share in changed.values()]
+    for what, share, style, colour in (
+        ("right", [*accuracy.values()], "o-", COLOURS[0]),
+        ("as with the learnt rounds", same, "s:", COLOURS[2]),
+    ):
+        percent = 100 * np.array(share)
+        left.plot([*accuracy], percent, style, color=colour, label=what)
+    left.set(xlabel="rounds of routing", ylabel="predictions, %")
     for what, change, style, colour in (
         ("of a logit", logit_change, "o-", COLOURS[0]),
         ("of a coupling", coupling_change, "s:", COLOURS[2]),
@@ -126,7 +134,6 @@ def rounds(
         number = np.arange(1, len(change) + 1)
         right.semilogy(number, change, style, color=colour, label=what)
     right.set(xlabel="by round", ylabel="mean change")
-    left.lines[0].set_color(COLOURS[0])
     for axes in (left, right):
         axes.axvline(usual, color=COLOURS[1], linestyle="--", label="as learnt")
         axes.set_xticks(range(1, max(accuracy) + 1))

@@ -19,6 +19,7 @@ from capsjax.data.readers.layout import (
     divide,
     shortened,
 )
+from capsjax.runtime.paths import require_file
 
 _PATHS = ("path", "file", "filename", "file_name", "image")
 _SEPARATORS = ";|"
@@ -189,6 +190,7 @@ def _read_rows(path: Path) -> tuple[_Columns, list[_Row]]:
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yields the number of each line that is not blank, and its cells."""
     try:
+        require_file(path)
         content = path.read_bytes()
     except FileNotFoundError as error:
         raise NotFoundError(

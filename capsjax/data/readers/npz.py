@@ -19,6 +19,7 @@ from capsjax.data.arrays import (
 from capsjax.data.dataset import Dataset
 from capsjax.data.errors import DatasetError, NotFoundError
 from capsjax.data.readers.layout import shortened
+from capsjax.runtime.paths import require_file
 
 _READ = (
     *(f"{axis}_{split}" for split in ("train", "validation", "test") for axis in "xy"),
@@ -114,6 +115,7 @@ def _require_trained(
 def _opened(path: Path) -> zipfile.ZipFile:
     """Opens the file; turns every exception of that into one error."""
     try:
+        require_file(path)
         return zipfile.ZipFile(path)
     except FileNotFoundError as error:
         raise NotFoundError(

@@ -1,0 +1,101 @@
+"""The capsule layers inside a network, watched from outside."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import tiny_model
+
+from capsjax import DenseCaps, DynamicRouting, EMRouting, InvertedAttention, Routed
+from capsjax.diagnostics import uniformly
+from capsjax.models.network import NetworkError, bind, init_variables
+from capsjax.models.watching import watch
+from capsjax.routings import Algorithm
+
+
+class Stack(nn.Module):
+    """Two layers of capsules, each with an algorithm of its own."""
+
+    first: Algorithm = DynamicRouting(none_of_the_above=True, form="votes")
+    second: Algorithm = EMRouting(form="votes")
+    image_shape: tuple[int, int, int] = (2, 3, 4)
+    num_classes: int = 3
+
+    @nn.compact
+    def encode(self, image: Any, *, is_training: bool = False) -> Routed:
+        capsules = image.reshape(len(image), 6, 4)
+        lower = DenseCaps(5, 4, self.first, name="lower")(capsules)
+        needs = self.second.takes_activation
+        given = {"activation": lower.activation} if needs else {}
+        return DenseCaps(3, 4, self.second, name="upper")(lower.pose, **given)
+
+
+def watched(network, **options):
+    image = jax.random.uniform(jax.random.key(0), (7, *network.image_shape))
+    variables = init_variables(network, jax.random.key(1))
+    whole = network.apply(variables, image, method=network.encode)
+    routed, layers = watch(network, variables, image, **options)
+    return whole, routed, layers
+
+
+def test_every_layer_is_watched_and_changes_nothing():
+    whole, routed, layers = watched(Stack())
+    np.testing.assert_array_equal(routed.activation, whole.activation)
+    assert [*layers] == ["lower", "upper"]
+    lower, upper = layers.values()
+    assert (lower.coupling.shape, upper.coupling.shape) == ((7, 6, 5), (7, 5, 3))
+    assert (lower.none_of_the_above, upper.none_of_the_above) == (True, False)
+    # The activations that the upper layer was given.
+    np.testing.assert_array_equal(upper.input_activation, lower.output_activation)
+    np.testing.assert_array_equal(upper.coupling, whole.coupling)
+    assert upper.statistics().measures()["t_score"] >= 0
+
+
+def test_a_network_with_the_field_routing_is_made_to_return_couplings():
+    network = bind(
+        tiny_model(routing=DynamicRouting(form="votes_free")), (28, 28, 1), 3
+    )
+    whole, routed, layers = watched(network)
+    assert whole.coupling is None
+    np.testing.assert_allclose(routed.activation, whole.activation, rtol=1e-4)
+    assert layers["class_caps"].coupling.shape == (7, 50, 3)
+
+
+def test_logits_count_as_their_softmax_and_layers_without_couplings_are_left_out():
+    kinds = DynamicRouting(form="votes_free"), InvertedAttention(form="votes")
+    _, routed, layers = watched(Stack(*kinds))
+    assert [*layers] == ["upper"]
+    expected = jax.nn.softmax(routed.activation, axis=-1)
+    np.testing.assert_array_equal(layers["upper"].output_activation, expected)
+
+
+def test_the_competition_of_every_layer_can_be_replaced():
+    _, _, layers = watched(Stack(), compete=uniformly)
+    lower, upper = layers.values()
+    np.testing.assert_allclose(lower.coupling, 1 / 6, rtol=1e-6)
+    np.testing.assert_allclose(upper.coupling, 1 / 3, rtol=1e-6)
+
+
+class Closed(nn.Module):
+    """A layer that takes no other competition."""
+
+    routing: Algorithm = DynamicRouting()
+
+    def __call__(self, capsules: Any) -> Routed:
+        return self.routing(jnp.stack([capsules, 2 * capsules], axis=-2))
+
+
+class OfClosed(Stack):
+    @nn.compact
+    def encode(self, image: Any, *, is_training: bool = False) -> Routed:
+        return Closed(name="closed")(image.reshape(len(image), 6, 4))
+
+
+def test_a_layer_without_that_argument_is_watched_and_named():
+    _, _, layers = watched(OfClosed())
+    assert layers["closed"].coupling.shape == (7, 6, 2)
+    with pytest.raises(NetworkError, match=r"Closed.* must have the argument compete"):
+        watched(OfClosed(), compete=uniformly)
