@@ -323,6 +323,9 @@ def _tiles_backward(image, kernel, gradient, plan: Plan):
     a, b, c = _matrices(tiling, plan)
     phases, to_kernel = jax.vjp(lambda w: _kernel_phases(w, plan), kernel)
     kernel_values = _transform(b, phases, plan)
+    # XLA:CPU has no fast product of bfloat16 over the first axis of both. Turning the
+    # few outputs and transforming them again is faster than turning their values.
+    turns = plan.operand_dtype == jnp.bfloat16
 
     def differentiate(image, gradient):
         tiles, to_image = jax.vjp(lambda x: _cut_tiles(x, tiling, plan), image)
@@ -331,11 +334,9 @@ def _tiles_backward(image, kernel, gradient, plan: Plan):
         values = _transform(c, split, plan)
         image_gradient = _matmul(values, kernel_values, (-1, -1))
         (image_gradient,) = to_image(_constant_matmul(a.T, image_gradient))
-        turned = values.swapaxes(1, 2)
-        if plan.operand_dtype == jnp.bfloat16:
-            # Turning the few outputs and transforming them again is faster than turning
-            # the values: XLA:CPU is slow there.
-            turned = _transform(c, split.swapaxes(1, 2), plan)
+        if not turns:
+            return image_gradient, _matmul(image_values, values, (-2, -2))
+        turned = _transform(c, split.swapaxes(1, 2), plan)
         return image_gradient, _matmul(turned, image_values)
 
     if plan.part:
@@ -344,14 +345,17 @@ def _tiles_backward(image, kernel, gradient, plan: Plan):
             image_gradient, kernel_gradient = differentiate(*part)
             return total + kernel_gradient, image_gradient
 
-        shape = (len(b), gradient.shape[-1], phases.shape[1])
+        shape = (gradient.shape[-1], phases.shape[1])
+        shape = (len(b), *(shape if turns else shape[::-1]))
         start, _ = vary_alike(jnp.zeros(shape, plan.sum_dtype), image)
         parts = _in_parts(image, plan), _in_parts(gradient, plan)
         kernel_gradient, image_gradient = lax.scan(add, start, parts)
         image_gradient = image_gradient.reshape(image.shape)
     else:
         image_gradient, kernel_gradient = differentiate(image, gradient)
-    kernel_gradient = _constant_matmul(b.T, kernel_gradient).swapaxes(1, 2)
+    kernel_gradient = _constant_matmul(b.T, kernel_gradient)
+    if turns:
+        kernel_gradient = kernel_gradient.swapaxes(1, 2)
     return image_gradient, *to_kernel(kernel_gradient)
 
 

@@ -52,13 +52,13 @@ def _keep_places(image, window: int):
     edges = ((0, -height % window), (0, -width % window), (0, 0))
     edges = (*((0, 0),) * (image.ndim - 3), *edges)
     padded = jnp.pad(image, edges, constant_values=-np.inf)
-    largest, place = None, jnp.uint8(0)
+    largest = padded[..., ::window, ::window, :]
+    place = jnp.zeros(largest.shape, jnp.uint8)
     for number, (i, j) in enumerate(np.ndindex(window, window)):
         pixel = padded[..., i::window, j::window, :]
-        is_larger = True if largest is None else pixel > largest
-        largest = pixel if largest is None else jnp.where(is_larger, pixel, largest)
+        is_larger = pixel > largest
+        largest = jnp.where(is_larger, pixel, largest)
         place = jnp.where(is_larger, jnp.uint8(number), place)
-    place = jnp.broadcast_to(place, largest.shape)
     # An empty array carries the image's size.
     return largest, (place, jnp.zeros((0, height, width)))
 
