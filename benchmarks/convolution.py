@@ -50,8 +50,28 @@ OTHERS = [
     (64, 24, 16, 5, 2, "SAME", 32),
     (64, 14, 128, 1, 1, "VALID", 256),
 ]
-ROWS = {"paper": PAPER, "first": FIRST, "others": OTHERS}
-ROWS["all"] = PAPER + FIRST + OTHERS
+# capsjax.models.stem at full and at half width, and its sizes with a larger window.
+STEM = [
+    (100, 28, 1, 5, 1, "SAME", 128),
+    (100, 28, 128, 3, 1, "SAME", 128),
+    (100, 14, 128, 3, 1, "SAME", 128),
+    (100, 14, 128, 3, 1, "SAME", 256),
+    (100, 7, 256, 3, 1, "SAME", 256),
+    (100, 7, 256, 3, 1, "SAME", 512),
+    (100, 4, 512, 3, 1, "SAME", 512),
+    (100, 28, 64, 3, 1, "SAME", 64),
+    (100, 14, 64, 3, 1, "SAME", 64),
+    (100, 14, 64, 3, 1, "SAME", 128),
+    (100, 7, 128, 3, 1, "SAME", 128),
+    (100, 7, 128, 3, 1, "SAME", 256),
+    (100, 4, 256, 3, 1, "SAME", 256),
+    (100, 28, 64, 5, 1, "SAME", 64),
+    (100, 14, 128, 5, 1, "SAME", 128),
+    (100, 7, 256, 5, 1, "SAME", 256),
+    (100, 4, 512, 5, 1, "SAME", 512),
+]
+ROWS = {"paper": PAPER, "first": FIRST, "others": OTHERS, "stem": STEM}
+ROWS["all"] = PAPER + FIRST + OTHERS + STEM
 
 FORMS = {
     "tile f32": ("tiles", np.float32),

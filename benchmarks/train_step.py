@@ -41,7 +41,8 @@ from typing import NamedTuple
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 BATCHES = {"train": (50, 128, 256), "layers": (50, 128, 256), "routing": (128,)}
-BATCHES |= {"inference": (128, 1), "pages": (128,)}
+BATCHES |= {"inference": (128, 1), "pages": (128,), "stem": (100,)}
+STEM_WIDTHS = (128, 64)  # The full and the half width of experiments/record.py.
 TYPED_PARTS = ("conv", "primary", "decoder")
 OTHER_PARTS = ("shift", "warp", "elastic", "squash", "routing", "adam")
 DTYPES = ("float32", "bfloat16")
@@ -176,6 +177,20 @@ def pages(arguments, batch):
     ]
 
 
+def stems(arguments, batch):
+    """Returns rows for networks behind a stem, the rates that it is measured by."""
+    rows = []
+    for width in STEM_WIDTHS:
+        for dtype in arguments.dtypes:
+            options = {"work": "train", "batch": batch, "dtype": dtype, "stem": width}
+            chunk = options | {"steps": arguments.steps}
+            rows.append(Contender(f"capsjax {dtype}, width {width}", chunk))
+            if arguments.peers:
+                name = f"torch {dtype}, width {width}"
+                rows.append(Contender(name, options, "torch"))
+    return rows
+
+
 def ours(arguments, work, batch):
     options = {"work": work, "batch": batch}
     rows, dtypes = [], arguments.dtypes[: 1 if work == "routing" else None]
@@ -252,7 +267,7 @@ def add_limits(results):
             rate[key] = max(rate.get(key, 0), work / result["seconds"])
     # A peer does not report its work: take ours, which is the same.
     for result in results:
-        same = {"work": result["options"]["work"]}
+        same = {k: v for k, v in result["options"].items() if k in ("work", "stem")}
         known = next(
             (r for r in results if same.items() <= r["options"].items()), result
         )
@@ -302,6 +317,14 @@ def run(table, batch, arguments):
         rows = layers(arguments, batch)
         columns = [(f"of {d} step", f"capsjax {d}") for d in DTYPES]
         title = f"parts of a step, batch {batch}, forward and backward"
+    elif table == "stem":
+        rows = stems(arguments, batch)
+        columns = [
+            (f"our {d} {w} by it", f"capsjax {d}, width {w}")
+            for w in STEM_WIDTHS
+            for d in arguments.dtypes
+        ]
+        title = f"training behind a stem, batch {batch}"
     elif table == "pages":
         rows = pages(arguments, batch)
         columns = [(f"usual {d} by it", f"capsjax {d}, usual pages") for d in DTYPES]

@@ -30,9 +30,9 @@ from capsjax import DynamicRouting, squash
 from capsjax import config as configs
 from capsjax.data import Dataset
 from capsjax.data.augment import NoAugmentation, Shift, Warp, scale_to_unit
-from capsjax.layers import Convolution, Decoder
+from capsjax.layers import Convolution, Decoder, Stem
 from capsjax.losses import fitting_loss, reconstruction_loss
-from capsjax.models import prepare
+from capsjax.models import StemCapsNet, prepare
 from capsjax.models.network import activation_kind, bind
 from capsjax.runtime.devices import parallel, replicated
 from capsjax.training.feed import stack_batches
@@ -58,8 +58,23 @@ def random_data():
 
 def make_config(arguments):
     config = configs.Config(batch_size=arguments.batch)
+    if arguments.stem:
+        config.model = StemCapsNet(stem=Stem(features=stem_features(arguments.stem)))
     config.model = config.model.clone(compute_dtype=arguments.dtype)
     return config
+
+
+def stem_features(width):
+    return width, width, 2 * width, 4 * width
+
+
+def stem_multiplications(width):
+    """Counts a step's: the products of the stem, and the capsules' and decoder's."""
+    first, one, two, four = 784 * 25 * width, width, 2 * width, 4 * width
+    blocks = 784 * one * one + 196 * (one * one + one * two)
+    blocks += 49 * (two * two + two * four) + 16 * four * four
+    primary, routing = 16 * four * 512, 1024 * 10 * 16 * (8 + 3 + 2)
+    return 2 * first + 3 * (9 * blocks + primary + routing + DECODER)
 
 
 def make_state(config, num_steps=10_000):
@@ -93,7 +108,8 @@ def train(arguments):
     work = {"steps": arguments.steps, "images": arguments.batch}
     # At least the state goes in and out.
     work["bytes"] = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    return call, work | {"multiplications": arguments.batch * TRAIN}
+    count = stem_multiplications(arguments.stem) if arguments.stem else TRAIN
+    return call, work | {"multiplications": arguments.batch * count}
 
 
 def inference(arguments):
@@ -380,6 +396,7 @@ def main():
     parser.add_argument("--work", choices=[*WORKS["capsjax"], "check"], required=True)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--stem", type=int, help="channels of a stem in its place")
     parser.add_argument("--steps", type=int, default=1, help="in one call")
     parser.add_argument("--prepared", action="store_true", help="kernels, to infer")
     parser.add_argument("--devices", type=int, default=1, help="simulated on the CPU")

@@ -77,6 +77,45 @@ class CapsNet(nn.Module):
             return route(squash(s.float()), self.weight)
 
 
+class Block(nn.Module):
+    """Batch normalisation, convolution and ReLU, added to the normalised image."""
+
+    def __init__(self, channels, features=None):
+        super().__init__()
+        self.is_residual = features is None
+        self.norm = nn.BatchNorm2d(channels)
+        self.conv = nn.Conv2d(channels, features or channels, 3, padding=1)
+
+    def forward(self, x):
+        z = self.norm(x)
+        y = F.relu(self.conv(z))
+        return z + y if self.is_residual else y
+
+
+class StemCapsNet(CapsNet):
+    """The same capsules behind ``capsjax.models.StemCapsNet``'s convolutions."""
+
+    def __init__(self, width):
+        super().__init__()
+        del self.conv
+        self.stem = nn.Sequential(
+            *(nn.Conv2d(1, width, 5, padding=2), nn.ReLU()),
+            *(Block(width), nn.MaxPool2d(2), Block(width)),
+            *(Block(width, 2 * width), nn.MaxPool2d(2), Block(2 * width)),
+            Block(2 * width, 4 * width),
+            *(nn.MaxPool2d(2, ceil_mode=True), Block(4 * width)),
+            nn.BatchNorm2d(4 * width),
+        )
+        self.primary = nn.Conv2d(4 * width, 512, 1)
+        self.weight = nn.Parameter(0.02 * torch.randn(1024, 10, 16, 8))
+
+    def encode(self, image):
+        s = self.primary(self.stem(image))
+        s = s.permute(0, 2, 3, 1).reshape(-1, 1024, 8)
+        with torch.autocast(s.device.type, enabled=False):
+            return route(squash(s.float()), self.weight)
+
+
 def loss_fn(model, image, label):
     pose = model.encode(image)
     length, is_present = pose.norm(dim=-1), F.one_hot(label, 10)
@@ -90,7 +129,7 @@ def loss_fn(model, image, label):
 class Recipe:
     def __init__(self, arguments):
         self.batch, self.dtype = arguments.batch, getattr(torch, arguments.dtype)
-        self.device = arguments.device
+        self.device, self.width = arguments.device, arguments.stem
         # Compiled for these very sizes: no row pays for those of another.
         options = {"dynamic": False} if self.device != "cpu" else {}
         if arguments.graphs:
@@ -99,11 +138,13 @@ class Recipe:
         if arguments.compile:
             self.compiled = functools.partial(torch.compile, **options)
         is_plain = self.dtype == torch.float32 and self.device == "cpu"
+        is_plain = is_plain and not self.width
         self.format = torch.contiguous_format if is_plain else torch.channels_last
 
     def model(self):
         torch.manual_seed(0)
-        return CapsNet().to(self.device, memory_format=self.format)
+        model = StemCapsNet(self.width) if self.width else CapsNet()
+        return model.to(self.device, memory_format=self.format)
 
     def pixels(self, image):
         pixels = image.contiguous(memory_format=self.format)
@@ -272,6 +313,7 @@ def main():
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--stem", type=int, help="channels of a stem in its place")
     parser.add_argument("--file", help="weights, images and labels to check")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--graphs", action="store_true", help="compile to CUDA graphs")

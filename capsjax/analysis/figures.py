@@ -1,8 +1,10 @@
 """Draws the figures of one run; picks the images to show."""
 
+import functools
 import pathlib
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -303,8 +305,10 @@ def _by_position(
     """Sums over the types of capsules; returns the maps and their place in pixels."""
     assert has_stages(run.model)
     window, step = run.model.primary_window
-    shape = run.model.image_shape
-    height, width = ((size - window) // step + 1 for size in shape[:2])
+    image = jnp.zeros(run.model.image_shape)
+    primary = functools.partial(run.model.apply, method="primary")
+    capsules: Any = jax.eval_shape(primary, run.params, image)
+    height, width, _, _ = capsules.shape
     rounds, images, _ = share.shape
     maps = np.asarray(share).reshape(rounds, images, height, width, -1).sum(-1)
     start = (window - 1) / 2

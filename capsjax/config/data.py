@@ -39,6 +39,9 @@ class Data:
             the class, and ``N / (2 N_absent)`` in the others; 1 if either number is 0.
             The other metrics, and the whole test, count every image alike.
         skip_bad_files: True to skip image files that can't be read.
+        validation_choice: ``drawn``: the images kept for validation are drawn at
+            random. ``last``: they are the last ones, 50,000 to 59,999 of MNIST's if
+            ``num_validation`` is 10,000, which others keep, too.
     """
 
     name: Annotated[str, Allowed("the name of a data set or a folder", bool)] = "mnist"
@@ -51,6 +54,7 @@ class Data:
     crop: _Count = 0
     class_weights: Literal["none", "balanced"] = "none"
     skip_bad_files: bool = False
+    validation_choice: Literal["drawn", "last"] = "drawn"
 
     @property
     def has_validation(self) -> bool:

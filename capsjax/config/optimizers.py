@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from capsjax.bounds import Allowed, Decay, Steps, Weight, above, between
+from capsjax.bounds import Allowed, Decay, Share, Steps, Weight, above, between
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Optimizer(abc.ABC):
         decay_rate: Factor of the exponential schedule.
         decay_steps: Steps in which the exponential schedule falls by that factor.
         floor: The lowest rate of a schedule.
+        last_cosine: Share of the run's steps, at its end, in which the rate falls by a
+            cosine to ``floor``, from where the schedule is then; 0 for none.
         warmup_steps: Steps in which the rate rises linearly from zero.
         clip_norm: Largest norm of the gradients, over all weights; larger ones are
             scaled down to it; 0 for no clipping.
@@ -42,6 +44,7 @@ class Optimizer(abc.ABC):
     warmup_steps: Steps = 0
     clip_norm: Weight = 0.0
     average: Decay = 0.0
+    last_cosine: Share = 0.0
 
     @abc.abstractmethod
     def update_rule(self, rate: Callable[..., Any]) -> Any:
@@ -85,7 +88,24 @@ class Optimizer(abc.ABC):
         if self.warmup_steps:
             rise = optax.linear_schedule(0.0, rate, self.warmup_steps)
             schedule = optax.join_schedules([rise, schedule], [self.warmup_steps])
+        if last := round(self.last_cosine * num_steps):
+            return self._ended_by_cosine(schedule, num_steps - last, last)
         return schedule
+
+    def _ended_by_cosine(
+        self, schedule: Callable[..., Any], start: int, last: int
+    ) -> Callable[..., Any]:
+        import jax.numpy as jnp
+        import optax
+
+        cosine = optax.cosine_decay_schedule(1.0, last)
+
+        def rate(step: Any) -> Any:
+            share = cosine(jnp.maximum(step - start, 0))
+            before = schedule(jnp.minimum(step, start))
+            return share * before + (1 - share) * self.floor
+
+        return rate
 
 
 @dataclasses.dataclass(frozen=True)

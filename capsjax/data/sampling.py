@@ -25,7 +25,10 @@ _PLENTY = 100
 
 
 def split_validation(
-    dataset: Dataset | Generated, num_validation: int, rule: str = BY_CLASS
+    dataset: Dataset | Generated,
+    num_validation: int,
+    rule: str = BY_CLASS,
+    choice: str = "drawn",
 ) -> tuple[Dataset | Generated, Dataset | None]:
     """Takes a validation split from training images, the same one for every run.
 
@@ -39,6 +42,7 @@ def split_validation(
         dataset: The training images; never the test images.
         num_validation: Number of images to hold out, drawn without replacement.
         rule: "by_class" or "first_edition".
+        choice: "drawn", as above, or "last" for the last images, whatever their class.
 
     Returns:
         The remaining images and the held-out ones, each in their original order. The
@@ -63,7 +67,10 @@ def split_validation(
         return dataset, None
     share = count * num_validation / len(dataset)
     rng = np.random.default_rng(_VALIDATION_SEED)
-    if rule == FIRST_EDITION or np.minimum(share, count - share).min() >= _PLENTY:
+    if choice == "last":
+        held_out = np.arange(len(dataset)) >= len(dataset) - num_validation
+        _require_every_class(dataset, group[~held_out], len(count))
+    elif rule == FIRST_EDITION or np.minimum(share, count - share).min() >= _PLENTY:
         held_out = np.zeros(len(dataset), bool)
         held_out[rng.permutation(len(dataset))[:num_validation]] = True
     else:
@@ -73,6 +80,17 @@ def split_validation(
         dataset.subset(np.flatnonzero(~held_out)),
         dataset.subset(np.flatnonzero(held_out)).fixed(),
     )
+
+
+def _require_every_class(
+    dataset: Dataset | Generated, kept: Int[np.ndarray, " n"], num_groups: int
+) -> None:
+    if np.unique(kept).size < num_groups:
+        raise DatasetError(
+            f"the last images of data set {dataset.name!r} are all those of a class: "
+            "no image of it would remain to train on. Hold out fewer images, or drawn "
+            "ones."
+        )
 
 
 def take_share(

@@ -127,12 +127,40 @@ def _choose_form(batch, kernel_shape, outputs, strides, dtype, is_prepared) -> s
     return "tiles"
 
 
-def _choose_tile(batch, outputs, is_prepared) -> tuple[int, int]:
+# Bytes of transformed images: more than the first leave the processor's cache, and up to
+# the second stay in it. A part must have tiles enough to pay for reading the kernel's
+# values once more.
+_UNCACHED_BYTES, _CACHED_BYTES, _FEWEST_TILES = 64_000_000, 6_000_000, 100
+
+
+def _choose_tiles(image_shape, kernel_shape, outputs, plan, is_prepared) -> Plan:
+    """Chooses the tile, and how many images to take at a time."""
+    batch = image_shape[0]
+    taps = ceil_div(kernel_shape, plan.strides)
+    channels = max(kernel_shape[2] * math.prod(plan.strides), kernel_shape[3])
+
+    def tile_up_to(largest):
+        return ceil_div(outputs, ceil_div(outputs, (largest, largest)))
+
+    def bytes_of_image(tile):
+        pixels = math.prod(m + k - 1 for m, k in zip(tile, taps, strict=True))
+        number = math.prod(ceil_div(outputs, tile))
+        return number * pixels * channels * plan.sum_dtype.itemsize
+
     # Large tiles save products; but a transformed kernel, which grows with the tile,
     # must be used for enough tiles to pay for making and reading it.
     tiles = batch * math.prod(ceil_div(outputs, (8, 8)))
-    largest = 8 if tiles >= (16 if is_prepared else 64) else 3
-    return ceil_div(outputs, ceil_div(outputs, (largest, largest)))
+    tile = tile_up_to(8 if tiles >= (16 if is_prepared else 64) else 3)
+    if batch * bytes_of_image(tile) <= _UNCACHED_BYTES:
+        return plan._replace(tile=tile)
+    if max(taps) <= 3:
+        # Beyond four, the transforms of the tiles cost more than the products saved.
+        tile = tile_up_to(4)
+    most = min(_CACHED_BYTES // bytes_of_image(tile), batch // 2)
+    part = max((n for n in range(1, most + 1) if batch % n == 0), default=0)
+    if part * math.prod(ceil_div(outputs, tile)) < _FEWEST_TILES:
+        part = 0
+    return plan._replace(tile=tile, part=part)
 
 
 def _choose_plan(
@@ -156,14 +184,14 @@ def _choose_plan(
     batch = image_shape[0]
     if export.is_symbolic_dim(batch):
         return plan._replace(form="ordinary")
-    return plan._replace(
+    plan = plan._replace(
         form=_choose_form(
             batch, kernel_shape, outputs, strides, plan.operand_dtype, is_prepared
         ),
-        tile=_choose_tile(batch, outputs, is_prepared),
         points="toom" if plan.operand_dtype == np.float32 else "fourier",
         kernel_first=is_prepared and plan.operand_dtype == jnp.bfloat16,
     )
+    return _choose_tiles(image_shape, kernel_shape, outputs, plan, is_prepared)
 
 
 def conv_general_dilated(

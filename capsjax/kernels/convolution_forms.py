@@ -40,6 +40,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from capsjax.kernels.varying import vary_alike
+
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
@@ -57,6 +59,8 @@ class Plan(NamedTuple):
         points: ``"fourier"`` or ``"toom"``.
         kernel_first: Whether the kernel is the first operand of the patches' product:
             faster in bfloat16 if it was transposed before.
+        part: Number of images that ``"tiles"`` takes at a time, so that what it makes
+            of them stays in the processor's cache; 0 for all at once.
         rounds_results: Whether sums are rounded to ``operand_dtype``: half the memory
             traffic in bfloat16, which an accelerator needs.
     """
@@ -69,6 +73,7 @@ class Plan(NamedTuple):
     points: Literal["fourier", "toom"] = "fourier"
     precision: Any = None
     kernel_first: bool = False
+    part: int = 0
     rounds_results: bool = False
 
     @property
@@ -231,17 +236,36 @@ def _kernel_phases(kernel, plan: Plan):
 
 def _cut_tiles(image, tiling: _Tiling, plan: Plan):
     """Puts the pixels of a tile first: ``[pixel, n * tile, s * s * c]``."""
-    (th, tw), (mh, mw), (nh, nw) = tiling.tiles, tiling.tile, tiling.pixels
-    sizes = ((th - 1) * mh + nh, (tw - 1) * mw + nw)
-    image = _image_phases(image, sizes, plan)
-    tiles = [
-        image[:, i * mh : i * mh + nh, :, j * mw : j * mw + nw]
-        for i, j in np.ndindex(th, tw)
-    ]
-    tiles = jnp.stack(tiles, axis=1) if len(tiles) > 1 else tiles[0][:, None]
-    tiles = tiles.transpose(2, 4, 0, 1, 3, 5, 6)
-    channels = math.prod(tiles.shape[4:])
-    return tiles.reshape(nh * nw, -1, channels)
+    axes = [*zip(tiling.tiles, tiling.tile, tiling.pixels, strict=True)]
+    height, width = (
+        max((tiles - 1) * tile + pixels, (tiles + 1) * tile if tiles > 1 else 0)
+        for tiles, tile, pixels in axes
+    )
+    image = _image_phases(image, (height, width), plan)
+    tiles = _cut_axis(_cut_axis(image, 1, *axes[0]), 4, *axes[1])
+    tiles = tiles.transpose(2, 5, 0, 1, 4, 3, 6, 7)
+    channels = math.prod(tiles.shape[5:])
+    return tiles.reshape(math.prod(tiling.pixels), -1, channels)
+
+
+def _cut_axis(x, axis: int, tiles: int, tile: int, pixels: int):
+    """Cuts an axis into overlapping tiles: ``[..., tiles, pixels, ...]``.
+
+    Only two slices, if that is possible: the gradient adds up as many images.
+    """
+    before, after = x.shape[:axis], x.shape[axis + 1 :]
+
+    def cut(start, size, count):
+        part = lax.slice_in_dim(x, start, start + size * count, axis=axis)
+        return part.reshape(*before, count, size, *after)
+
+    overlap = pixels - tile
+    if overlap > tile or tiles == 1:
+        each = [cut(n * tile, pixels, 1) for n in range(tiles)]
+        return jnp.concatenate(each, axis)
+    next_tile = cut(tile, tile, tiles)
+    shared = lax.slice_in_dim(next_tile, 0, overlap, axis=axis + 1)
+    return jnp.concatenate([cut(0, tile, tiles), shared], axis + 1)
 
 
 def _join_tiles(tiles, tiling: _Tiling):
@@ -275,30 +299,64 @@ def _tiles_prepare(kernel, image_shape, plan: Plan):
     return _transform(b, _kernel_phases(kernel, plan), plan)
 
 
+def _in_parts(x, plan: Plan):
+    return x.reshape(-1, plan.part, *x.shape[1:])
+
+
 def _tiles_apply(image, kernel_values, kernel_shape, plan: Plan):
     tiling = _tiling(image.shape, kernel_shape, plan)
     a, _, c = _matrices(tiling, plan)
-    image_values = _transform(a, _cut_tiles(image, tiling, plan), plan)
-    products = _matmul(image_values, kernel_values)
-    return _join_tiles(_constant_matmul(c.T, products), tiling)
+
+    def apply(image):
+        image_values = _transform(a, _cut_tiles(image, tiling, plan), plan)
+        products = _matmul(image_values, kernel_values)
+        return _join_tiles(_constant_matmul(c.T, products), tiling)
+
+    if not plan.part:
+        return apply(image)
+    outputs = lax.map(apply, _in_parts(image, plan))
+    return outputs.reshape(-1, *outputs.shape[2:])
 
 
 def _tiles_backward(image, kernel, gradient, plan: Plan):
     tiling = _tiling(image.shape, kernel.shape, plan)
     a, b, c = _matrices(tiling, plan)
-    tiles, to_image = jax.vjp(lambda x: _cut_tiles(x, tiling, plan), image)
     phases, to_kernel = jax.vjp(lambda w: _kernel_phases(w, plan), kernel)
-    image_values = _transform(a, tiles, plan)
     kernel_values = _transform(b, phases, plan)
-    values = _transform(c, _split_tiles(gradient, tiling), plan)
+    # XLA:CPU has no fast product of bfloat16 over the first axis of both. Turning the
+    # few outputs and transforming them again is faster than turning their values.
+    turns = plan.operand_dtype == jnp.bfloat16
 
-    image_gradient = _matmul(values, kernel_values, (-1, -1))
-    kernel_gradient = _matmul(values.swapaxes(1, 2), image_values)
-    kernel_gradient = _constant_matmul(b.T, kernel_gradient).swapaxes(1, 2)
-    return (
-        *to_image(_constant_matmul(a.T, image_gradient)),
-        *to_kernel(kernel_gradient),
-    )
+    def differentiate(image, gradient):
+        tiles, to_image = jax.vjp(lambda x: _cut_tiles(x, tiling, plan), image)
+        image_values = _transform(a, tiles, plan)
+        split = _split_tiles(gradient, tiling)
+        values = _transform(c, split, plan)
+        image_gradient = _matmul(values, kernel_values, (-1, -1))
+        (image_gradient,) = to_image(_constant_matmul(a.T, image_gradient))
+        if not turns:
+            return image_gradient, _matmul(image_values, values, (-2, -2))
+        turned = _transform(c, split.swapaxes(1, 2), plan)
+        return image_gradient, _matmul(turned, image_values)
+
+    if plan.part:
+
+        def add(total, part):
+            image_gradient, kernel_gradient = differentiate(*part)
+            return total + kernel_gradient, image_gradient
+
+        shape = (gradient.shape[-1], phases.shape[1])
+        shape = (len(b), *(shape if turns else shape[::-1]))
+        start, _ = vary_alike(jnp.zeros(shape, plan.sum_dtype), image)
+        parts = _in_parts(image, plan), _in_parts(gradient, plan)
+        kernel_gradient, image_gradient = lax.scan(add, start, parts)
+        image_gradient = image_gradient.reshape(image.shape)
+    else:
+        image_gradient, kernel_gradient = differentiate(image, gradient)
+    kernel_gradient = _constant_matmul(b.T, kernel_gradient)
+    if turns:
+        kernel_gradient = kernel_gradient.swapaxes(1, 2)
+    return image_gradient, *to_kernel(kernel_gradient)
 
 
 # ---- patches

@@ -14,16 +14,19 @@ from capsjax.layers.conv_caps import ConvCaps
 from capsjax.layers.convolution import Convolution
 from capsjax.layers.decoder import Decoder, make_dense
 from capsjax.layers.deconv_caps import DeconvCaps
+from capsjax.layers.stem import ConvStem, Stem
 
 __all__ = [
     "CapsuleHead",
     "ClassCaps",
     "ConvCaps",
+    "ConvStem",
     "Convolution",
     "Decoder",
     "DeconvCaps",
     "DenseCaps",
     "PrimaryCaps",
     "PrimaryPoses",
+    "Stem",
     "make_dense",
 ]

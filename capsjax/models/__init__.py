@@ -13,6 +13,7 @@ from capsjax.models.efficient import EfficientCapsNet
 from capsjax.models.network import Network, NetworkError, num_parameters, prepare
 from capsjax.models.residual import ResidualCapsNet
 from capsjax.models.stacked import StackedCapsNet
+from capsjax.models.stem import StemCapsNet, StemCNN
 
 __all__ = [
     "NETWORKS",
@@ -23,6 +24,8 @@ __all__ = [
     "NetworkError",
     "ResidualCapsNet",
     "StackedCapsNet",
+    "StemCNN",
+    "StemCapsNet",
     "num_parameters",
     "prepare",
 ]
@@ -33,4 +36,6 @@ NETWORKS: Mapping[str, type[Any]] = {
     "efficient": EfficientCapsNet,
     "residual": ResidualCapsNet,
     "stacked": StackedCapsNet,
+    "stem": StemCapsNet,
+    "stem_cnn": StemCNN,
 }

@@ -11,7 +11,8 @@ which the data set fills in, and these methods:
     Show the inside to the analysis. Optional. The methods are the two stages of
     ``encode``, the second with the algorithm in the field ``routing`` in a
     ``DenseCaps`` named ``class_caps``. The property holds the size in pixels of a
-    primary capsule's window, and the step to the next one.
+    primary capsule's window, the first of which begins at the image's corner, and the
+    step to the next one.
 
 It declares ``activation_kind``, unless its field ``routing`` does. Batch statistics and
 dropout follow Flax: collections of variables, and the rng ``dropout``. Collections must

@@ -143,7 +143,9 @@ def _divide(
                 f"config.data.num_validation={data.num_validation} leaves none of the "
                 f"{len(train_set)} training images; -1 keeps a tenth of them."
             )
-        train_set, validation_set = split_validation(train_set, held_out, rule)
+        train_set, validation_set = split_validation(
+            train_set, held_out, rule, data.validation_choice
+        )
     # Shorten the training set.
     for field, wanted in (
         ("data.num_train", data.num_train),

@@ -91,6 +91,28 @@ def test_networks_are_as_large_as_the_papers(
     assert millions is None or expected / 1e6 == pytest.approx(millions, abs=0.02)
 
 
+def test_a_cosine_ends_any_schedule():
+    optimizer = configs.Adam(
+        schedule="exponential",
+        learning_rate=1.0,
+        decay_rate=0.1,
+        decay_steps=100,
+        floor=0.001,
+        last_cosine=0.2,
+    )
+    rate = optimizer._rates(100)
+    found = [float(rate(step)) for step in (0, 80, 90, 100)]
+    before = 0.1**0.8
+    expected = [1.0, before, (before + 0.001) / 2, 0.001]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_the_recipes_of_the_record_search_see_no_test_image():
+    for recipe in experiment(EXPERIMENTS / "record.py").RECIPES.values():
+        assert not recipe.test
+        assert recipe.data.validation_choice == "last"
+
+
 def test_recipes_differ_as_their_sources_do():
     recipe = {name: experiment().get_config(name) for name in experiment().RECIPES}
     notebook, paper, authors = recipe["notebook"], recipe["paper"], recipe["authors"]

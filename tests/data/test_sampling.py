@@ -60,6 +60,15 @@ def test_the_validation_split_is_not_the_first_images():
     assert validation.image[:, 0, 0, 0].max() > 4 * 10
 
 
+def test_the_last_images_are_held_out_on_request():
+    dataset = small_dataset(50)
+    train, validation = split_validation(dataset, 10, choice="last")
+    np.testing.assert_array_equal(validation.image, dataset.image[40:])
+    np.testing.assert_array_equal(train.image, dataset.image[:40])
+    with pytest.raises(DatasetError, match=r"the last images of data set 'sorted' are"):
+        split_validation(of_classes(5, 5), 5, choice="last")
+
+
 def test_no_validation_leaves_everything_to_train_on():
     dataset = small_dataset()
     assert split_validation(dataset, 0) == (dataset, None)
