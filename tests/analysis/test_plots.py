@@ -156,7 +156,9 @@ def test_couplings_and_their_measures_are_drawn():
     assert left.lines[0].get_xdata()[0] == 0.25
     lines = {line.get_label(): line for line in right.lines}
     np.testing.assert_allclose(lines["T-score"].get_ydata(), [0, 0.25, 0.5])
-    assert len(plots.measures({"caps": np.ones(2)}, {"caps": (2, 4)}, []).axes) == 1
+    assert (
+        len(plots.measures({"caps": np.ones(2, int)}, {"caps": (2, 4)}, []).axes) == 1
+    )
 
 
 def test_reliability_is_drawn_where_there_are_images():
