@@ -19,7 +19,6 @@ from capsjax.diagnostics import (
     parse_tree,
     uniformly,
 )
-from capsjax.models.network import NetworkError
 from capsjax.models.watching import WatchedLayer, watch
 from capsjax.routings import Routed
 from capsjax.storage.run import Prediction, Run
@@ -41,10 +40,10 @@ class Diagnosis(NamedTuple):
         layers: The measures of each capsule layer, by name: see ``RoutingStatistics``.
         sizes: Number of inputs and outputs of each layer.
         histogram: Number of each layer's couplings in each of 50 parts of 0 to 1.
-        trees: Parse trees of the layer that makes the class capsules.
+        trees: Parse trees of the layer that makes the class capsules; none if it is
+            convolutional.
         accuracy: Accuracy on these images.
-        uniform_accuracy: Accuracy with all couplings replaced by ``1 / J``; None if a
-            layer does not take another competition.
+        uniform_accuracy: Accuracy with all couplings replaced by ``1 / J``.
         num_images: Number of images.
     """
 
@@ -53,14 +52,14 @@ class Diagnosis(NamedTuple):
     histogram: dict[str, Int[np.ndarray, " bars"]]
     trees: ParseTrees
     accuracy: float
-    uniform_accuracy: float | None
+    uniform_accuracy: float
     num_images: int
 
 
 def diagnose(
     run: Run, dataset: Dataset, *, most: int = MOST_WATCHED
 ) -> Diagnosis | None:
-    """Watches the routing of images; returns None if no layer shows its couplings.
+    """Watches the routing of images; returns None if no layer routes.
 
     Args:
         run: The run, with its network.
@@ -91,16 +90,11 @@ def diagnose(
     shapes = jax.eval_shape(watched, params, one)[1]
     if not shapes:
         return None
-    sizes = {name: layer.coupling.shape[1:] for name, layer in shapes.items()}
-    num_couplings = sum(i * j for i, j in sizes.values())
+    sizes = {name: layer.coupling.shape[-2:] for name, layer in shapes.items()}
+    num_couplings = sum(layer.coupling.size for layer in shapes.values())
     number = min(len(dataset), most, max(1, _MOST_COUPLINGS // num_couplings))
     step = min(number, max(1, _COUPLINGS_AT_ONCE // num_couplings))
     images = some_images(dataset, number // step * step)
-    can_swap = True
-    try:
-        jax.eval_shape(swapped, params, one)
-    except NetworkError:
-        can_swap = False
     # Watch them, and add up their statistics.
     parts: dict[str, list[RoutingStatistics]] = {name: [] for name in sizes}
     histogram: dict[str, Any] = dict.fromkeys(sizes, 0)
@@ -111,12 +105,12 @@ def diagnose(
             parts[name].append(layers[name].statistics())
             coupling = np.asarray(layers[name].coupling)
             histogram[name] += np.histogram(coupling, NUM_SHARES, (0, 1))[0]
-        label = np.argmax(routed.activation, axis=-1)
-        *_, last = sizes
-        trees += ParseTrees.of(parse_tree(layers[last].coupling, label), label)
+        *_, last = layers.values()
+        if last.coupling.shape[2:] == routed.activation.shape[1:]:
+            label = np.argmax(routed.activation, axis=-1)
+            trees += ParseTrees.of(parse_tree(last.coupling, label), label)
         right += float(num_right(routed, batch.label))
-        if can_swap:
-            swapped_right += float(num_right(swapped(params, batch), batch.label))
+        swapped_right += float(num_right(swapped(params, batch), batch.label))
     measures = {
         name: functools.reduce(operator.add, one).measures()
         for name, one in parts.items()
@@ -130,7 +124,7 @@ def diagnose(
         histogram,
         trees,
         right / len(images),
-        swapped_right / len(images) if can_swap else None,
+        swapped_right / len(images),
         len(images),
     )
 

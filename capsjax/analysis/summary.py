@@ -50,7 +50,7 @@ def summary_lines(dataset: Dataset, evaluation: Evaluation) -> Iterator[str]:
     yield from _class_lines(dataset.class_names, evaluation.confusion, scores)
     yield ""
     if evaluation.diagnosis is not None:
-        yield from _routing_lines(evaluation.diagnosis, dataset)
+        yield from _routing_lines(evaluation.diagnosis)
     if evaluation.calibration is not None:
         yield from _calibration_lines(evaluation.calibration)
     if evaluation.by_rounds is not None:
@@ -82,26 +82,25 @@ _MEASURES = (
 )
 
 
-def _routing_lines(diagnosis: Diagnosis, dataset: Dataset) -> Iterator[str]:
+def _routing_lines(diagnosis: Diagnosis) -> Iterator[str]:
     """Yields each measure of the routing with its value and its meaning."""
     of = f"measured on {diagnosis.num_images} of the images"
     for name, measures in diagnosis.layers.items():
         i, j = diagnosis.sizes[name]
-        yield f"routing of {name or 'the network'}, {i} to {j} capsules: {of}"
+        yield f"routing of {name}, {i} to {j} capsules: {of}"
         for title, key, meaning in _MEASURES:
             value = measures[key]
             text = f"{value:.0f}" if key.endswith("puts") else f"{value:.4f}"
             yield f"  {title:21}{text:>9}  {meaning}"
     distinct, number = diagnosis.trees.num_distinct, diagnosis.trees.num_examples
-    bits = [one for label, one in diagnosis.trees.entropy.items() if number[label] > 1]
-    trees = f"{sum(distinct.values())} of {diagnosis.num_images}"
-    yield f"  {'distinct parse trees':21}{trees:>9}  couplings rounded to tenths"
-    mean_bits = f"{np.mean(bits) if bits else 0:.2f}"
-    yield f"  {'parse-tree entropy':21}{mean_bits:>9}  bits, mean of the classes"
-    if diagnosis.uniform_accuracy is not None:
-        swapped = f"{diagnosis.uniform_accuracy:.2%}"
-        instead = f"accuracy with equal couplings, not {diagnosis.accuracy:.2%}"
-        yield f"  {'uniform swap':21}{swapped:>9}  {instead}"
+    if number:
+        trees = f"{sum(distinct.values())} of {diagnosis.num_images}"
+        bits = f"{np.mean([*diagnosis.trees.entropy.values()]):.2f}"
+        yield f"  {'distinct parse trees':21}{trees:>9}  couplings rounded to tenths"
+        yield f"  {'parse-tree entropy':21}{bits:>9}  bits, mean of the classes"
+    swapped = f"{diagnosis.uniform_accuracy:.2%}"
+    instead = f"accuracy with equal couplings, not {diagnosis.accuracy:.2%}"
+    yield f"  {'uniform swap':21}{swapped:>9}  {instead}"
 
 
 def _calibration_lines(calibration: Calibration) -> Iterator[str]:

@@ -6,12 +6,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from tiny import tiny_model
 
 from capsjax import DenseCaps, DynamicRouting, EMRouting, InvertedAttention, Routed
 from capsjax.diagnostics import uniformly
-from capsjax.models.network import NetworkError, bind, init_variables
+from capsjax.layers import CapsuleHead, ConvCaps, DeconvCaps
+from capsjax.models.network import bind, init_variables
 from capsjax.models.watching import watch
 from capsjax.routings import Algorithm
 
@@ -63,10 +63,9 @@ def test_a_network_with_the_field_routing_is_made_to_return_couplings():
     assert layers["class_caps"].coupling.shape == (7, 18, 3)
 
 
-def test_logits_count_as_their_softmax_and_layers_without_couplings_are_left_out():
+def test_logits_count_as_their_softmax():
     kinds = DynamicRouting(form="votes_free"), InvertedAttention(form="votes")
     _, routed, layers = watched(Stack(*kinds))
-    assert [*layers] == ["upper"]
     expected = jax.nn.softmax(routed.activation, axis=-1)
     np.testing.assert_array_equal(layers["upper"].output_activation, expected)
 
@@ -78,23 +77,33 @@ def test_the_competition_of_every_layer_can_be_replaced():
     np.testing.assert_allclose(upper.coupling, 1 / 3, rtol=1e-6)
 
 
-class Closed(nn.Module):
-    """A layer that takes no other competition."""
+class OfOthers(Stack):
+    """A layer of windows, larger map, and a head that makes its capsules itself."""
 
-    routing: Algorithm = DynamicRouting()
-
-    def __call__(self, capsules: Any) -> Routed:
-        return self.routing(jnp.stack([capsules, 2 * capsules], axis=-2))
-
-
-class OfClosed(Stack):
     @nn.compact
     def encode(self, image: Any, *, is_training: bool = False) -> Routed:
-        return Closed(name="closed")(image.reshape(len(image), 6, 4))
+        capsules = jnp.zeros((len(image), 5, 6, 2, 4))
+        windows = ConvCaps(3, 4, name="windows")(capsules)
+        larger = DeconvCaps(2, 4, name="larger")(windows.pose)
+        features = larger.pose.reshape(*larger.pose.shape[:3], 8)
+        return CapsuleHead(3, 4, name="head")(features)
 
 
-def test_a_layer_without_that_argument_is_watched_and_named():
-    _, _, layers = watched(OfClosed())
-    assert layers["closed"].coupling.shape == (7, 6, 2)
-    with pytest.raises(NetworkError, match=r"Closed.* must have the argument compete"):
-        watched(OfClosed(), compete=uniformly)
+def test_layers_of_windows_and_heads_are_watched_too():
+    whole, routed, layers = jax.eval_shape(lambda: watched(OfOthers()))
+    assert routed.activation.shape == whole.activation.shape
+    assert [*layers] == ["windows", "larger", "head"]
+    windows, _, head = layers.values()
+    assert windows.coupling.shape == (*windows.input_activation.shape, 3)
+    assert windows.coupling.ndim == 5
+    assert windows.input_mask.shape == windows.input_activation.shape
+    assert head.coupling.shape[2:] == (3,)
+
+
+def test_the_layer_gets_its_algorithm_back():
+    network = Stack()
+    watched(network)
+    assert type(network.first) is DynamicRouting
+    # Another call finds nothing that watches.
+    whole, routed, _ = watched(network)
+    np.testing.assert_array_equal(routed.activation, whole.activation)
