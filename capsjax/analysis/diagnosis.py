@@ -103,7 +103,9 @@ def diagnose(
         routed, layers = watched(params, batch)
         for name in sizes:
             parts[name].append(layers[name].statistics())
-            coupling = np.asarray(layers[name].coupling)
+            coupling, mask = np.asarray(layers[name].coupling), layers[name].input_mask
+            if mask is not None:
+                coupling = coupling[np.asarray(mask)]
             histogram[name] += np.histogram(coupling, NUM_SHARES, (0, 1))[0]
         *_, last = layers.values()
         if last.coupling.shape[2:] == routed.activation.shape[1:]:

@@ -83,7 +83,7 @@ class OfOthers(Stack):
     @nn.compact
     def encode(self, image: Any, *, is_training: bool = False) -> Routed:
         capsules = jnp.zeros((len(image), 5, 6, 2, 4))
-        windows = ConvCaps(3, 4, name="windows")(capsules)
+        windows = ConvCaps(3, 4, padding="SAME", name="windows")(capsules)
         larger = DeconvCaps(2, 4, name="larger")(windows.pose)
         features = larger.pose.reshape(*larger.pose.shape[:3], 8)
         return CapsuleHead(3, 4, name="head")(features)
