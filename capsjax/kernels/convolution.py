@@ -129,7 +129,7 @@ def _choose_form(batch, kernel_shape, outputs, strides, dtype, is_prepared) -> s
 
 # Bytes of transformed images: more than the first leave the processor's cache, and up
 # to the second stay in it. A part must have tiles enough to pay for reading the
-# kernel's # values once more.
+# kernel's values once more.
 _UNCACHED_BYTES, _CACHED_BYTES, _FEWEST_TILES = 64_000_000, 6_000_000, 100
 
 
