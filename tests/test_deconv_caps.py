@@ -199,4 +199,4 @@ def test_the_network_of_the_page_learns_to_segment():
         shares = found["intersection_over_union"](predict(weights, image), label)
         assert shares.shape == (4,)
         assert (shares[0] > 0.8) == is_good
-    assert "steps=1000" in full
+    assert "steps=1500" in full
