@@ -84,7 +84,7 @@ def test_different_numbers_of_classes_are_trained_judged_and_compared(capsules, 
         assert words in out
     names = {one.stem for one in (path / "figures").iterdir()}
     assert names == {
-        *("samples", "training", "rounds", "entropy", "labels", "mistakes"),
+        *("samples", "training", "rounds", "entropy", "measures", "labels", "mistakes"),
         "evaluation",
     }
     about = json.loads((path / "figures" / "evaluation.json").read_text())
