@@ -14,7 +14,6 @@ import functools
 import math
 import os
 import re
-import types
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -64,7 +63,7 @@ class Kernel(NamedTuple):
 
 def compile_step(batch: int, dtype: str) -> str:
     """Returns the optimised program of some steps in one call, as text."""
-    config = worker.make_config(types.SimpleNamespace(batch=batch, dtype=dtype))
+    config = worker.make_config(batch, dtype)
     model = bind(config.model, worker.IMAGE, worker.CLASSES)
     optimizer = config.optimizer.make(10_000)
     state = jax.eval_shape(functools.partial(init_state, model, optimizer, config))

@@ -56,11 +56,11 @@ def random_data():
     return Dataset("random", image, label, tuple("0123456789"))
 
 
-def make_config(arguments):
-    config = configs.Config(batch_size=arguments.batch)
-    if arguments.stem:
-        config.model = StemCapsNet(stem=Stem(features=stem_features(arguments.stem)))
-    config.model = config.model.clone(compute_dtype=arguments.dtype)
+def make_config(batch, dtype, stem=None):
+    config = configs.Config(batch_size=batch)
+    if stem:
+        config.model = StemCapsNet(stem=Stem(features=stem_features(stem)))
+    config.model = config.model.clone(compute_dtype=dtype)
     return config
 
 
@@ -92,7 +92,10 @@ def make_chunk(model, optimizer, config):
 
 
 def train(arguments):
-    config, dataset = make_config(arguments), random_data()
+    config, dataset = (
+        make_config(arguments.batch, arguments.dtype, arguments.stem),
+        random_data(),
+    )
     model, optimizer, state = make_state(config)
     program = parallel(make_chunk(model, optimizer, config), donate=True)
     done = 0
@@ -113,7 +116,9 @@ def train(arguments):
 
 
 def inference(arguments):
-    model, _, state = make_state(make_config(arguments))
+    model, _, state = make_state(
+        make_config(arguments.batch, arguments.dtype, arguments.stem)
+    )
     image = random_data().image[: arguments.batch]
     encode = jax.jit(functools.partial(model.apply, method=model.encode))
     encode = functools.partial(encode, state.params)
@@ -215,7 +220,9 @@ def decoder(arguments):
 
 def adam(arguments):
     """Updates in place if all is finite, as the step does."""
-    _, optimizer, state = make_state(make_config(arguments))
+    _, optimizer, state = make_state(
+        make_config(arguments.batch, arguments.dtype, arguments.stem)
+    )
     weights, _ = split_weights(state.params)
     grads = jax.tree.map(jnp.ones_like, weights)
 
@@ -279,7 +286,9 @@ def by_layer(state):
 
 def plain_train(arguments):
     dataset = random_data()
-    params = by_layer(make_state(make_config(arguments))[2])
+    params = by_layer(
+        make_state(make_config(arguments.batch, arguments.dtype, arguments.stem))[2]
+    )
     held = params, plain_jax.OPTIMIZER.init(params)
     rng = np.random.default_rng(0)
 
@@ -294,7 +303,9 @@ def plain_train(arguments):
 
 
 def plain_inference(arguments):
-    params = by_layer(make_state(make_config(arguments))[2])
+    params = by_layer(
+        make_state(make_config(arguments.batch, arguments.dtype, arguments.stem))[2]
+    )
     image = random_data().image[: arguments.batch]
     _, work = inference(arguments)
     return lambda: np.asarray(plain_jax.class_lengths(params, image)), work
@@ -308,7 +319,7 @@ def check(arguments):
 
     Writes weights and batch to ``--file``, with PyTorch's names and layout.
     """
-    config = make_config(arguments)
+    config = make_config(arguments.batch, arguments.dtype, arguments.stem)
     config.augmentation = NoAugmentation()
     config.optimizer = dataclasses.replace(config.optimizer, schedule="constant")
     batch = random_data().batch(np.arange(arguments.batch))

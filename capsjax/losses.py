@@ -53,7 +53,7 @@ def margin_loss(
             lengths have no axis of classes.
         TypeError: If the lengths are not floating-point numbers.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from capsjax import margin_loss
         >>> loss = margin_loss(jnp.array([[0.95, 0.3]]), jnp.array([0]))
@@ -145,7 +145,7 @@ def reconstruction_loss(
         ValueError: If ``reduction`` is neither, or the shapes differ or lack an axis.
         TypeError: If either array is not floating-point numbers.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from capsjax import reconstruction_loss
         >>> drawn, image = jnp.zeros((1, 28, 28, 1)), jnp.ones((1, 28, 28, 1))

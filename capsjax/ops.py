@@ -70,7 +70,7 @@ def safe_norm(
     Raises:
         ValueError: If ``x`` has no such axis, or complex numbers.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from capsjax import safe_norm
         >>> print(safe_norm(jnp.array([[3.0, 4.0], [0.0, 0.0]])))
@@ -99,7 +99,7 @@ def squash(s: Shaped[ArrayLike, "..."], *, axis: int = -1) -> Float[Array, "..."
     Raises:
         ValueError: If ``s`` has no such axis, or complex numbers.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from capsjax import safe_norm, squash
         >>> print(f"{safe_norm(squash(jnp.array([3.0, 4.0]))):.4f}")  # 25 / 26
@@ -251,7 +251,7 @@ def flatten_capsules(
     Raises:
         ValueError: If an axis is missing.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from capsjax import flatten_capsules
         >>> capsules, _ = flatten_capsules(jnp.ones((2, 6, 6, 32, 8)))
@@ -290,7 +290,7 @@ def tweak_pose(
     Raises:
         ValueError: If ``num_steps`` is less than 1, or a pose has no axis.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from capsjax import tweak_pose
         >>> tweak_pose(jnp.zeros(16)).shape  # 16 components, 11 steps

@@ -37,8 +37,8 @@ def upsampled(grid, weight, stride):
 @pytest.mark.parametrize(
     "sides",
     first_of(
-        ((4, 2, 1), (5, 3, 3)),
-        [(4, 2, 1), (5, 3, 3), (3, 2, 1), (3, 2, 3), (2, 2, 3), (3, 1, 1)],
+        ((4, 2, 1), (4, 3, 3)),
+        [(4, 2, 1), (4, 3, 3), (5, 3, 3), (3, 2, 1), (3, 2, 3), (2, 2, 3), (3, 1, 1)],
     ),
 )
 def test_votes_of_a_larger_map_are_those_of_a_loop_over_positions(key, sides):
@@ -199,4 +199,4 @@ def test_the_network_of_the_page_learns_to_segment():
         shares = found["intersection_over_union"](predict(weights, image), label)
         assert shares.shape == (4,)
         assert (shares[0] > 0.8) == is_good
-    assert "steps=1000" in full
+    assert "steps=1500" in full

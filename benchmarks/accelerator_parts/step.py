@@ -2,7 +2,6 @@
 
 import collections
 import functools
-import types
 
 import jax
 import worker
@@ -102,7 +101,7 @@ def lowered() -> dict:
     """The paper's step, both types: what XLA would get on a GPU."""
     sizes = {}
     for dtype in ("float32", "bfloat16"):
-        config = worker.make_config(types.SimpleNamespace(batch=128, dtype=dtype))
+        config = worker.make_config(128, dtype)
         model, optimizer, state = worker.make_state(config)
         step = worker.make_chunk(model, optimizer, config)
         batches = stack_batches(worker.random_data(), range(2), batch_size=128, seed=0)

@@ -26,9 +26,9 @@ def class_probability(
     r"""Turns the activations of classes that exclude each other into probabilities.
 
     .. math::
-        p = softmax(z / T), \quad
-        z = \begin{cases} a & \text{for a logit or a length } a \\
-                          \ln a & \text{for a probability } a \end{cases}
+        p = softmax(z / T)
+
+    with ``z = a`` for a logit or a length ``a``, and ``z = ln a`` for a probability.
 
     A temperature changes no prediction. With 1, logits give their softmax, and
     probabilities are divided by their sum. Lengths are no probabilities, and do not add

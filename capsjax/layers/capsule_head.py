@@ -40,7 +40,7 @@ class PrimaryPoses(nn.Module):
             long of features whose root mean square is one.
         bias_init: Initializer of both biases.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from capsjax import PrimaryPoses
@@ -114,7 +114,7 @@ class CapsuleHead(nn.Module):
             after a layer norm.
         weight_init: Initializer of the votes' matrices.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from capsjax import CapsuleHead

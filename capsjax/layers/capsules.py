@@ -44,7 +44,7 @@ class PrimaryCaps(nn.Module):
         bias_init: Initializer of the bias.
         start_length: Root mean square length of the capsules at the start.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from capsjax import PrimaryCaps
@@ -115,7 +115,7 @@ class DenseCaps(nn.Module):
             ``DenseCaps``, set that layer's ``start_length``.
         start_length: Root mean square length of the capsules at the start.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from capsjax import DenseCaps, DynamicRouting

@@ -43,7 +43,7 @@ class ClassCaps(nn.Module):
             ``scaled``.
         start_length: Root mean square length of squashed outputs at the start.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from capsjax import ClassCaps

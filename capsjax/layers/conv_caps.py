@@ -73,7 +73,7 @@ class ConvCaps(nn.Module):
             ``scaled``.
         start_length: Root mean square length of squashed outputs at the start.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from capsjax import ConvCaps

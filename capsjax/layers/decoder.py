@@ -29,7 +29,7 @@ class Decoder(nn.Module):
         output_init: Initializer of the last layer's kernel.
         bias_init: Initializer of the biases.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from capsjax import Decoder

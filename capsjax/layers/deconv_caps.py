@@ -46,7 +46,7 @@ class DeconvCaps(nn.Module):
             ``scaled``.
         start_length: Root mean square length of squashed outputs at the start.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from capsjax import DeconvCaps

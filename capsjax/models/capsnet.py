@@ -57,7 +57,7 @@ class CapsNet(nn.Module):
         bias_init: Initializer of all biases but the routing's.
         share_weight: True to share the class capsules' matrices among all primary ones.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from capsjax import CapsNet

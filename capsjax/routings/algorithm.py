@@ -36,7 +36,7 @@ class Routed(NamedTuple):
             shares of one lower capsule sum to one over ``j`` (to less with a "none of
             the above"). May be None from ``from_capsules``, which need not hold them.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from capsjax import UniformRouting
         >>> pose, activation, coupling = UniformRouting()(jnp.ones((6, 3, 4)))

@@ -87,7 +87,7 @@ def routing(
             have fewer than three axes or an empty one, the bias does not fit, or
             ``unroll`` or ``remat`` is none of the above.
 
-    Example:
+    Examples:
         >>> import jax
         >>> from capsjax import routing
         >>> votes = jax.random.normal(jax.random.key(0), (2, 6, 3, 4))
@@ -130,7 +130,7 @@ class DynamicRouting(VotesFreeAlgorithm, BiasedAlgorithm):
     Raises:
         ValueError: If a field has a value that is not allowed.
 
-    Example:
+    Examples:
         >>> import jax
         >>> from capsjax import DynamicRouting
         >>> votes = jax.random.normal(jax.random.key(0), (6, 3, 4))

@@ -47,7 +47,7 @@ class InvertedAttention(VotesFreeAlgorithm):
         num_iterations: Rounds, at least 1. One round is the uniform average, with layer
             norm; the paper uses 1 and 2.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from capsjax import InvertedAttention

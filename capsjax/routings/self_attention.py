@@ -43,7 +43,7 @@ class SelfAttention(VotesFreeAlgorithm):
             in units of a coupling; None for no bias. Without it a layer that shares its
             matrix takes any number of inputs.
 
-    Example:
+    Examples:
         >>> import jax
         >>> from capsjax import SelfAttention
         >>> votes = jax.random.normal(jax.random.key(0), (6, 3, 4))

@@ -63,7 +63,7 @@ class SelfRouting(Algorithm):
         deviation: Standard deviation of the first ``w``, at least 0: logits for a unit
             of a pose. 0 as in the authors' code.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from capsjax import DenseCaps, SelfRouting

@@ -20,7 +20,7 @@ class UniformRouting(VotesFreeAlgorithm, BiasedAlgorithm):
 
     This is dynamic routing with one round, the baseline that shows the effect of more.
 
-    Example:
+    Examples:
         >>> import jax
         >>> from capsjax import UniformRouting
         >>> votes = jax.random.normal(jax.random.key(0), (6, 3, 4))

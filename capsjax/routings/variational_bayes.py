@@ -71,7 +71,7 @@ class VariationalBayesRouting(GaussianAlgorithm):
         unroll: True to write out all rounds; False for a loop, which compiles sooner
             with many rounds.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from capsjax import VariationalBayesRouting

@@ -19,7 +19,7 @@ def load_pretrained(name: str) -> Run:
     Raises:
         ValueError: If no network has that name, with the existing names.
 
-    Example:
+    Examples:
         >>> from capsjax import load_pretrained
         >>> from capsjax.data import load
         >>> digits = load("mnist", "test")

@@ -389,7 +389,7 @@ def load_run(
             of weights is damaged or of another network.
         CheckpointError: If the checkpoint can't be read.
 
-    Example:
+    Examples:
         >>> import capsjax
         >>> from capsjax.storage.pretrained import DIGITS
         >>> run = capsjax.load_run(DIGITS)

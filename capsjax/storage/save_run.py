@@ -48,7 +48,7 @@ def save_run(
             names do not fit it.
         WorkdirError: If the folder holds a run, or can't be written.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> import jax
         >>> import jax.numpy as jnp

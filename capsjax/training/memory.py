@@ -96,7 +96,7 @@ def memory_estimate(
         ValueError: If ``batch`` can't be shared evenly by the devices, or the network
             does not fulfil the contract.
 
-    Example:
+    Examples:
         >>> from capsjax import CapsNet, memory_estimate
         >>> network = CapsNet((28, 28, 1), 10)
         >>> memory_estimate(network, 128).total > 0.5  # GB

@@ -216,7 +216,14 @@ def test_the_baseline_is_evaluated_without_capsules(baseline, corners, capsys):
     assert evaluated([path], corners) == 0
     assert "capsules" not in capsys.readouterr().out
     names = {file.stem for file in (path / "figures").iterdir()}
-    assert names == {"samples", "confusion", "training", "mistakes", "evaluation"}
+    assert names == {
+        "samples",
+        "confusion",
+        "training",
+        "mistakes",
+        "evaluation",
+        "reliability",
+    }
 
 
 @pytest.mark.variant

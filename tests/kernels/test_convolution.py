@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
-from marks import variants
+from marks import slow, variants
 
 from capsjax.kernels import convolution
 from capsjax.kernels.convolution import _choose_plan as choose_plan
@@ -118,6 +118,30 @@ def test_every_form_equals_the_direct_convolution_and_its_gradients(key, case):
             # Toom's points take 3e-6, the others 1e-6.
             assert error(a, e) < (3e-6 if dtype == np.float32 else 5e-3), (form, dtype)
             assert a.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("dtype", [np.float32, *slow(jnp.bfloat16)])
+def test_images_taken_in_parts_give_the_same(key, dtype):
+    image_shape, kernel_shape, *how = (6, 9, 10, 16), (3, 3, 16, 8), (1, 1), "SAME"
+    operands = draw(key, image_shape, kernel_shape, *how)
+    plan = choose_plan(image_shape, kernel_shape, *how, dtype)
+    plan = plan._replace(form="tiles", tile=(4, 4))
+    whole, parts = (
+        [
+            convolution._forward(*operands[:2], one),
+            *convolution._backward(*operands, one),
+        ]
+        for one in (plan, plan._replace(part=2))
+    )
+    for a, e in zip(parts, whole, strict=True):
+        assert error(a, e) < (1e-6 if dtype == np.float32 else 2e-3)
+
+
+def test_large_maps_of_small_kernels_are_taken_in_parts():
+    plan = choose_plan((100, 28, 28, 128), (3, 3, 128, 128), (1, 1), "SAME", np.float32)
+    assert (plan.form, plan.tile, plan.part) == ("tiles", (4, 4), 5)
+    paper = choose_plan((128, 20, 20, 256), (9, 9, 256, 256), (2, 2), "VALID", "f4")
+    assert (paper.form, paper.tile, paper.part) == ("tiles", (6, 6), 0)
 
 
 def windows(image, kernel_shape, stride):
