@@ -56,7 +56,8 @@ def test_all_is_bounded_and_harmless(run_path, test_set, monkeypatch, capsys):
     monkeypatch.setattr(loading, "load", lambda *_, **__: test_set)
     assert evaluate.main(["--workdir", str(run_path)]) == 0
     out = capsys.readouterr().out
-    assert len(out.splitlines()) < 40
+    # 17 of them are the measures of the routing, for any number of classes.
+    assert len(out.splitlines()) < 40 + 17
     assert max(map(len, out.splitlines())) < 200
     assert "the 10 of 120 classes that were found least:" in out
     assert r" as " in out.split("taken for others most often:")[1]

@@ -162,7 +162,7 @@ def test_the_command_prints_both_figures_of_several_classes(
     names = {file.stem for file in (path / "figures").iterdir()}
     assert names == {
         *("samples", "confusion", "training", "rounds", "entropy", "overlaps"),
-        *("mistakes", "evaluation"),
+        *("measures", "mistakes", "evaluation"),
     }
 
 

@@ -98,12 +98,3 @@ def test_layers_of_windows_and_heads_are_watched_too():
     assert windows.coupling.ndim == 5
     assert windows.input_mask.shape == windows.input_activation.shape
     assert head.coupling.shape[2:] == (3,)
-
-
-def test_the_layer_gets_its_algorithm_back():
-    network = Stack()
-    watched(network)
-    assert type(network.first) is DynamicRouting
-    # Another call finds nothing that watches.
-    whole, routed, _ = watched(network)
-    np.testing.assert_array_equal(routed.activation, whole.activation)
