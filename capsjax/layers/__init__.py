@@ -8,7 +8,7 @@ capsules with ``c`` components, ``j`` output capsules with ``d``.
 """
 
 from capsjax.layers.capsule_head import CapsuleHead, PrimaryPoses
-from capsjax.layers.capsules import DenseCaps, PrimaryCaps
+from capsjax.layers.capsules import DenseCaps, PrimaryCaps, route_map
 from capsjax.layers.class_caps import ClassCaps
 from capsjax.layers.conv_caps import ConvCaps
 from capsjax.layers.convolution import Convolution
@@ -29,4 +29,5 @@ __all__ = [
     "PrimaryPoses",
     "Stem",
     "make_dense",
+    "route_map",
 ]

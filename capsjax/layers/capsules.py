@@ -19,7 +19,7 @@ from capsjax.initializers import (
     scaled_votes,
 )
 from capsjax.layers.convolution import Convolution
-from capsjax.ops import require_axes, squash
+from capsjax.ops import flatten_capsules, require_axes, safe_norm, squash
 from capsjax.routings import Algorithm, DynamicRouting, Routed
 from capsjax.routings.algorithm import parameter_shapes, require_algorithm
 
@@ -180,3 +180,9 @@ class DenseCaps(nn.Module):
         return self.routing.from_capsules(
             capsules, weight, activation, parameters=parameters, **competition
         )
+
+
+def route_map(layer: DenseCaps, capsules: Float[Array, "*batch h w t c"]) -> Routed:
+    """Routes a map of capsules by a layer, with their lengths as activations."""
+    flat, _ = flatten_capsules(capsules)
+    return layer(flat, safe_norm(flat) if layer.routing.takes_activation else None)

@@ -17,9 +17,10 @@ from capsjax.layers import (
     Decoder,
     DenseCaps,
     PrimaryCaps,
+    route_map,
 )
 from capsjax.models.network import UNKNOWN_SHAPE, require_data, require_shape
-from capsjax.ops import flatten_capsules, mask_longest, safe_norm
+from capsjax.ops import mask_longest
 from capsjax.routings import Algorithm, DynamicRouting, Routed
 from capsjax.routings.algorithm import require_algorithm
 
@@ -189,9 +190,7 @@ class CapsNet(nn.Module):
 
     def route(self, primary: Float[Array, "*batch H W t d"]) -> Routed:
         """Computes the class capsules that primary capsules vote for."""
-        capsules, _ = flatten_capsules(primary)
-        activation = safe_norm(capsules) if self.routing.takes_activation else None
-        return self.class_caps(capsules, activation)
+        return route_map(self.class_caps, primary)
 
     def decode(
         self, pose: Float[Array, "*batch n d"], mask: Float[Array, "*batch n"]

@@ -11,9 +11,9 @@ from capsjax.initializers import (
     Start,
     initializer,
 )
-from capsjax.layers import Convolution, Decoder, DenseCaps
+from capsjax.layers import Convolution, Decoder, DenseCaps, route_map
 from capsjax.models.network import UNKNOWN_SHAPE, require_data, require_shape
-from capsjax.ops import exponential_squash, safe_norm
+from capsjax.ops import exponential_squash
 from capsjax.routings import Algorithm, Routed, SelfAttention
 from capsjax.routings.algorithm import require_algorithm
 from capsjax.runtime.devices import AXIS
@@ -184,9 +184,7 @@ class EfficientCapsNet(nn.Module):
 
     def route(self, primary: Float[Array, "*batch 1 1 t d"]) -> Routed:
         """Computes the class capsules that primary capsules vote for."""
-        capsules = primary[..., 0, 0, :, :]
-        activation = safe_norm(capsules) if self.routing.takes_activation else None
-        return self.class_caps(capsules, activation)
+        return route_map(self.class_caps, primary)
 
     def decode(
         self, pose: Float[Array, "*batch n d"], mask: Float[Array, "*batch n"]

@@ -27,9 +27,9 @@ from capsjax.layers import (
     PrimaryCaps,
     Stem,
     make_dense,
+    route_map,
 )
 from capsjax.models.network import UNKNOWN_SHAPE, require_data, require_shape
-from capsjax.ops import safe_norm
 from capsjax.routings import Algorithm, DynamicRouting, Routed
 from capsjax.routings.algorithm import ActivationKind, require_algorithm
 
@@ -151,10 +151,7 @@ class StemCapsNet(nn.Module):
 
     def route(self, primary: Float[Array, "*batch H W t d"]) -> Routed:
         """Computes the class capsules that primary capsules vote for."""
-        *batch, height, width, types, dim = primary.shape
-        capsules = primary.reshape(*batch, height * width * types, dim)
-        activation = safe_norm(capsules) if self.routing.takes_activation else None
-        return self.class_caps(capsules, activation)
+        return route_map(self.class_caps, primary)
 
     def decode(
         self, pose: Float[Array, "*batch n d"], mask: Float[Array, "*batch n"]
