@@ -287,11 +287,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         command = command_of(name, options, output, scratch, seconds)
         surroundings = environment(pathlib.Path(scratch), quick=options.quick)
         own_log = pathlib.Path(scratch, f"{name}.txt")
-        return run_part(
+        done = run_part(
             *(processes, command, own_log),
             seconds=seconds,
             environment=surroundings,
         )
+        # A killed part may leave a torn line: end it before the next part writes.
+        with open(records, "a") as file:
+            file.write("\n")
+        return done
 
     # Figures are measured one after the other; quick ones mean nothing.
     with (
@@ -304,8 +308,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 done = future.result()
                 with open(log, "a") as file:
                     file.write(f"\n==== {name}\n{done['printed']}")
-                with open(records, "a") as file:
-                    file.write("\n")  # Ends a torn line.
                 result["parts"][name] = collect(name, done, read_records(records))
                 # Write now: later parts may fail.
                 write(output / "accelerator.json", result)
