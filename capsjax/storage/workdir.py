@@ -350,7 +350,7 @@ class Workdir:
             WorkdirError: If it can't be read or is not JSON.
         """
         try:
-            return json.loads(path.read_text())
+            return json.loads(path.read_bytes())
         except (OSError, ValueError, RecursionError) as error:
             raise WorkdirError(f"can't read {path}: {error}.") from error
 
@@ -361,7 +361,7 @@ class Workdir:
             WorkdirError: If there are none, or they can't be read.
         """
         try:
-            *lines, _ = self.metrics.read_text().split("\n")
+            *lines, _ = self.metrics.read_text("utf-8").split("\n")
             read = [json.loads(line) for line in lines]
         except (OSError, ValueError, RecursionError) as error:
             raise WorkdirError(f"can't read {self.metrics}: {error}.") from error
