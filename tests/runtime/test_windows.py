@@ -1,4 +1,4 @@
-"""Windows, as far as Linux can show it: `tests/helpers/windows.py` takes things away."""
+"""Windows, as far as Linux shows it: `tests/helpers/windows.py` takes things away."""
 
 import json
 import ntpath
