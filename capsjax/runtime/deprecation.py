@@ -1,7 +1,7 @@
 """Marks what will go: what replaces it, and the version that it goes in."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import typing_extensions
 
@@ -19,7 +19,8 @@ def deprecated(*, use: str, removed_in: str) -> Callable[[_Value], _Value]:
     """
 
     def decorate(value: _Value) -> _Value:
-        text = f"{value.__qualname__} goes in capsjax {removed_in}: use {use}"
+        # Typed as Any: made of literals, but not one to pyright.
+        text: Any = f"{value.__qualname__} goes in capsjax {removed_in}: use {use}"
         return typing_extensions.deprecated(text)(value)
 
     return decorate
