@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import sys
+import warnings
 
 # What has no wheel for Windows, and what needs it; then what Python has not there.
 # (No uvloop either, but what Orbax takes instead there is not installed here.)
@@ -36,6 +37,10 @@ def simulate(folder):
             vars(module).pop(name, None)
     # Not by descriptors of folders, which Windows has not.
     vars(shutil)["_use_fd_functions"] = False
+    # Fails where the encoding of a text file is left to the system: it is no UTF-8 there.
+    # Python warns only under PYTHONWARNDEFAULTENCODING.
+    warnings.filterwarnings("ignore", category=EncodingWarning)
+    warnings.filterwarnings("error", category=EncodingWarning, module=r"capsjax\.")
     folder = os.path.realpath(folder)
 
     def hook(event, arguments):

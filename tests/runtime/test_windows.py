@@ -60,9 +60,7 @@ def run(code, folder):
     environment = {
         "JAX_COMPILATION_CACHE_DIR": CACHE,
         "PYTHONIOENCODING": "cp1252",
-        # Fails where a text file's encoding is left to the system.
         "PYTHONWARNDEFAULTENCODING": "1",
-        "PYTHONWARNINGS": "error::EncodingWarning:capsjax",
     }
     done = subprocess.run(
         [sys.executable, "-c", start + code],
