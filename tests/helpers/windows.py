@@ -37,7 +37,7 @@ def simulate(folder):
             vars(module).pop(name, None)
     # Not by descriptors of folders, which Windows has not.
     vars(shutil)["_use_fd_functions"] = False
-    # Fails where the encoding of a text file is left to the system: it is no UTF-8 there.
+    # Fails where the encoding of a text file is left to the system: not UTF-8 there.
     # Python warns only under PYTHONWARNDEFAULTENCODING.
     warnings.filterwarnings("ignore", category=EncodingWarning)
     warnings.filterwarnings("error", category=EncodingWarning, module=r"capsjax\.")
