@@ -203,7 +203,7 @@ def _is_shared(collections: Any) -> Bool[Array, ""]:
     return is_shared
 
 
-def _averaged(new: Any, old: Any, decay: Array) -> Any:
+def _averaged(new: Any, old: Any, decay: Any) -> Any:
     """Moves the average towards new values; copies whole numbers."""
 
     def moved(new, old):
