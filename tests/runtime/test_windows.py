@@ -1,8 +1,10 @@
 """Windows, as far as Linux shows it: `tests/helpers/windows.py` takes things away."""
 
+import ast
 import json
 import ntpath
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -13,6 +15,7 @@ from PIL import Image
 from places import TESTS
 from tiny import TINY_MODEL, digits
 
+import capsjax
 from capsjax.data import load
 from capsjax.training.command_line import UsageError, parse
 
@@ -81,6 +84,14 @@ def test_data_sets_that_cannot_be_read_there_are_refused_in_one_line(tmp_path):
             f"data set {name!r} is read by TensorFlow Datasets, and "
         )
         assert "array-record has no wheel for Windows" in line
+
+
+def test_text_files_name_their_encoding_which_is_not_utf_8_there():
+    for path in pathlib.Path(capsjax.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            match node:
+                case ast.Call(ast.Attribute(attr="open" | "read_text"), [], []):
+                    pytest.fail(f"{path}, line {node.lineno}: name the encoding")
 
 
 @pytest.mark.slow
