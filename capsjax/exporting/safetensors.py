@@ -7,7 +7,7 @@ import numpy as np
 from capsjax import config as configs
 from capsjax.exporting.card import card
 from capsjax.models.variables import named
-from capsjax.runtime.paths import expanded
+from capsjax.runtime.paths import exists, expanded
 from capsjax.storage.files import WorkdirError, write_json, write_text, writing
 from capsjax.storage.run import Run, load_run
 from capsjax.storage.weights import write_weights
@@ -46,9 +46,9 @@ def export(
             float16, or a file can't be written.
     """
     workdir = Workdir(expanded(folder))
-    if workdir.path.exists() and not workdir.path.is_dir():
+    if exists(workdir.path) and not workdir.path.is_dir():
         raise WorkdirError(f"{workdir.path} is a file: choose a folder for --output.")
-    if workdir.path.exists() and not workdir.is_shared and any(workdir.path.iterdir()):
+    if exists(workdir.path) and not workdir.is_shared and any(workdir.path.iterdir()):
         raise WorkdirError(
             f"{workdir.path} holds other files: choose a new folder for --output, or "
             "one that this format has written."

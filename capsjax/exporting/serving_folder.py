@@ -7,6 +7,7 @@ from capsjax.exporting.comparison import Comparison
 from capsjax.exporting.errors import ExportError
 from capsjax.exporting.serving_card import card, readme
 from capsjax.runtime.console import say
+from capsjax.runtime.paths import exists
 from capsjax.storage.files import (
     WorkdirError,
     write_bytes,
@@ -25,9 +26,9 @@ def require_folder(folder: pathlib.Path) -> None:
     Raises:
         ExportError: With the folder.
     """
-    if folder.exists() and not folder.is_dir():
+    if exists(folder) and not folder.is_dir():
         raise ExportError(f"{folder} is a file: choose a folder for --output.")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / _CARD).exists():
+    if folder.is_dir() and any(folder.iterdir()) and not exists(folder / _CARD):
         raise ExportError(
             f"the folder {folder} holds files of something else: choose a new one, or "
             "one of an earlier export."

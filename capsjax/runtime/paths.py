@@ -29,6 +29,25 @@ def expanded(path: str | os.PathLike[str]) -> pathlib.Path:
     return pathlib.Path(name)
 
 
+def exists(path: str | os.PathLike[str]) -> bool:
+    """Returns whether something is there; raises if that can't be found out.
+
+    ``Path.exists`` returns False then, from Python 3.14 on: a run on a disk that fails
+    for a moment would be taken for a new one.
+
+    Args:
+        path: The path, already expanded.
+
+    Raises:
+        OSError: If the system does not answer.
+    """
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # A null character.
+        return False
+    return True
+
+
 def require_file(path: str | os.PathLike[str]) -> None:
     """Raises if there is a pipe or a device: reading it may never end.
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from capsjax.runtime.console import warn
+from capsjax.runtime.paths import exists
 from capsjax.storage.files import write_text, writing
 
 
@@ -49,7 +50,7 @@ class MetricWriter:
         if tensorboard is not None:
             self._draw(lambda: setattr(self, "_events", _Events(tensorboard, step + 1)))
         with writing(path):
-            if path.exists():
+            if exists(path):
                 kept = [
                     line
                     for line in path.read_text("utf-8", "replace").splitlines()

@@ -9,6 +9,7 @@ from capsjax import config as configs
 from capsjax.data.preparation import Preparation
 from capsjax.models.network import UNKNOWN_SHAPE, require_bound
 from capsjax.models.variables import require_variables
+from capsjax.runtime.paths import exists
 from capsjax.storage.checkpoints import Checkpoints
 from capsjax.storage.files import WorkdirError, write_json
 from capsjax.storage.run import Run, evaluated_name, load_run
@@ -95,7 +96,7 @@ def save_run(
     # Write the configuration last: it makes the folder a run.
     workdir = Workdir(path)
     with workdir.locked():
-        if workdir.config.exists() or workdir.has_saved:
+        if exists(workdir.config) or workdir.has_saved:
             raise WorkdirError(f"{workdir.path} holds a run; choose another folder.")
         checkpoints: Checkpoints[Any] = Checkpoints(workdir.checkpoints)
         try:

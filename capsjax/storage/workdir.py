@@ -35,7 +35,7 @@ from capsjax.data.loading import may_name_a_place
 from capsjax.data.sampling import SPLIT_RULES
 from capsjax.initializers import SCALED
 from capsjax.runtime.console import warn
-from capsjax.runtime.paths import expanded
+from capsjax.runtime.paths import exists, expanded
 from capsjax.storage.files import ASIDE, WorkdirError, writing
 
 # The start of a line of metrics.
@@ -137,7 +137,7 @@ class Workdir:
     @property
     def has_saved(self) -> bool:
         """True if there is a checkpoint, perhaps a damaged one."""
-        return self.checkpoints.exists() and any(self.checkpoints.iterdir())
+        return exists(self.checkpoints) and any(self.checkpoints.iterdir())
 
     @property
     def is_untrained(self) -> bool:
@@ -149,7 +149,7 @@ class Workdir:
     @property
     def is_shared(self) -> bool:
         """True if ``weights.safetensors`` is there in place of checkpoints."""
-        return self.weights.exists() and not self.has_saved
+        return exists(self.weights) and not self.has_saved
 
     def require_plain_files(self) -> None:
         """Raises if the folder holds anything besides files and folders.
@@ -202,9 +202,9 @@ class Workdir:
                 "choose another --workdir, and --config.init_from="
                 f"{self.path} to start from them."
             )
-        if not self.config.exists():
+        if not exists(self.config):
             # A process killed as it began leaves an empty folder.
-            if self.has_saved or self.metrics.exists():
+            if self.has_saved or exists(self.metrics):
                 raise WorkdirError(
                     f"{self.path} holds checkpoints or metrics but no config.json, so "
                     "their run cannot be identified. Choose another --workdir."
@@ -253,7 +253,7 @@ class Workdir:
                 be read or names an unknown rule.
         """
         self.require_plain_files()
-        if not self.config.exists():
+        if not exists(self.config):
             return BY_CLASS
         try:
             about = self.read_json(self.dataset)
@@ -336,7 +336,7 @@ class Workdir:
                 the folder is neither a file nor a folder.
         """
         self.require_plain_files()
-        if not self.config.exists():
+        if not exists(self.config):
             raise WorkdirError(
                 f"{self.path} holds no run: it has no {self.config.name}."
             )

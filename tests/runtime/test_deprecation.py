@@ -25,10 +25,10 @@ class Caps:
 
 def overdue(code, version):
     """The versions that have come, of those in which something in the code goes."""
-    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
-    marks = [call for call in calls if ast.unparse(call.func).endswith("deprecated")]
-    named = [{word.arg: word.value for word in call.keywords} for call in marks]
-    last = [ast.literal_eval(words["removed_in"]) for words in named]
+    words = [
+        node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.keyword)
+    ]
+    last = [ast.literal_eval(w.value) for w in words if w.arg == "removed_in"]
     return [one for one in last if Version(one) <= Version(version)]
 
 

@@ -10,7 +10,7 @@ from capsjax import load_run
 from capsjax.data import DatasetError, load
 from capsjax.data.images import read_image
 from capsjax.data.readers.tfds import data_folder
-from capsjax.runtime.paths import cache_folder, expanded
+from capsjax.runtime.paths import cache_folder, exists, expanded
 from capsjax.storage.files import WorkdirError
 from capsjax.storage.workdir import Workdir
 
@@ -67,3 +67,13 @@ def test_the_cache(home, monkeypatch):
 def test_images(home):
     Image.new("L", (3, 3), 7).save(home / "a.png")
     assert np.asarray(read_image("~/a.png")).max() == 7
+
+
+def test_a_place_that_the_system_does_not_know_of_is_not_taken_for_empty(tmp_path):
+    (tmp_path / "file").touch()
+    assert exists(tmp_path / "file")
+    assert not exists(tmp_path / "none")
+    assert not exists(tmp_path / "file" / "below")
+    assert not exists("a\0b")
+    with pytest.raises(OSError, match="name too long"):
+        exists(tmp_path / ("x" * 5000))
