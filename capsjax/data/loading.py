@@ -213,7 +213,8 @@ def import_tfds_reader(name: str) -> types.ModuleType:
     except ModuleNotFoundError as error:
         raise DatasetError(
             f"data set {name!r} is read by TensorFlow Datasets, and {error.name} is "
-            "not installed: pip install tensorflow-datasets array-record"
+            "not installed: pip install tensorflow-datasets array-record (array-record "
+            "has no wheel for Windows)"
         ) from error
     return tfds
 
@@ -258,7 +259,8 @@ def _load_whole(
 
 def _can_only_be_a_path(name: str) -> bool:
     # One separator is not enough: "emnist/letters" is a configuration of a set.
-    return os.path.isabs(name) or name.startswith((".", "~")) or name.count(os.sep) > 1
+    parts = name.replace(os.sep, "/").split("/")
+    return os.path.isabs(name) or name.startswith((".", "~")) or len(parts) > 2
 
 
 def _generate(

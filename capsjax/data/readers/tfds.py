@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import array_record  # noqa: F401, TFDS imports it only after a download
 import numpy as np
 import requests
 import tensorflow_datasets as tfds
