@@ -55,7 +55,7 @@ def load_test_set(runs: Sequence[Run], name: str | None) -> Dataset:
             if name in (None, data.name):
                 dataset = data.load(
                     "test",
-                    max_bytes=most,
+                    max_bytes=first.config.max_image_bytes,
                     split_rule=rule,
                     preparation=first.preparation,
                 ).fixed()
