@@ -69,8 +69,9 @@ class Dataset:
     """
 
     name: str
-    # Plain types: they are checked below, for everyone and with clearer messages.
-    image: np.ndarray | ImagesOnDisk = dataclasses.field(repr=False)
+    # Plain types: they are checked below, for everyone and with clearer messages. The
+    # images may be ``ImagesOnDisk``, which is indexed alike.
+    image: np.ndarray = dataclasses.field(repr=False)
     label: np.ndarray = dataclasses.field(repr=False)
     class_names: tuple[str, ...]
     source: np.ndarray | None = dataclasses.field(repr=False)
@@ -255,10 +256,8 @@ class Dataset:
             for name in ("label", "source", "files", "checksum")
             for array in [getattr(self, name)]
         }
-        image = self.image
-        image = (
-            image.subset(indices) if isinstance(image, ImagesOnDisk) else image[indices]
-        )
+        image: Any = self.image
+        image = image.subset(indices) if self.is_on_disk else image[indices]
         return dataclasses.replace(self, image=image, **arrays)
 
     def in_epoch(self, seed: int, epoch: int) -> "Dataset":

@@ -67,7 +67,7 @@ class Source(abc.ABC):
 
 def read_images(
     source: Source, image_shape: tuple[int, int, int], *, place: str, max_bytes: int
-) -> "tuple[UInt8[np.ndarray, 'n h w c'] | ImagesOnDisk, list[Details]]":
+) -> tuple[Any, list[Details]]:
     """Reads the images of a source, into the cache if memory can't hold them.
 
     Args:
@@ -77,7 +77,8 @@ def read_images(
         max_bytes: The most memory that they may take.
 
     Returns:
-        The images that could be read, in their order, and the source's details.
+        The images that could be read, in their order: an array ``[n h w c]``, or
+        ``ImagesOnDisk``. And the source's details, part by part.
 
     Raises:
         DatasetError: If the cache can't be written.
@@ -200,7 +201,7 @@ class ImagesOnDisk:
             num_read = file.readinto(image.data.cast("B"))
         except OSError as error:
             raise self._unreadable(part.path, error.strerror) from error
-        if num_read != image.nbytes or zlib.crc32(image) != part.checksum[number]:
+        if num_read != image.nbytes or zlib.crc32(image.data) != part.checksum[number]:
             raise self._unreadable(part.path, "it is damaged")
 
     def _unreadable(self, path: Path, reason: str | None) -> DatasetError:
@@ -337,7 +338,7 @@ class _Writer:
 
             def keep(pixels: UInt8[np.ndarray, "h w c"]) -> None:
                 pixels = np.ascontiguousarray(pixels)
-                checksum.append(zlib.crc32(pixels))
+                checksum.append(zlib.crc32(pixels.data))
                 file.write(pixels.data)
 
             details = self.source.read(self.numbers[number], keep)

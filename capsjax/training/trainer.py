@@ -354,7 +354,8 @@ class Trainer:
 
     def _devices_are_idle(self) -> bool:
         """Returns True if all calls that were started have ended."""
-        return all(call.outcome.is_shared.is_ready() for call in self.unread)
+        ended: Any = [call.outcome.is_shared for call in self.unread]
+        return all(array.is_ready() for array in ended)
 
     def _read_outcomes(self, num_left: int = 0) -> dict[str, float]:
         """Reads the outcomes of calls, oldest first, until ``num_left`` are left."""
