@@ -232,26 +232,27 @@ class _Cache:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._remove_abandoned()
             self._fill()
-            details, parts = [], []
-            for number in range(len(self._numbers)):
-                part = _PartFile(self._folder, number)
-                about = json.loads(part.about.read_bytes())
-                checksum = np.array(about["checksum"], np.uint32)
-                if len(checksum):
-                    parts.append(Part(part.pixels, checksum))
-                details.append(about["details"])
+            about = [self._read_about(number) for number in range(len(self._numbers))]
         except OSError as error:
             raise DatasetError(
                 f"can't keep the images of {self._place} in {self._folder}: "
                 f"{error.strerror or error}; free {self._num_bytes / 1e9:.3g} GB there "
                 "or set XDG_CACHE_HOME to another folder; what is done stays done"
             ) from error
+        parts = tuple(part for part, _ in about if len(part.checksum))
+        return ImagesOnDisk(parts, self._image_shape), [one for _, one in about]
+
+    def _read_about(self, number: int) -> tuple[Part, Details]:
+        part = _PartFile(self._folder, number)
+        try:
+            about = json.loads(part.about.read_bytes())
+            checksum = np.array(about["checksum"], np.uint32)
+            return Part(part.pixels, checksum), about["details"]
         except (ValueError, KeyError) as error:
             raise DatasetError(
                 f"{self._folder} is damaged ({error}); delete it, and the next start "
                 "makes it again"
             ) from error
-        return ImagesOnDisk(tuple(parts), self._image_shape), details
 
     def _fill(self) -> None:
         missing = [

@@ -66,7 +66,8 @@ class Ahead(Generic[T]):
         return self
 
     def __next__(self) -> T:
-        return next(self._values)
+        (value,) = next(self._values)
+        return value
 
     def close(self) -> None:
         """Ends the threads; without it Grain prints tracebacks at the exit."""
@@ -105,13 +106,17 @@ def in_processes(
         .mp_prefetch(options)
     )
     try:
-        yield from values
+        for (value,) in values:
+            yield value
     finally:
         values.close()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class _Values(Generic[T]):
-    """The values of a function as a source of Grain's."""
+    """The values of a function as a source of Grain's, each in a tuple.
+
+    Grain skips None.
+    """
 
     def __init__(self, function: Callable[[int], T], arguments: Sequence[int]):
         self._function, self._arguments = function, arguments
@@ -119,8 +124,8 @@ class _Values(Generic[T]):
     def __len__(self) -> int:
         return len(self._arguments)
 
-    def __getitem__(self, number: Any) -> T:
-        return self._function(self._arguments[int(number)])
+    def __getitem__(self, number: Any) -> tuple[T]:
+        return (self._function(self._arguments[int(number)]),)
 
 
 def _grain() -> ModuleType:
