@@ -60,6 +60,11 @@ class Source(abc.ABC):
     ) -> Details:
         """Reads images, and calls ``keep`` with each in order that can be read."""
 
+    def still_holds(self, details: Details) -> bool:
+        """Returns whether the details from an earlier time are still true."""
+        del details
+        return True
+
     @abc.abstractmethod
     def fingerprint(self) -> str:
         """Returns letters and digits that change with the images, in any folder."""
@@ -96,6 +101,25 @@ def read_images(
 
     details = source.read(range(len(source)), keep)
     return image[:num_kept], [details]
+
+
+def remembered(fingerprint: str, find: Callable[[], Details]) -> Details:
+    """Returns what was found at an earlier start, or finds it and keeps it.
+
+    Args:
+        fingerprint: Letters and digits that change with what would be found.
+        find: Finds it.
+    """
+    path = cache_folder() / "images" / f"{fingerprint}.json"
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        found = find()
+    with contextlib.suppress(OSError):  # It saves time only.
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _aside(path) as file:
+            file.write(json.dumps(found).encode())
+    return json.loads(json.dumps(found))
 
 
 class Part(NamedTuple):
@@ -256,9 +280,7 @@ class _Cache:
 
     def _fill(self) -> None:
         missing = [
-            number
-            for number in range(len(self._numbers))
-            if not _PartFile(self._folder, number).is_whole
+            number for number in range(len(self._numbers)) if not self._has(number)
         ]
         size = f"{self._num_bytes / 1e9:.3g} GB"
         if not missing:
@@ -283,6 +305,12 @@ class _Cache:
             ):
                 done += len(self._numbers[number])
                 progress.advance_to(done)
+
+    def _has(self, number: int) -> bool:
+        part = _PartFile(self._folder, number)
+        if part.is_whole and not self._source.still_holds(self._read_about(number)[1]):
+            part.about.unlink(missing_ok=True)
+        return part.is_whole
 
     def _require_room(self, num_bytes: int) -> None:
         free = shutil.disk_usage(self._folder).free

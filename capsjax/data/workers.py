@@ -7,6 +7,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
@@ -144,10 +145,11 @@ def _num_processors() -> int:
 
 
 def _main_is_guarded() -> bool:
-    """Returns True if the main module is a command of ours, or no file at all."""
-    main: Any = sys.modules["__main__"]
-    spec = getattr(main, "__spec__", None)
-    if spec is not None:
-        return spec.name.split(".")[0] == "capsjax"
-    file = getattr(main, "__file__", None)
-    return file is None or os.path.basename(file) in ("capsjax", "capsjax.exe")
+    """Returns True if a process can import the main module without running it."""
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    if file is None:  # A notebook, which is not imported.
+        return True
+    try:
+        return "__name__ ==" in Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False

@@ -4,7 +4,9 @@ import json
 import os
 import pickle
 import resource
+import sys
 import time
+import types
 from collections import namedtuple
 
 import numpy as np
@@ -12,9 +14,10 @@ import pytest
 from PIL import Image
 
 from capsjax.data import DatasetError, disk, load, workers
+from capsjax.data.images import ImageError
 from capsjax.data.preparation import Preparation
+from capsjax.data.readers import image_files, tfds_builders
 from capsjax.data.readers import tfds as tfds_reader
-from capsjax.data.readers import tfds_builders
 
 SHAPE = (9, 8, 3)
 
@@ -143,7 +146,36 @@ def test_a_damaged_file_is_skipped_as_in_memory_wherever_the_folder_lies(photos)
     assert "03.png" in on_disk.notes[-1]
 
 
+def test_a_file_that_can_be_read_again_is_read(photos, monkeypatch):
+    """A disk elsewhere may fail for a moment; the file stays unchanged."""
+    apply = Preparation.apply
+
+    def fails(self, path, **options):
+        if path.name == "03.png":
+            raise ImageError(f"can't read {path}: it is away for a moment.")
+        return apply(self, path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Preparation, "apply", fails)
+        assert len(read(photos, skip_bad_files=True)) == 9
+        assert len(read(photos, skip_bad_files=True)) == 9
+    assert_same(read(photos, 2**30), read(photos))
+
+
 # ---- the cache
+
+
+def test_a_second_start_looks_at_no_file(photos, monkeypatch):
+    first = read(photos)
+
+    def never(path):
+        raise AssertionError(f"{path} is opened")
+
+    monkeypatch.setattr(image_files, "read_header", never)
+    assert read(photos).identity() == first.identity()
+    assert read(photos).preparation == first.preparation
+    with pytest.raises(AssertionError, match="is opened"):
+        read(photos, image_size=7)
 
 
 def test_the_cache_is_found_again_until_a_file_changes(photos, applied):
@@ -184,7 +216,7 @@ def test_a_cache_that_is_not_finished_is_gone_on_with(
     assert 3 <= num_whole <= 4
     assert not [*cache.glob("*/*.aside")]
     # As a kill leaves it: pixels whose second file is missing, and a file aside.
-    (folder,) = cache.iterdir()
+    (folder,) = (path for path in cache.iterdir() if path.is_dir())
     missing = next(n for n in range(4) if not (folder / f"{n:03d}.json").exists())
     (folder / f"{missing:03d}.pixels").write_bytes(b"half")
     for name, age in (("old", 7200), ("new", 0)):
@@ -263,13 +295,27 @@ def test_arrays_are_not_read_from_disk(tmp_path):
 def test_processes_decode_the_same_images(photos, monkeypatch):
     monkeypatch.setattr(workers, "_FEWEST_FOR_PROCESSES", 1)
     monkeypatch.setattr(workers, "_num_processors", lambda: 2)
-    monkeypatch.setattr(workers, "_main_is_guarded", lambda: True)
     pids = set(workers.in_processes(_pid, range(4), 4))
     assert len(pids) == 2
     assert os.getpid() not in pids
     assert_same(read(photos, 2**30), read(photos))
     with pytest.raises(ZeroDivisionError, match="division"):
         list(workers.in_processes(_inverse, range(4), 4))
+
+
+@pytest.mark.parametrize(
+    ("script", "guarded"),
+    [("main()", False), ('if __name__ == "__main__":\n    main()', True), (None, True)],
+)
+def test_a_script_without_a_guard_is_not_imported_by_processes(
+    tmp_path, monkeypatch, script, guarded
+):
+    main = types.ModuleType("__main__")
+    if script is not None:
+        main.__file__ = str(tmp_path / "script.py")
+        (tmp_path / "script.py").write_text(script)
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    assert workers._main_is_guarded() == guarded
 
 
 def _pid(_):

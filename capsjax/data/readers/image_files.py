@@ -13,7 +13,7 @@ import PIL
 from jaxtyping import Bool, Int32, UInt8
 
 from capsjax.data.dataset import Dataset, checksum_of
-from capsjax.data.disk import Details, Source, read_images
+from capsjax.data.disk import Details, Source, read_images, remembered
 from capsjax.data.errors import DatasetError
 from capsjax.data.images import (
     ImageError,
@@ -24,9 +24,11 @@ from capsjax.data.images import (
 from capsjax.data.preparation import Preparation, Scale
 from capsjax.data.readers.layout import LabelledFile, Layout, shortened
 from capsjax.data.sampling import BY_CLASS, FIRST_EDITION
+from capsjax.runtime.console import Progress
 
 _MOST_NAMED = 10  # bad files
 _MOST_NOTES = 3
+_FILES_BETWEEN = 1000  # steps of the progress bar
 
 T = TypeVar("T")
 
@@ -71,10 +73,7 @@ def read_files(
         )
     reader = _Reader(layout, split, skip_bad_files=skip_bad_files)
     if preparation is None:
-        shape = reader.find_shape(image_size)
-        preparation = Preparation.of("image_folder", shape)
-        scale = "own" if split_rule == FIRST_EDITION else reader.find_scale()
-        preparation = dataclasses.replace(preparation, scale=scale)
+        preparation = reader.find_preparation(image_size, split_rule, max_bytes)
     return reader.read(preparation, max_bytes)
 
 
@@ -110,15 +109,28 @@ class _Source(Source):
             checksum.append(checksum_of(path.read_bytes()))
         return {"good": good, "checksum": checksum, "notes": notes, "bad": bad}
 
+    def still_holds(self, details: Details) -> bool:
+        """Returns whether the files that could not be read still can't be."""
+        files = [self.files[number].path for number, _ in details["bad"]]
+        return all(_tried(self.preparation.apply, file, {}) is None for file in files)
+
     def fingerprint(self) -> str:
         """Returns a digest of the files' names, sizes and times, and their decoding."""
-        how = [self.preparation.to_json(), PIL.__version__]
-        digest = hashlib.blake2b(json.dumps(how).encode(), digest_size=16)
-        for file in self.files:
+        return _fingerprint(self.files, self.preparation.to_json())
+
+
+def _fingerprint(files: Sequence[LabelledFile], how: Any) -> str:
+    """Returns a digest of files' names, sizes, times and rights, and of a value."""
+    how = json.dumps([how, PIL.__version__])
+    digest = hashlib.blake2b(how.encode(), digest_size=16)
+    for file in files:
+        try:
             status = os.stat(file.path)
-            about = f"{file.name}\0{status.st_size}\0{status.st_mtime_ns}\0"
-            digest.update(about.encode(errors="surrogateescape"))
-        return digest.hexdigest()
+            state = (status.st_size, status.st_mtime_ns, status.st_mode)
+        except OSError:  # The reader reports it.
+            state = None
+        digest.update(f"{file.name}\0{state}\0".encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def _tried(
@@ -135,6 +147,16 @@ def _tried(
         return None
 
 
+def _find_scale(deep: Sequence[Path], bad: dict[Path, str]) -> Scale:
+    """Returns one scale for all files with more than 8 bits, by training files."""
+    found = [_tried(read_extremes, file, bad) for file in deep]
+    known = [extremes for extremes in found if extremes is not None]
+    if not known:
+        return "type"
+    least, most, are_integers = zip(*known, strict=True)
+    return common_scale(min(least), max(most), are_integers=all(are_integers))
+
+
 class _Reader:
     """Reads the files of a split, and collects the unreadable ones."""
 
@@ -146,32 +168,61 @@ class _Reader:
         self.deep: list[Path] = []  # Training files only.
         self.bad: dict[Path, str] = {}
 
-    @property
-    def num_files(self) -> int:
-        """Number of files in the split."""
-        return len(self.files)
+    def find_preparation(
+        self, image_size: int, split_rule: str, max_bytes: int
+    ) -> Preparation:
+        """Returns the preparation of all files, by a look at each.
 
-    def find_shape(self, image_size: int) -> tuple[int, int, int]:
-        """Returns one channel if all files of all splits are grey, else three."""
+        Images have one channel if all files of all splits are grey, else three. What
+        was seen of many files is kept in the cache.
+        """
+        files = self.layout.files_of("all")
+
+        def look() -> Details:
+            return self._look_at(files, split_rule, image_size)
+
+        if len(files) * image_size**2 <= max_bytes:
+            seen = look()
+        else:
+            num_training = len(self.layout.files_of("train"))
+            how = (image_size, split_rule, num_training)
+            seen = remembered(_fingerprint(files, how), look)
+        self.deep = [files[number].path for number in seen["deep"]]
+        for number, reason in seen["bad"]:
+            path = files[number].path
+            self.bad[path] = str(path).join(reason)
+        return Preparation.from_json(seen["preparation"])
+
+    def _look_at(
+        self, files: Sequence[LabelledFile], split_rule: str, image_size: int
+    ) -> Details:
+        """Returns the preparation, and the numbers of deep files and of bad ones."""
         training = {file.path for file in self.layout.files_of("train")}
-        are_grey = True
-        for _, file, _ in self.layout.files_of("all"):
-            header = _tried(read_header, file, self.bad)
-            if header is None:
-                continue
-            are_grey = are_grey and header.is_grey
-            if header.is_deep and file in training:
-                self.deep.append(file)
-        return image_size, image_size, 1 if are_grey else 3
-
-    def find_scale(self) -> Scale:
-        """Returns one scale for all files with more than 8 bits, by training files."""
-        found = [_tried(read_extremes, file, self.bad) for file in self.deep]
-        known = [extremes for extremes in found if extremes is not None]
-        if not known:
-            return "type"
-        least, most, are_integers = zip(*known, strict=True)
-        return common_scale(min(least), max(most), are_integers=all(are_integers))
+        bad: dict[Path, str] = {}
+        are_grey, deep = True, []
+        with Progress(f"looking at {self.place}", total=len(files)) as progress:
+            for number, (_, file, _) in enumerate(files):
+                header = _tried(read_header, file, bad)
+                if header is not None:
+                    are_grey = are_grey and header.is_grey
+                    if header.is_deep and file in training:
+                        deep.append(number)
+                if number % _FILES_BETWEEN == 0:
+                    progress.advance_to(number)
+        shape = (image_size, image_size, 1 if are_grey else 3)
+        preparation = Preparation.of("image_folder", shape)
+        scale: Scale = "own"
+        if split_rule != FIRST_EDITION:
+            scale = _find_scale([files[number].path for number in deep], bad)
+        return {
+            "preparation": dataclasses.replace(preparation, scale=scale).to_json(),
+            "deep": deep,
+            "bad": [
+                (number, bad[file.path].split(str(file.path)))
+                for number, file in enumerate(files)
+                if file.path in bad
+            ],
+        }
 
     def read(self, preparation: Preparation, max_bytes: int) -> Dataset:
         """Reads the images.
