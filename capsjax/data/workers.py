@@ -11,8 +11,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
-from absl import flags
-
 from capsjax.data.errors import DatasetError
 
 T = TypeVar("T")
@@ -131,6 +129,7 @@ class _Values(Generic[T]):
 
 def _grain() -> ModuleType:
     import grain
+    from absl import flags
 
     # Outside of an absl application Grain fails at flags that are not parsed.
     if not flags.FLAGS.is_parsed():
