@@ -2,7 +2,8 @@ r"""What the pages of the site have beside plain Markdown.
 
 - ``<!-- include: ../CHANGELOG.md -->`` alone on a page shows that file, which may be a
   notebook. Its links lead to the pages of the site.
-- Equations, ``$x$`` and ``$$x$$``, become MathML, which needs no program in the browser.
+- Equations, ``$x$`` and ``$$x$$``, become MathML, which needs no
+  program in the browser.
 """
 
 import json
@@ -67,20 +68,26 @@ def notebook(path: pathlib.Path) -> str:
     return "\n\n".join(parts)
 
 
+def mathml(tex: str, display: str = "block") -> str:
+    """Returns an equation as MathML, with bars as high and as near as parentheses."""
+    bar = '<mo stretchy="false" lspace="0" rspace="0">&#x0007C;</mo>'
+    found = convert(" ".join(tex.split()), display=display)
+    return re.sub(r"<mo[^>]*>&#x0007C;</mo>", bar, found)
+
+
 class Equation(InlineProcessor):
     """Makes MathML of an equation."""
 
-    def handleMatch(self, m, data):  # noqa: N802  # Its name in Markdown.
+    def handleMatch(self, m, data):
         """Returns the equation, and where it lies."""
-        display = "block" if m[1] == "$$" else "inline"
-        math = self.md.htmlStash.store(convert(" ".join(m[2].split()), display=display))
-        return math, m.start(0), m.end(0)
+        math = mathml(m[2], "block" if m[1] == "$$" else "inline")
+        return self.md.htmlStash.store(math), m.start(0), m.end(0)
 
 
 class SiteExtension(Extension):
     """Adds both to Markdown."""
 
-    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802
+    def extendMarkdown(self, md: Markdown) -> None:
         """Includes before everything; equations after code, and before the rest."""
         md.preprocessors.register(Included(md), "included", 1000)
         equation = r"(?<![\\$\w])(\$\$?)([^$]+)\1(?![$\w])"

@@ -44,7 +44,9 @@ def test_a_block_that_is_not_run_has_a_reason(page):
     for action, reason in page_code.skips(page_code.read(page)):
         assert action == "end" or re.fullmatch(r'"[^"]{6,}"', reason or ""), reason
         for name in re.findall(r"\w+/[\w/]+\.py", reason or ""):
-            assert f'"{page.removeprefix("docs/")}"' in (TESTS.parent / name).read_text()
+            assert (
+                f'"{page.removeprefix("docs/")}"' in (TESTS.parent / name).read_text()
+            )
 
 
 @pytest.mark.parametrize("page", WITH_CODE)

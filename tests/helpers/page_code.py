@@ -5,13 +5,11 @@ Comments in the source of a page, which no reader sees, say what a test does oth
     <!--- skip: next "hours of training" -->            does not run the next block
     <!--- shrink: steps=1500 => steps=3 -->              replaces text in the next block
     <!--- invisible-code-block: python
-    images = np.zeros((2, 28, 28, 1), np.uint8)          what the page leaves to its reader
+    images = np.zeros((2, 28, 28, 1), np.uint8)          what a page leaves open
     -->
 """
 
 import os
-import pathlib
-import re
 import subprocess
 import sys
 import unittest
@@ -19,6 +17,7 @@ import unittest
 from places import ROOT
 from sybil import Document, Region
 from sybil.evaluators.python import PythonEvaluator
+from sybil.evaluators.skip import Skipper
 from sybil.parsers.markdown import CodeBlockParser, SkipParser
 from sybil.parsers.markdown.lexers import DirectiveInHTMLCommentLexer
 
@@ -97,11 +96,7 @@ def code(document):
 
 def skips(document):
     """Each comment that skips something: (action, reason)."""
-    return [
-        one.parsed
-        for one in document
-        if one.region.evaluator.__class__.__name__ == "Skipper"
-    ]
+    return [one.parsed for one in document if isinstance(one.region.evaluator, Skipper)]
 
 
 def run(page, folder, monkeypatch):
