@@ -17,7 +17,7 @@ from capsjax.data import load
 from capsjax.storage.workdir import default_path
 from capsjax.training.command_line import parse
 
-# What a page may show beside Python and bash, and what makes the rest of it sure.
+# What a page may show beside Python and bash, which run.
 OTHER_LANGUAGES = {"bibtex", "csv", "js", "text", "yaml"}
 WITH_CODE = [page for page in PAGES if page_code.code(page_code.read(page))]
 
@@ -80,24 +80,26 @@ def belongings(folder):
 
 @pytest.fixture(scope="module")
 def after_readme(tmp_path_factory):
-    """The folder in which the README was followed; the other pages go on from there."""
+    """The folder in which the README was followed, and the commands that ran there."""
     folder = tmp_path_factory.mktemp("readme")
     belongings(folder)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        page_code.run("README.md", folder, monkeypatch)
-    return folder
+        return folder, page_code.run("README.md", folder, monkeypatch)
 
 
 @pytest.mark.slow
 def test_the_code_of_the_readme_runs(after_readme):
-    assert (after_readme / "runs" / "mnist-smoke-seed0" / "result.json").is_file()
+    folder, _ = after_readme
+    assert (folder / "runs" / "mnist-smoke-seed0" / "result.json").is_file()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", sorted({*WITH_CODE} - {"README.md"}))
 def test_the_code_of_a_page_runs(page, after_readme, tmp_path, monkeypatch):
-    shutil.copytree(after_readme, tmp_path, dirs_exist_ok=True, symlinks=True)
-    page_code.run(page, tmp_path, monkeypatch)
+    """Each page goes on from where the README ends."""
+    folder, done = after_readme
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True, symlinks=True)
+    page_code.run(page, tmp_path, monkeypatch, done)
 
 
 def trainings(page):
@@ -111,7 +113,7 @@ def trainings(page):
             yield one.workdir or str(default_path(one.config)), one.config
 
 
-@pytest.mark.parametrize("page", sorted({*PAGES} - {"README.md"}))
+@pytest.mark.parametrize("page", sorted({*WITH_CODE} - {"README.md"}))
 def test_no_two_commands_of_a_page_and_the_readme_meet_in_a_folder(page, monkeypatch):
     monkeypatch.chdir(ROOT)
     there = dict(trainings("../README.md"))

@@ -66,6 +66,10 @@ def run_python(example):
 
 def run_bash(example):
     source = shrunk(example.document, example.parsed)
+    commands = {*source.replace(".venv/bin/", "").splitlines()}
+    if commands <= example.document.done:
+        return
+    example.document.done |= commands
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", source],
         capture_output=True,
@@ -85,7 +89,7 @@ def read(page):
         ShrinkParser(),
         SkipParser(),
     )
-    document.shrinks = []
+    document.shrinks, document.done = [], set()
     return document
 
 
@@ -99,8 +103,11 @@ def skips(document):
     return [one.parsed for one in document if isinstance(one.region.evaluator, Skipper)]
 
 
-def run(page, folder, monkeypatch):
-    """Runs the blocks of a page in a folder."""
+def run(page, folder, monkeypatch, done=()):
+    """Runs the blocks of a page in a folder, and returns the commands.
+
+    A block of nothing but commands that are ``done`` there is not run again.
+    """
     programs = folder / ".venv" / "bin"
     programs.mkdir(parents=True, exist_ok=True)
     for name, text in PROGRAMS.items():
@@ -117,8 +124,11 @@ def run(page, folder, monkeypatch):
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
     monkeypatch.setenv("BROWSER", "true")  # Opens nothing.
-    for example in read(page):
+    document = read(page)
+    document.done |= {*done}
+    for example in document:
         try:
             example.evaluate()
         except unittest.SkipTest:
-            example.document.shrinks = []
+            document.shrinks = []
+    return document.done
