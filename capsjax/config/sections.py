@@ -44,6 +44,9 @@ class Config:
         seed: Seed of the weights, the order of the data and the augmentation.
         num_epochs: Passes over the training images.
         batch_size: Images in one step, over all devices.
+        num_parts: Parts into which each device cuts its share of a batch, one after the
+            other. Their mean gradient is the batch's, in less memory; batch norm
+            normalises each part by itself.
         eval_batch_size: Images evaluated at once, over all devices.
         steps_per_dispatch: Optimizer steps in one call of the device program; 0 leaves
             the number to the platform.
@@ -80,6 +83,7 @@ class Config:
     seed: Annotated[int, between(0, 2**32 - 1)] = 0
     num_epochs: _Positive = 10
     batch_size: _Positive = 128
+    num_parts: _Positive = 1
     eval_batch_size: _Positive = 200
     steps_per_dispatch: _Natural = 0
     data_placement: Literal["auto", "host", "device"] = "auto"
@@ -102,7 +106,7 @@ class Config:
 # run.
 CHANGEABLE = (
     *("num_epochs", "eval_batch_size", "bad_numbers", "max_gigabytes", "tensorboard"),
-    *("steps_per_dispatch", "data_placement", "test"),
+    *("steps_per_dispatch", "data_placement", "num_parts", "test"),
     # A change of it changes the images, which are compared.
     "data.skip_bad_files",
 )

@@ -142,10 +142,12 @@ def make_task(
 
 def _check_machine(config: configs.Config) -> None:
     devices = jax.device_count()
-    if config.batch_size % devices:
+    if config.batch_size % (devices * config.num_parts):
+        parts = f" in {config.num_parts} parts" * (config.num_parts > 1)
         raise configs.ConfigError(
             f"config.batch_size={config.batch_size} can't be shared evenly by "
-            f"{devices} devices; choose a multiple of {devices}."
+            f"{devices} devices{parts}; choose a multiple of "
+            f"{devices * config.num_parts}."
         )
     if config.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise configs.ConfigError(

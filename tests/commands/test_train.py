@@ -332,6 +332,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, monke
     folder = tmp_path / "run"
     wrong = [
         ({"batch_size": 30}, "batch_size=30 can't be shared evenly by 4 devices"),
+        ({"num_parts": 3}, "by 4 devices in 3 parts; choose a multiple of 12"),
         (
             {"batch_size": 10_000},
             "batch_size=10000 is more than the 40 training images",
