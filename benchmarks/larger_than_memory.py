@@ -8,6 +8,8 @@ Generates JPEGs of 256 x 256 pixels once in FOLDER, trains on them at 64 x 64 fr
 and from memory, and reads them by each path alone, and by PyTorch's DataLoader, which
 decodes the files in each epoch. Prints one JSON object:
 
+``formats``: processor microseconds an image, at random places: decoding, and reading
+the pixels from array_record and from our cache.
 ``first``: processor seconds until the first step, per 1,000 images: with the decoding.
 ``again``: the same at the next start: from disk the cache is found.
 ``read``: processor seconds per 1,000 images, and images a second, by reading alone.
@@ -130,6 +132,47 @@ def contend(folder: str, placement: str, work: str, num_train: int) -> dict:
     return row
 
 
+def measure_formats(folder: str) -> dict:
+    """Returns processor microseconds an image, by each way to read it."""
+    import numpy as np
+    from array_record.python.array_record_module import (
+        ArrayRecordReader,
+        ArrayRecordWriter,
+    )
+
+    from capsjax.data import load
+    from capsjax.data.preparation import Preparation
+
+    preparation = Preparation.of("image_folder", (SEEN, SEEN, 3))
+    files = sorted(Path(folder).glob("*/*.jpg"))[:FEW]
+    pixels = np.stack([preparation.apply(file) for file in files])
+    path = str(Path(os.environ["XDG_CACHE_HOME"], "pixels.array_record"))
+    writer = ArrayRecordWriter(path, "group_size:1,uncompressed")
+    for image in pixels:
+        writer.write(image.tobytes())
+    writer.close()
+    reader = ArrayRecordReader(path, "readahead_buffer_size:0")
+    ours = load("image_folder", path=folder, image_size=SEEN, max_bytes=0).image
+
+    def array_record(index):
+        found = reader.read(index.tolist())
+        return np.stack([np.frombuffer(one, np.uint8) for one in found])
+
+    def decoded(index):
+        return np.stack([preparation.apply(files[number]) for number in index])
+
+    ways = {"decoded": decoded, "array_record": array_record, "cache": ours.__getitem__}
+    index = np.random.default_rng(0).integers(0, FEW, (8, BATCH))
+    used = {}
+    for name, read in ways.items():
+        read(index[0])
+        begun = time.process_time()
+        for one in index:
+            read(one)
+        used[name] = round((time.process_time() - begun) / index.size * 1e6, 1)
+    return used
+
+
 def run(folder: Path, placement: str, work: str, num_train: int = 0) -> dict:
     """Starts a process for some work; returns its numbers."""
     arguments = [str(folder), "--contender", placement, work, str(num_train)]
@@ -158,6 +201,9 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.contender:
         placement, work, num_train = chosen.contender
+        if work == "formats":
+            print(json.dumps(measure_formats(str(chosen.folder))))
+            return
         print(json.dumps(contend(str(chosen.folder), placement, work, int(num_train))))
         return
     photos = chosen.folder / f"{chosen.images}"
@@ -173,6 +219,7 @@ def main() -> None:
             "read": per_thousand(again, "processor_seconds", "read"),
             "read_images_per_second": round(again["read"] / again["seconds"]),
         }
+    found["formats"] = run(photos, "disk", "formats")
     few = run(photos, "host", "train", FEW)
     trained = {
         placement: run(photos, placement, "train") for placement in ("disk", "host")

@@ -154,6 +154,7 @@ def _with_classes_of(run: Run, dataset: Dataset) -> Dataset:
     return dataclasses.replace(dataset, label=label, class_names=run.class_names)
 
 
+@_progress_aside()
 def load_validation_set(run: Run) -> Dataset | None:
     """Loads the images that a run was validated on.
 

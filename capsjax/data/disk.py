@@ -1,9 +1,9 @@
 """Images in memory, or in a cache on disk if they exceed it: decided here alone.
 
 A reader of files hands in its images as a source. Those that exceed the memory are
-decoded and scaled once, into files of raw pixels that are read while training. A
-decoded image is read in a hundredth of the time that decoding it takes, and a raw one
-in a quarter of the time that array_record takes (``docs/performance.md``).
+decoded and scaled once, into files of raw pixels that are read while training. Reading
+an image there takes a hundredth of the time of decoding it, and less than reading it
+from array_record (``docs/performance.md``).
 
 The files of a cache are its parts, each written aside and renamed when it is whole. A
 killed program leaves whole parts, with which the next one goes on.
