@@ -354,7 +354,7 @@ class Workdir:
             WorkdirError: If it can't be read or is not JSON.
         """
         try:
-            return json.loads(path.read_text())
+            return json.loads(path.read_bytes())
         except (OSError, ValueError, RecursionError) as error:
             raise WorkdirError(f"can't read {path}: {error}.") from error
 
@@ -371,7 +371,7 @@ class Workdir:
         """
         read, is_empty = [], True
         try:
-            with self.metrics.open() as file:
+            with self.metrics.open(encoding="utf-8") as file:
                 for line in file:
                     is_empty = False
                     named = _KIND.match(line)
