@@ -12,8 +12,11 @@ from jaxtyping import Array, Float
 
 from capsjax.bounds import Rounds, Scale
 from capsjax.losses import ActivationKind
-from capsjax.routings.competition import Competition
+from capsjax.routings.competition import Competition, OverImage
 from capsjax.routings.gaussian import Fit, GaussianAlgorithm, Moments
+
+# Below the part of an input that any window gets at the start.
+_LEAST_PART = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +91,11 @@ class EMRouting(GaussianAlgorithm):
     mass: Literal["relative", "sum"] = "relative"
     min_variance: Scale = 5e-4
 
+    @property
+    def inverse_temperature(self) -> float:
+        """Inverse temperature of the last round."""
+        return self.final_inverse_temperature * (1 - 0.95**self.num_iterations)
+
     def fit(
         self,
         moments: Moments,
@@ -103,22 +111,30 @@ class EMRouting(GaussianAlgorithm):
         if self.mass == "relative":
             factor = _cost_factor(moments.mass, num_inputs, competition)
         entropy = jnp.sum(beta_u[..., None] + jnp.log(variance) / 2, -1)
-        inverse_temperature = self.final_inverse_temperature * (1 - 0.95**number)
-        logit = inverse_temperature * (beta_a - factor * moments.mass * entropy)
+        # Of the last round's inverse temperature.
+        share = (1 - 0.95**number) / (1 - 0.95**self.num_iterations)
+        cost = factor * moments.mass * entropy
+        logit = share * (beta_a - self.inverse_temperature * cost)
         spread = jnp.sum(jnp.log(2 * jnp.pi * variance), -1)
         offset = jax.nn.log_sigmoid(logit) - spread / 2
         return Fit(moments.mean, variance, offset, jax.nn.sigmoid(logit))
 
 
 def _cost_factor(
-    mass: Float[Array, "*batch j"], num_inputs: Any, competition: Competition
+    mass: Float[Array, "*batch j"], num_inputs: int, competition: Competition
 ) -> Any:
     """Returns the factor ``k`` of the cost, which counts what takes part."""
     num_outputs = mass.shape[-1]
-    if competition.input_mask is not None:
-        sends = competition.input_mask.astype(mass.dtype)
-        num_inputs = jnp.maximum(jnp.sum(sends, -1, keepdims=True), 1)
+    sends, mask = num_inputs, competition.input_mask
+    if isinstance(competition.compete, OverImage):
+        part = competition.compete.equal_parts(*mass.shape[-3:-1], num_inputs)
+        part = part.reshape(*[1] * (mass.ndim - 3), *part.shape).astype(mass.dtype)
+        part = part if mask is None else jnp.where(mask, part, 0)
+        sends = jnp.sum(part, -1, keepdims=True)
+    elif mask is not None:
+        sends = jnp.sum(mask.astype(mass.dtype), -1, keepdims=True)
     if competition.output_mask is not None:
         gets = competition.output_mask.astype(mass.dtype)
         num_outputs = jnp.sum(gets, -1, keepdims=True)
-    return 100 * num_outputs / num_inputs
+    # An output without inputs has no mass, whatever its factor is.
+    return 100 * num_outputs / jnp.maximum(sends, _LEAST_PART)

@@ -13,9 +13,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from capsjax.bounds import Rounds
-from capsjax.kernels.gaussian_routing import Gaussians, sum_by_gaussians
+from capsjax.kernels.gaussian_routing import (
+    Gaussians,
+    log_totals,
+    sum_by_gaussians,
+)
 from capsjax.routings.algorithm import Parameter, Routed
-from capsjax.routings.competition import Competition
+from capsjax.routings.competition import Compete, Competition, OverImage
 from capsjax.routings.votes_free import VotesFreeAlgorithm
 
 # Below it an output counts as without inputs: its mean shrinks to zero, and gradients
@@ -89,6 +93,10 @@ class GaussianAlgorithm(VotesFreeAlgorithm):
         """Number of rounds."""
         return self.num_iterations
 
+    def needs_votes(self, compete: Compete) -> bool:
+        """Also windows that share their inputs compete without votes."""
+        return not isinstance(compete, OverImage) and super().needs_votes(compete)
+
     @abc.abstractmethod
     def fit(
         self,
@@ -144,12 +152,25 @@ class GaussianAlgorithm(VotesFreeAlgorithm):
         assert activation is not None
         start = competition.start_logit(capsules.dtype)
 
+        def among_windows(gaussians, *, is_equal):
+            if not isinstance(competition.compete, OverImage):
+                return activation
+            if is_equal:
+                part = competition.compete.equal_parts(*activation.shape[-3:])
+                part = part.astype(activation.dtype)
+                return activation * jnp.broadcast_to(part, activation.shape)
+            operands = capsules, weight, gaussians, start
+            total = log_totals(*operands, holds_votes=self.holds_votes)
+            return activation * competition.compete.among_windows(total)
+
         def add(fit):
             if fit is None:
                 gaussians = _around_the_mean(capsules, weight, activation)
             else:
                 gaussians = Gaussians(fit.offset, fit.mean, 1 / fit.variance)
-            operands = capsules, weight, activation, gaussians, start
+            is_equal = fit is None and start is None
+            sent = among_windows(gaussians, is_equal=is_equal)
+            operands = capsules, weight, sent, gaussians, start
             sums = sum_by_gaussians(*operands, holds_votes=self.holds_votes)
             mass = jnp.maximum(sums.share, _LEAST_MASS)[..., None]
             # Less than one if the output has almost no inputs.

@@ -60,6 +60,10 @@ class VotesFreeAlgorithm(Algorithm):
         """Whether the votes are held; None if size and platform decide."""
         return None if self.form == "auto" else self.form == "votes"
 
+    def needs_votes(self, compete: Compete) -> bool:
+        """Returns True if there is no votes-free form of a competition."""
+        return compete is not over_outputs
+
     @abc.abstractmethod
     def route_capsules(
         self,
@@ -130,7 +134,7 @@ class VotesFreeAlgorithm(Algorithm):
         """
         capsules, weight = check_capsules(capsules, weight)
         self._check_activation(activation, capsules.shape[:-1])
-        needs_votes = weight.ndim == 3 or compete is not over_outputs
+        needs_votes = weight.ndim == 3 or self.needs_votes(compete)
         if needs_votes and self.form == "votes_free":
             raise ValueError(
                 "form='votes_free' needs a weight for each input, and the default "
