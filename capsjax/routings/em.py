@@ -33,7 +33,7 @@ class EMRouting(GaussianAlgorithm):
         \sigma_{jh}^2 = \epsilon
             + \frac{1}{m_j} \sum_i r_{ij} (v_{ijh} - \mu_{jh})^2, \\
         cost_j = k m_j \sum_h (\beta_{u,j} + \ln \sigma_{jh}), \quad
-        a_j = sigmoid(\lambda_t (\beta_{a,j} - cost_j)), \quad
+        a_j = sigmoid(\frac{\lambda_t}{\lambda_R} \beta_{a,j} - \lambda_t cost_j), \quad
         \lambda_t = \lambda (1 - 0.95^t),
 
     and the E-step, in every round but the last, the couplings:
@@ -46,11 +46,18 @@ class EMRouting(GaussianAlgorithm):
     round. The pose is ``mu_j``, and the activation the probability ``a_j``. The
     gradient flows through all rounds.
 
-    Two additions to the paper. The variance has a floor ``epsilon``: an output with a
-    single vote would be present whatever else happens, and its gradient infinite. And
-    ``k = 100 J / I`` makes the cost independent of the layer's size, as Gritzman found
-    necessary: the mass of an output grows with the number of inputs for each output.
-    ``mass="sum"`` is the paper's ``k = 1``. Masked inputs and outputs do not count.
+    Three changes to the paper. The variance has a floor ``epsilon``: an output with a
+    single vote would be present whatever else happens, and its gradient infinite.
+
+    ``k = 100 / sum_i c_ij`` with the first couplings makes the cost independent of the
+    layer's size, as Gritzman found necessary: the mass of an output grows with the
+    number of inputs for each output. That is ``100 J / I``; where windows share inputs,
+    an input counts only in part, and masked inputs and outputs do not count.
+    ``mass="sum"`` is the paper's ``k = 1``.
+
+    ``beta_a`` is the paper's times ``lambda_R``: a change of the activation's logit in
+    the last round. The paper's own moves that logit by a thousandth of itself, which no
+    step of an optimizer notices.
 
     The parameters ``beta_u`` and ``beta_a`` have one number for each output, zero at
     the start, and zero if they are not given. A layer starts with votes of the standard
@@ -62,7 +69,7 @@ class EMRouting(GaussianAlgorithm):
         num_iterations: Rounds of routing ``R``, at least 1. The paper uses 3. Open
             implementations on smallNORB are best with 2.
         final_inverse_temperature: ``lambda``, which the schedule approaches.
-        mass: ``relative`` for ``k = 100 J / I``, ``sum`` for ``k = 1``.
+        mass: ``relative`` for the ``k`` above, ``sum`` for ``k = 1``.
         min_variance: ``epsilon``, the floor of the variances.
         unroll: True to write out all rounds; False for a loop, which compiles sooner
             with many rounds.

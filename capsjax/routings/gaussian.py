@@ -75,9 +75,9 @@ class GaussianAlgorithm(VotesFreeAlgorithm):
 
     takes_activation: ClassVar[bool] = True
     activation_is_length: ClassVar[bool] = False
-    # Of 1, 0.3 and 0.1, the small network of ``experiments/mnist.py:smoke`` learned
-    # fastest with this one.
-    vote_deviation: ClassVar[float | None] = 0.1
+    # Votes near the least variance make soft couplings. With 0.1 the network of
+    # ``experiments/routings.py`` and a stack learn slower: docs/which-routing.md.
+    vote_deviation: ClassVar[float | None] = 0.03
 
     num_iterations: Rounds = 3
     unroll: bool = True

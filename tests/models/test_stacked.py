@@ -68,8 +68,8 @@ def test_votes_of_each_layer_of_matrix_capsules_start_alike(key):
     sd = [params[f"conv_caps{n}"]["weight"].std() for n in range(2)]
     sd.append(params["class_caps"]["weight"].std())
     # A component of a vote sums four products, with a row of half the pose's length.
-    lengths = [0.35, 0.1 * np.sqrt(16 / 72), 0.1 * np.sqrt(16 / 144)]
-    np.testing.assert_allclose(sd, 0.2 / np.array(lengths), rtol=0.05)
+    lengths = [0.35, 0.03 * np.sqrt(16 / 72), 0.03 * np.sqrt(16 / 144)]
+    np.testing.assert_allclose(sd, 0.06 / np.array(lengths), rtol=0.05)
     assert params["class_caps"]["weight"].shape == (1, 16, 5, 4, 4)
 
 

@@ -25,7 +25,7 @@ def drawn():
         "activation": random.uniform(0.1, 1, size=(B, I)),
         # Large enough to matter at these temperatures.
         "beta_u": random.normal(size=J),
-        "beta_a": 100 * random.normal(size=J),
+        "beta_a": 0.3 * random.normal(size=J),
         "initial_logit": random.normal(size=(B, I, J)),
     }
 
