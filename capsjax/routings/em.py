@@ -4,6 +4,7 @@ Letters: ``i`` input capsules, ``j`` output capsules with ``d`` components.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -12,9 +13,12 @@ from jaxtyping import Array, Float
 
 from capsjax.bounds import Rounds, Scale
 from capsjax.losses import ActivationKind
+from capsjax.routings.algorithm import Parameter
 from capsjax.routings.competition import Competition, OverImage
 from capsjax.routings.gaussian import Fit, GaussianAlgorithm, Moments
 
+# About the negative of the costs at the start, in units of the activation's logit.
+_FIRST_BETA_A = -2.0
 # Below the part of an input that any window gets at the start.
 _LEAST_PART = 1e-4
 
@@ -59,11 +63,12 @@ class EMRouting(GaussianAlgorithm):
     the last round. The paper's own moves that logit by a thousandth of itself, which no
     step of an optimizer notices.
 
-    The parameters ``beta_u`` and ``beta_a`` have one number for each output, zero at
-    the start, and zero if they are not given. A layer starts with votes of the standard
-    deviation ``vote_deviation``. Costs are then negative, and an output is the more
-    active the more inputs it gets. Votes or ``beta_u`` that make the first costs zero,
-    and every output half active, learn more slowly.
+    The parameters ``beta_u`` and ``beta_a`` have one number for each output, and are
+    zero if they are not given. A layer starts with votes of the standard deviation
+    ``vote_deviation``. Costs are then negative, and an output is the more active the
+    more inputs it gets. Votes or ``beta_u`` that make the first costs zero learn more
+    slowly. In a layer ``beta_a`` starts at -2, which leaves about half of the outputs
+    active.
 
     Attributes:
         num_iterations: Rounds of routing ``R``, at least 1. The paper uses 3. Open
@@ -97,6 +102,12 @@ class EMRouting(GaussianAlgorithm):
     final_inverse_temperature: Scale = 0.01
     mass: Literal["relative", "sum"] = "relative"
     min_variance: Scale = 5e-4
+
+    @property
+    def declared_parameters(self) -> Mapping[str, Parameter]:
+        """Declaration of ``beta_u`` and ``beta_a``."""
+        start = jax.nn.initializers.constant(_FIRST_BETA_A)
+        return {**super().declared_parameters, "beta_a": Parameter("j", start)}
 
     @property
     def inverse_temperature(self) -> float:
