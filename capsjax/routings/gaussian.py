@@ -75,8 +75,8 @@ class GaussianAlgorithm(VotesFreeAlgorithm):
 
     takes_activation: ClassVar[bool] = True
     activation_is_length: ClassVar[bool] = False
-    # Votes near the least variance make soft couplings. With 0.1 the network of
-    # ``experiments/routings.py`` and a stack learn slower: docs/which-routing.md.
+    # Votes near EM's least variance make soft couplings. With 0.1 and more the network
+    # of ``experiments/routings.py``, and a stack of matrix capsules, learn slower.
     vote_deviation: ClassVar[float | None] = 0.03
 
     num_iterations: Rounds = 3

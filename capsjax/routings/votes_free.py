@@ -102,7 +102,8 @@ class VotesFreeAlgorithm(Algorithm):
         at a time: several times faster for a batch on a CPU, and in a fraction of the
         memory. The other form holds the votes, and is chosen for fewer than 16 examples
         on a CPU, for up to 2 GB of votes on accelerators, if the batch size is unknown,
-        if all inputs share one weight, and for another ``compete``. Only this form
+        if all inputs share one weight, and for another ``compete``, unless windows
+        share their inputs and the algorithm is EM or variational Bayes. Only this form
         heeds ``unroll``, and ``remat`` of dynamic routing.
 
         ``jax.vmap`` over examples extends the batch. Mapped weights or biases are taken

@@ -1,5 +1,6 @@
 """Stacks of capsule layers, and the matrix capsules of EM routing."""
 
+import dataclasses
 import importlib.util
 
 import jax
@@ -162,3 +163,14 @@ def test_batch_statistics_are_those_of_the_batch_of_all_devices(key, routing):
         np.testing.assert_allclose(
             b, jnp.broadcast_to(a, b.shape), rtol=1e-4, atol=1e-6
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["smoke", "three_smoke"])
+def test_two_and_three_routed_layers_learn_digits(variant, tmp_path):
+    config = recipe(variant)
+    config = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, num_train=6_000), test=False
+    )
+    run = train(config, tmp_path)
+    assert run.result["validation"]["accuracy"] > 0.9
