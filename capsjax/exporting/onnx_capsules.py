@@ -21,6 +21,7 @@ from capsjax.exporting.onnx_routing import (
     squash,
 )
 from capsjax.layers.class_caps import coordinate_votes
+from capsjax.layers.weights import Pose
 from capsjax.models import StackedCapsNet
 from capsjax.routings import Algorithm
 from capsjax.votes import gather_windows, num_windows, pad_grid, pose_side
@@ -108,7 +109,7 @@ def class_capsules(
     presence: Value | None,
     grid: Grid,
     *,
-    pose: str = "vector",
+    pose: Pose = "vector",
     coordinates: float = 0.0,
 ) -> dict[str, Value]:
     """Adds a :class:`capsjax.ClassCaps` on a map."""
@@ -181,11 +182,11 @@ def convolve_capsules(
     inputs = _inputs(*own, k, pose=network.pose)
     pose, activation = route(network.routing, inputs._replace(windows=windows))
     pose, activation = _finish(network, layer, seen, pose, activation, types)
-    sides = (
+    height, width = (
         num_windows(side, kernel, stride, network.padding)
         for side in (grid.height, grid.width)
     )
-    grid = Grid(*sides, types, network.dim)
+    grid = Grid(height, width, types, network.dim)
     pose = pose.reshape(-1, grid.height * grid.width, types, network.dim)
     if not network.routing.takes_activation:
         return pose, None, grid
@@ -232,7 +233,7 @@ def _inputs(
     presence: Value | None,
     positions: int,
     *,
-    pose: str,
+    pose: Pose,
 ) -> Inputs:
     """Casts the votes of inputs ``[b, i, c]``, whose positions may share matrices."""
     own = {part: one for part, one in layer.items() if not part.endswith("_norm")}

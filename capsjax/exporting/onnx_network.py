@@ -74,7 +74,7 @@ def models(run: Run, storage: Storage = "float32") -> dict[str, onnx.ModelProto]
         found = encode(graph)
         label = found["activation"].apply("ArgMax", axis=1, keepdims=0)
         found["label"] = label.apply("Cast", to=onnx.TensorProto.INT32)
-        if can_draw(network):
+        if can_draw(run.model):
             count = np.array([network.num_classes])
             mask = label.apply("OneHot", count, np.array([0.0, 1.0]), axis=1)
             found["drawing"] = _decode(network, weights, found["pose"], mask)
@@ -122,8 +122,8 @@ def _encode_stem(
 ) -> dict[str, Value]:
     weights = variables["params"]
     features = convolve_stem(network.stem, variables, "conv_stem", image)
-    sides = [-(-side // network.stem.step) for side in network.image_shape[:2]]
-    grid = Grid(*sides, network.primary_types, network.primary_dim)
+    height, width = (-(-side // network.stem.step) for side in network.image_shape[:2])
+    grid = Grid(height, width, network.primary_types, network.primary_dim)
     capsules = primary_capsules(features, weights["primary_caps"], grid)
     return route_capsules(
         *(network.routing, weights["class_caps"]),
@@ -156,7 +156,9 @@ def _encode_residual(
 
     hidden = convolve_next(image.transpose(0, 3, 1, 2), network.stem_stride)
     hidden, channels = hidden.apply("Relu"), network.widths[0]
-    sides = [-(-side // network.stem_stride) for side in network.image_shape[:2]]
+    height, width = (
+        -(-side // network.stem_stride) for side in network.image_shape[:2]
+    )
     for stage, width in enumerate(network.widths):
         for block in range(network.num_blocks):
             stride = 2 if stage and not block else 1
@@ -165,9 +167,9 @@ def _encode_residual(
             if stride > 1 or width != channels:
                 hidden = convolve_next(hidden, stride)
             hidden, channels = (hidden + branch).apply("Relu"), width
-            sides = [-(-side // stride) for side in sides]
+            height, width = (-(-side // stride) for side in (height, width))
     own = weights["CapsuleHead_0"]
-    grid = Grid(*sides, network.primary_types, network.primary_dim)
+    grid = Grid(height, width, network.primary_types, network.primary_dim)
     capsules, presence = primary(network.routing, hidden, own["primary_caps"], grid)
     return class_capsules(
         *(network.routing, own["class_caps"], capsules, presence, grid)
@@ -182,13 +184,15 @@ def _encode_stacked(
         *(image.transpose(0, 3, 1, 2), "conv", weights["conv"], weights["conv_bias"]),
         stride=network.conv_stride,
     ).apply("Relu")
-    sides = network.image_shape[:2]
+    height, width = network.image_shape[:2]
     for kernel, stride in (
         (network.conv_kernel, network.conv_stride),
         (network.primary_kernel, network.primary_stride),
     ):
-        sides = [num_windows(side, kernel, stride, "VALID") for side in sides]
-    grid = Grid(*sides, network.primary_types, network.dim)
+        height, width = (
+            num_windows(side, kernel, stride, "VALID") for side in (height, width)
+        )
+    grid = Grid(height, width, network.primary_types, network.dim)
     capsules, presence = primary(
         *(network.routing, hidden, weights["primary_caps"], grid),
         stride=network.primary_stride,

@@ -145,7 +145,8 @@ def _cost_factor(
     num_outputs = mass.shape[-1]
     sends, mask = num_inputs, competition.input_mask
     if isinstance(competition.compete, OverImage):
-        part = competition.compete.equal_parts(*mass.shape[-3:-1], num_inputs)
+        height, width = mass.shape[-3:-1]
+        part = competition.compete.equal_parts(height, width, num_inputs)
         part = part.reshape(*[1] * (mass.ndim - 3), *part.shape).astype(mass.dtype)
         part = part if mask is None else jnp.where(mask, part, 0)
         sends = jnp.sum(part, -1, keepdims=True)

@@ -169,8 +169,8 @@ def test_batch_statistics_are_those_of_the_batch_of_all_devices(key, routing):
 @pytest.mark.parametrize("variant", ["smoke", "three_smoke"])
 def test_two_and_three_routed_layers_learn_digits(variant, tmp_path):
     config = recipe(variant)
-    config = dataclasses.replace(
-        config, data=dataclasses.replace(config.data, num_train=6_000), test=False
-    )
+    data = dataclasses.replace(config.data, num_train=6_000)
+    # Four simulated devices share a batch.
+    config = dataclasses.replace(config, data=data, batch_size=48, test=False)
     run = train(config, tmp_path)
     assert run.result["validation"]["accuracy"] > 0.9
