@@ -77,11 +77,11 @@ class Choice(NamedTuple):
 
 # What the search tries: all other numbers at the first rate, the best at the second.
 RATES = (0.001, 0.003)
-SCALES = (0.1, 1 / 3, 1.0, 3.0)
-DROPOUTS = (0.0, 0.25, 0.5, 0.75)
+SCALES = (0.03, 0.1, 1 / 3, 1.0, 3.0, 10.0)
+DROPOUTS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75)
 # The scales of algorithms that want votes of a certain size are factors of this.
 VOTE_DEVIATION = 0.1
-# By benchmarks/routings_search.py: benchmarks/results/routings/search.json
+# By benchmarks/routings_search.py: benchmarks/results/routings/search.jsonl
 CHOSEN = {row: Choice(0.001, 1 / 3) for row in ROWS}
 
 

@@ -102,7 +102,7 @@ def read_run(path: str | pathlib.Path, own: configs.Config | None = None) -> Run
     if not workdir.result.exists():
         raise WorkdirError(f"{path} has not ended: it has no result.json.")
     result = workdir.read_json(workdir.result)
-    lines = [] if workdir.is_shared else workdir.read_metrics()
+    lines = [] if workdir.is_shared else workdir.read_metrics("validation")
     try:
         is_tested = result["test"] is not None
         best, last = (

@@ -125,7 +125,7 @@ def read(paths: Sequence[str | pathlib.Path]) -> list[dict[str, Any]]:
             records.append(reduced(path))
             continue
         try:
-            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
             # The lines of other tables, like a search's, say nothing here.
             records += [line for line in lines if "result" in line or "speed" in line]
         except (OSError, ValueError, TypeError) as error:

@@ -44,18 +44,24 @@ class Config:
         seed: Seed of the weights, the order of the data and the augmentation.
         num_epochs: Passes over the training images.
         batch_size: Images in one step, over all devices.
+        num_parts: Parts into which each device cuts its share of a batch, one after the
+            other. Their mean gradient is the batch's, in less memory; batch norm
+            normalises each part by itself.
         eval_batch_size: Images evaluated at once, over all devices.
         steps_per_dispatch: Optimizer steps in one call of the device program; 0 leaves
             the number to the platform.
         data_placement: Place of the training images: ``host``, from which batches
-            travel to the devices; ``device``, on each of them; or ``auto``, on the
-            devices of an accelerator if there is room. Results are the same.
+            travel to the devices; ``device``, on each of them; ``disk``, from which
+            image files and sets of TFDS are read while training; or ``auto``, on the
+            devices of an accelerator if there is room, and on disk if the images exceed
+            ``max_gigabytes``. Results are the same.
         bad_numbers: Action after a loss or gradient that is not finite, whose update is
             never applied: ``stop`` ends the run, ``skip`` continues with the next
             batch.
         stop_at: Validation accuracy that ends the run after the first epoch to reach
             it; 0 to train for all epochs.
-        max_gigabytes: Memory limit; a run that would need more is refused.
+        max_gigabytes: Memory limit; a run that would need more is refused. Image files
+            and sets of TFDS that exceed it are read from disk while training.
         tensorboard: True to write metrics for TensorBoard, too.
         test: True to test the run at its end; without it the result has validation
             metrics only, and a later start may test it.
@@ -80,9 +86,10 @@ class Config:
     seed: Annotated[int, between(0, 2**32 - 1)] = 0
     num_epochs: _Positive = 10
     batch_size: _Positive = 128
+    num_parts: _Positive = 1
     eval_batch_size: _Positive = 200
     steps_per_dispatch: _Natural = 0
-    data_placement: Literal["auto", "host", "device"] = "auto"
+    data_placement: Literal["auto", "host", "device", "disk"] = "auto"
     bad_numbers: Literal["stop", "skip"] = "stop"
     stop_at: Share = 0.0
     max_gigabytes: Annotated[float, above(0)] = 16.0
@@ -97,12 +104,18 @@ class Config:
     loss: Loss = dataclasses.field(default_factory=AutoLoss)
     optimizer: Optimizer = dataclasses.field(default_factory=Adam)
 
+    @property
+    def max_image_bytes(self) -> int:
+        """The most memory that the images of one split may take."""
+        is_on_disk = self.data_placement == "disk"
+        return 0 if is_on_disk else int(self.max_gigabytes * 1e9)
+
 
 # Fields that may change when a run resumes; a change of any other field makes another
 # run.
 CHANGEABLE = (
     *("num_epochs", "eval_batch_size", "bad_numbers", "max_gigabytes", "tensorboard"),
-    *("steps_per_dispatch", "data_placement", "test"),
+    *("steps_per_dispatch", "data_placement", "num_parts", "test"),
     # A change of it changes the images, which are compared.
     "data.skip_bad_files",
 )

@@ -79,9 +79,10 @@ def _mend_damaged_programs() -> None:
 def _machine() -> str:
     """Names processor and compiler: a program may not run on, or with, another."""
     try:
-        cpu = pathlib.Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+        cpus = pathlib.Path("/proc/cpuinfo").read_text("utf-8", "replace")
         kept = ("model name", "flags", "Features", "CPU part")
-        lines = [line for line in cpu.splitlines() if line.startswith(kept)]
+        cpu = cpus.split("\n\n")[0].splitlines()
+        lines = [line for line in cpu if line.startswith(kept)]
     except OSError:
         lines = [platform.processor(), platform.machine()]
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]

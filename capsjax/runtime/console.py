@@ -233,7 +233,8 @@ def _open_closed_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # Takes the lowest free number.
     if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, for the whole process
+        # For the whole process.
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def _flush() -> None:

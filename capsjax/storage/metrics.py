@@ -52,7 +52,7 @@ class MetricWriter:
             if path.exists():
                 kept = [
                     line
-                    for line in path.read_text(errors="replace").splitlines()
+                    for line in path.read_text("utf-8", "replace").splitlines()
                     if _is_kept(line, step)
                 ]
                 write_text(path, "".join(f"{line}\n" for line in kept))

@@ -6,11 +6,12 @@ A config file is Python code, and runs.
 import argparse
 import collections
 import dataclasses
+import os
 import re
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 from absl import flags
 
@@ -63,11 +64,9 @@ def parse(argv: Sequence[str], about: str) -> Command:
         raise UsageError(str(error)) from error
     argv, assignments = _split_overrides(argv)
     _require_once(argv)
-    config_flags = _config_flags()
+    parser = _config_parser()
     try:
-        holder = config_flags.DEFINE_config_file(
-            "config", help_string="", flag_values=values, sys_argv=list(argv)
-        )
+        holder = flags.DEFINE(parser, "config", None, "", values)
         workdir = flags.DEFINE_string("workdir", None, "", flag_values=values)
         num_cpu_devices = flags.DEFINE_integer(
             "num_cpu_devices", None, "", 1, _MOST_CPU_DEVICES, flag_values=values
@@ -170,15 +169,32 @@ def _failed(error: Exception) -> UsageError:
     )
 
 
-def _config_flags() -> Any:
+def _config_parser() -> flags.ArgumentParser:
     """Imports ``config_flags`` late: ``capsjax.train.train`` does without it."""
     try:
-        from ml_collections import config_flags
+        from ml_collections.config_flags import config_flags
     except ModuleNotFoundError as error:
         raise UsageError(
             f"the command line needs {error.name}: pip install ml_collections"
         ) from error
-    return config_flags
+
+    class Parser(config_flags.ConfigFileFlagParser):
+        def parse(self, path: str) -> Any:
+            return super().parse(_FileAndVariant(path))
+
+    return Parser("config")
+
+
+class _FileAndVariant(str):
+    r"""``FILE:VARIANT``, which ml_collections splits at the first colon.
+
+    In ``C:\me\mnist.py:smoke`` that is the colon of the drive.
+    """
+
+    def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
+        drive, rest = os.path.splitdrive(self)
+        file, *variant = str.split(rest, sep, maxsplit)
+        return [drive + file, *variant]
 
 
 def _define_hosts(values: flags.FlagValues) -> dict[str, flags.FlagHolder]:

@@ -113,9 +113,10 @@ def make_train_step(
         )
         dropout_key = jax.random.fold_in(key, _DROPOUT)
         dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(AXIS))
-        # Differentiate, and average over the devices.
+        # Differentiate, and average over parts and devices.
         weights, others = split_weights(state.params, config.freeze)
-        grads, (metrics, collections) = jax.grad(loss_fn, has_aux=True)(
+        differentiate = _in_parts(jax.grad(loss_fn, has_aux=True), config.num_parts)
+        grads, (metrics, collections) = differentiate(
             weights, others, image, source, batch.label, progress, dropout_key
         )
         grads, metrics = jax.lax.pmean((grads, metrics), AXIS)
@@ -157,6 +158,36 @@ def make_train_step(
     return train_step
 
 
+_RUNNING_MEAN = optax.microbatching.Accumulator(
+    init=functools.partial(jax.tree.map, jnp.zeros_like),
+    update=lambda mean, new, n: _averaged(new, mean, n / (n + 1)),
+    finalize=lambda mean: mean,
+    aggregate=functools.partial(jax.tree.map, functools.partial(jnp.mean, axis=0)),
+)
+
+
+def _in_parts(gradient: Callable, num_parts: int) -> Callable:
+    """Makes ``jax.grad`` of the loss go through a batch in parts, and averages them."""
+    if num_parts == 1:
+        return gradient
+
+    def of_part(weights, others, image, source, label, position, progress, key):
+        key = jax.random.fold_in(key, position[0])  # Each part has its own dropout.
+        return gradient(weights, others, image, source, label, progress, key)
+
+    def of_batch(weights, others, image, source, label, progress, key):
+        parts = optax.microbatching.microbatch(
+            of_part,
+            argnums=(2, 3, 4, 5),
+            microbatch_size=len(image) // num_parts,
+            accumulator=_RUNNING_MEAN,
+        )
+        position = jnp.arange(len(image))
+        return parts(weights, others, image, source, label, position, progress, key)
+
+    return of_batch
+
+
 def _is_shared(collections: Any) -> Bool[Array, ""]:
     """Returns True if the collections are the same on all devices."""
     is_shared = jnp.ones((), bool)
@@ -172,8 +203,8 @@ def _is_shared(collections: Any) -> Bool[Array, ""]:
     return is_shared
 
 
-def _averaged(new: Any, old: Any, decay: Array) -> Any:
-    """Moves the average towards new variables; copies whole numbers."""
+def _averaged(new: Any, old: Any, decay: Any) -> Any:
+    """Moves the average towards new values; copies whole numbers."""
 
     def moved(new, old):
         if not jnp.issubdtype(new.dtype, jnp.inexact):

@@ -142,10 +142,12 @@ def make_task(
 
 def _check_machine(config: configs.Config) -> None:
     devices = jax.device_count()
-    if config.batch_size % devices:
+    if config.batch_size % (devices * config.num_parts):
+        parts = f" in {config.num_parts} parts" * (config.num_parts > 1)
         raise configs.ConfigError(
             f"config.batch_size={config.batch_size} can't be shared evenly by "
-            f"{devices} devices; choose a multiple of {devices}."
+            f"{devices} devices{parts}; choose a multiple of "
+            f"{devices * config.num_parts}."
         )
     if config.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise configs.ConfigError(
@@ -254,6 +256,8 @@ def _check_memory(config: configs.Config, task: Task, num_weights: int) -> None:
                 "config.data.image_size, config.model.primary_types or "
                 "config.batch_size, raise config.model.primary_stride"
             )
+        if memory.data > memory.total / 2 and not task.train_set.is_on_disk:
+            fields += ", leave image files on disk by config.data_placement=disk"
         raise configs.ConfigError(
             f"config.max_gigabytes={config.max_gigabytes}: training needs about "
             f"{memory}. Lower {fields}, or raise config.max_gigabytes."

@@ -111,6 +111,7 @@ def test_resuming_equals_not_stopping_bit_for_bit(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_nobody_reads_what_it_prints(tmp_path, monkeypatch):
     reader, writer = os.pipe()
     os.close(reader)
@@ -332,6 +333,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, monke
     folder = tmp_path / "run"
     wrong = [
         ({"batch_size": 30}, "batch_size=30 can't be shared evenly by 4 devices"),
+        ({"num_parts": 3}, "by 4 devices in 3 parts; choose a multiple of 12"),
         (
             {"batch_size": 10_000},
             "batch_size=10000 is more than the 40 training images",

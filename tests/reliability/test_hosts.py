@@ -227,15 +227,20 @@ def ended(processes, code):
 
 def after_first_epoch(processes, workdir, since=0.0):
     """Waits until the second epoch has begun, with a checkpoint on disk."""
+    after_step(processes, workdir, 25, since)
+
+
+def after_step(processes, workdir, step, since=0.0):
+    """Waits until a line of a later step has been written."""
     metrics, deadline = workdir / "metrics.jsonl", time.monotonic() + 200
     while time.monotonic() < deadline:
         assert all(process.poll() is None for process in processes)
         is_new = metrics.exists() and metrics.stat().st_mtime > since
         rows = metrics.read_text().splitlines() if is_new else []
-        if any(json.loads(row)["step"] > 25 for row in rows):
+        if any(json.loads(row)["step"] > step for row in rows):
             return
         time.sleep(0.02)
-    raise AssertionError("there is no second epoch")
+    raise AssertionError(f"there is no step after {step}")
 
 
 @pytest.fixture(scope="module")
@@ -283,6 +288,19 @@ def test_all_stop_after_the_same_step_and_any_number_goes_on(whole):
         equal_to_rounding(outcome(workdir), whole[1])
     ended(start_pair(stopped), 0)
     equal_to_rounding(outcome(stopped), whole[1])
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_devices_each_time(whole):
+    """On four devices, then on one, then on two."""
+    workdir = whole[0].parent / "moving"
+    for devices, step in ((4, 5), (1, 25)):
+        processes = start_one(workdir, devices)
+        after_step(processes, workdir, step)
+        processes[0].send_signal(signal.SIGTERM)
+        ended(processes, 143)
+    ended(start_one(workdir, 2), 0)
+    equal_to_rounding(outcome(workdir), whole[1])
 
 
 @pytest.mark.variant

@@ -92,7 +92,7 @@ def test_mnist_is_trained_evaluated_and_predicted_without_them(tmp_path):
 def test_errors_name_the_missing_package_and_how_to_install_it(tmp_path):
     error = run(COMMANDS, tmp_path).stderr
     assert "the command line needs ml_collections: pip install ml_collections" in error
-    missing = "tensorflow_datasets is not installed: pip install tensorflow-datasets"
+    missing = "array_record is not installed: pip install tensorflow-datasets"
     for name in ("cifar10", "omniglot"):
         message = f"data set '{name}' is read by TensorFlow Datasets, and {missing}"
         assert message in error

@@ -33,12 +33,14 @@ def test_each_row_decides_what_is_lowered_for_its_platform(monkeypatch, name):
 
 @pytest.mark.parametrize(
     ("num_examples", "votes_bytes", "form"),
-    [(1, 2**10, "votes"), (1, 2**30, "votes_free"), (128, 2**10, "votes_free")],
+    [
+        (4, 2**30, "votes"),
+        (8, 2**20, "votes"),
+        (8, 2**30, "votes_free"),
+        (16, 2**10, "votes_free"),
+    ],
 )
 def test_the_form_of_routing_depends_on_examples_and_votes(
     num_examples, votes_bytes, form
 ):
-    row = PLATFORMS["tpu"]._replace(
-        smallest_votes_free_batch=9, largest_held_votes_bytes=2**24
-    )
-    assert row.routing_form(num_examples, votes_bytes) == form
+    assert PLATFORMS["cpu"].routing_form(num_examples, votes_bytes) == form

@@ -266,6 +266,19 @@ def test_what_is_not_json_is_reported(tmp_path, content):
         workdir.read_metrics()
 
 
+def test_metrics_of_one_kind_are_read_without_the_others(tmp_path):
+    workdir = Workdir(tmp_path)
+    lines = ['{"kind": "train", "step"', '{"kind": "validation", "step": 2}']
+    workdir.metrics.write_text("\n".join([*lines, '{"kind": "validat']))
+    assert workdir.read_metrics("validation") == [{"kind": "validation", "step": 2}]
+    assert workdir.read_metrics("test") == []
+    with pytest.raises(WorkdirError, match="can't read"):
+        workdir.read_metrics()
+    workdir.metrics.write_text("")
+    with pytest.raises(WorkdirError, match="no line yet"):
+        workdir.read_metrics("validation")
+
+
 def test_json_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "result.json"
     write_json(path, {"a": 1})

@@ -1,21 +1,25 @@
 """Estimates how much memory a run needs."""
 
 import dataclasses
+import runpy
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from marks import variants
+from places import ROOT
 from tiny import made, pairs
 
 from capsjax import config as configs
-from capsjax.data import load
+from capsjax.data import Batch, load
 from capsjax.losses import MarginLoss, fitting_loss
 from capsjax.models.network import activation_kind, bind
+from capsjax.runtime import devices
 from capsjax.runtime.devices import parallel
 from capsjax.training.feed import stack_batches
 from capsjax.training.memory import Memory, estimate_memory, peak_bytes
+from capsjax.training.state import init_state
 from capsjax.training.step import make_train_chunk, make_train_step
 
 MEGABYTE = jnp.zeros(2**18)
@@ -88,3 +92,26 @@ def test_a_step_of_the_papers_networks_needs_what_is_estimated(name):
     # Of each of the four devices.
     needed = 4 * compiled.memory_analysis().temp_size_in_bytes / 1e9
     assert needed / 2 < estimated.step < 2 * needed
+
+
+@pytest.mark.slow
+def test_a_step_with_a_thousand_classes_needs_little_beside_its_state(monkeypatch):
+    monkeypatch.setattr(devices, "_devices", lambda: jax.devices()[:1])
+    recipes = runpy.run_path(str(ROOT / "experiments" / "folder.py"))
+    config = recipes["get_config"]("smoke")
+    model = bind(config.model, (32, 32, 3), 1000)
+    loss = fitting_loss(config.loss, activation_kind(model))
+    optimizer = config.optimizer.make(1)
+    state = jax.eval_shape(lambda: init_state(model, optimizer, config))
+    step = make_train_step(model, optimizer, config, loss, num_steps=1)
+    shape = (1, 4, config.batch_size, 32, 32, 3)
+    batches = Batch(
+        jax.ShapeDtypeStruct(shape, jnp.uint8),
+        jax.ShapeDtypeStruct(shape[:3], jnp.int32),
+    )
+    program = parallel(make_train_chunk(step), donate=True)
+    memory = program.lower(state, batches).compile().memory_analysis()
+    # Weights, 311 MB, and Adam's two moments. Beside them: the weights' gradient and
+    # two more arrays of their size.
+    assert memory.argument_size_in_bytes == pytest.approx(933e6, rel=1e-3)
+    assert memory.temp_size_in_bytes < 1e9

@@ -72,9 +72,9 @@ def batches(steps, devices, config, dataset=None):
     return jax.tree.map(split, by_four)
 
 
-def gradients_and_moments(devices):
+def gradients_and_moments(devices, num_parts=1):
     """The gradients of the first of three steps, Adam's moments after the last."""
-    config = tiny()
+    config = tiny(num_parts=num_parts)
     config.batch_size = 24
     model, adam, state = made(config)
     # A trace that forgets at once holds the gradients.
@@ -130,12 +130,20 @@ def test_any_number_of_devices_trains_like_one(devices, on_one_device, tmp_path)
         if devices == 8
         else gradients_and_moments(devices)
     )
-    assert len(on_one_device) > 25
-    assert several.keys() == on_one_device.keys()
-    for name, a in on_one_device.items():
+    require_close(several, on_one_device)
+
+
+def test_the_gradient_of_a_batch_is_the_mean_of_its_parts(on_one_device):
+    require_close(gradients_and_moments(2, num_parts=3), on_one_device)
+
+
+def require_close(found, expected):
+    assert len(expected) > 25
+    assert found.keys() == expected.keys()
+    for name, a in expected.items():
         scale = np.abs(a).max()
         np.testing.assert_allclose(
-            several[name], a, rtol=1e-4, atol=1e-5 * scale, err_msg=name
+            found[name], a, rtol=1e-4, atol=1e-5 * scale, err_msg=name
         )
 
 
@@ -425,6 +433,7 @@ def test_a_class_without_weight_teaches_nothing():
     assert np.any(kernel != state.params["params"]["conv"]["kernel"])
 
 
+@pytest.mark.slow
 def test_the_whole_step_lowers_for_gpu_and_tpu():
     config = configs.Config(batch_size=4)
     model, optimizer, state = made(config)
