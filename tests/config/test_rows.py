@@ -86,7 +86,8 @@ def test_a_scale_of_one_is_the_layers_own(routings):
     for row in ("uniform", "em_2"):
         model = routings.recipe(row, routings.Choice(0.001, 1.0)).model
         start = initializer(model.weight_init)
-        scaled = scaled_votes(vote_deviation=model.routing.vote_deviation)
+        own = model.routing.vote_deviation
+        scaled = scaled_votes(vote_deviation=own and routings.VOTE_DEVIATION)
         shape = (576, 10, 16, 8)
         drawn = [
             float(one(jax.random.key(0), shape, "float32").std())
