@@ -41,13 +41,15 @@ from typing import NamedTuple
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 BATCHES = {"train": (50, 128, 256), "layers": (50, 128, 256), "routing": (128,)}
-BATCHES |= {"inference": (128, 1), "pages": (128,), "stem": (100,)}
+BATCHES |= {"inference": (128, 1), "pages": (128,), "stem": (100,), "networks": (32,)}
+NETWORKS = ("efficient", "stacked", "matrix", "photos")
 STEM_WIDTHS = (128, 64)  # The full and the half width of experiments/record.py.
 TYPED_PARTS = ("conv", "primary", "decoder")
 OTHER_PARTS = ("shift", "warp", "elastic", "squash", "routing", "adam")
 DTYPES = ("float32", "bfloat16")
 # Programs that run in PyTorch's environment.
 TORCH = {"torch": "torch_capsnet.py", "torch routing": "torch_routings.py"}
+TORCH |= {"torch network": "torch_networks.py"}
 # Large pages, and freed memory kept: what glibc does without privilege.
 LARGE = "glibc.malloc.hugetlb=1"
 KEPT = f"{LARGE}:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold={2**40}"
@@ -191,6 +193,20 @@ def stems(arguments, batch):
     return rows
 
 
+def networks(arguments, batch):
+    """Returns rows for steps of the other networks."""
+    rows = []
+    for network in NETWORKS:
+        options = {"network": network, "batch": batch}
+        own = options | {"work": "network", "steps": arguments.steps}
+        rows.append(Contender(f"capsjax, {network}", own))
+        for way in (False, True)[: arguments.peers * (2 - arguments.quick)]:
+            name = f"torch, {network}" + ", compiled" * way
+            peer = options | ({"compile": True} if way else {})
+            rows.append(Contender(name, peer, "torch network"))
+    return rows
+
+
 def ours(arguments, work, batch):
     options = {"work": work, "batch": batch}
     rows, dtypes = [], arguments.dtypes[: 1 if work == "routing" else None]
@@ -260,14 +276,15 @@ def add_limits(results):
     """Adds to each result the least time that its work could take."""
     rate = {}
     for result in results:
-        kind = result["options"]["work"]
+        kind = result["options"].get("work")
         if kind in ("gemm", "memory"):
             key = result["options"].get("dtype", "memory")
             work = result["multiplications" if kind == "gemm" else "bytes"]
             rate[key] = max(rate.get(key, 0), work / result["seconds"])
     # A peer does not report its work: take ours, which is the same.
     for result in results:
-        same = {k: v for k, v in result["options"].items() if k in ("work", "stem")}
+        names = ("work", "stem", "network")
+        same = {k: v for k, v in result["options"].items() if k in names}
         known = next(
             (r for r in results if same.items() <= r["options"].items()), result
         )
@@ -325,6 +342,10 @@ def run(table, batch, arguments):
             for d in arguments.dtypes
         ]
         title = f"training behind a stem, batch {batch}"
+    elif table == "networks":
+        rows = networks(arguments, batch)
+        columns = [(f"our {name} by it", f"capsjax, {name}") for name in NETWORKS]
+        title = f"training of other networks, batch {batch}"
     elif table == "pages":
         rows = pages(arguments, batch)
         columns = [(f"usual {d} by it", f"capsjax {d}, usual pages") for d in DTYPES]

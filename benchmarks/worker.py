@@ -6,7 +6,8 @@ Prints one JSON line when it is ready; then, for each line ``run N`` on stdin, m
 calls and prints their time. It sleeps in between, so that others can be timed. The
 amounts of work in the JSON line are for one of the ``steps`` of a call.
 
-The works: ``train`` (whole steps, as ``capsjax.train`` takes them), ``inference``
+The works: ``train`` (whole steps, as ``capsjax.train`` takes them), ``network`` (the
+same of another recipe), ``inference``
 (class lengths), ``routing`` (forward and backward of the class capsules); the other
 parts of a step, alone, each forward and backward; ``gemm`` and ``memory``, the limits
 of the machine; and ``check``, numbers to compare with another program's.
@@ -15,7 +16,9 @@ of the machine; and ``check``, numbers to compare with another program's.
 import argparse
 import dataclasses
 import functools
+import importlib.util
 import json
+import pathlib
 import resource
 import sys
 import time
@@ -32,7 +35,7 @@ from capsjax.data import Dataset
 from capsjax.data.augment import NoAugmentation, Shift, Warp, scale_to_unit
 from capsjax.layers import Convolution, Decoder, Stem
 from capsjax.losses import fitting_loss, reconstruction_loss
-from capsjax.models import StemCapsNet, prepare
+from capsjax.models import StemCapsNet, num_parameters, prepare
 from capsjax.models.network import activation_kind, bind
 from capsjax.runtime.devices import parallel, replicated
 from capsjax.training.feed import stack_batches
@@ -49,10 +52,19 @@ DECODER = 160 * 512 + 512 * 1024 + 1024 * 784
 TRAIN = 2 * CONV + 3 * (PRIMARY + ROUTING + DECODER)
 
 
-def random_data():
+# Recipes of other networks, and the size of their images.
+NETWORKS = {
+    "efficient": ("mnist.py:efficient", IMAGE),
+    "stacked": ("stacks.py", IMAGE),
+    "matrix": ("stacks.py:matrix", IMAGE),
+    "photos": ("photos.py", (128, 128, 3)),
+}
+
+
+def random_data(shape=IMAGE, number=2048):
     rng = np.random.default_rng(0)
-    image = rng.integers(0, 256, (2048, *IMAGE), np.uint8)
-    label = rng.integers(0, CLASSES, 2048).astype(np.int32)
+    image = rng.integers(0, 256, (number, *shape), np.uint8)
+    label = rng.integers(0, CLASSES, number).astype(np.int32)
     return Dataset("random", image, label, tuple("0123456789"))
 
 
@@ -78,7 +90,9 @@ def stem_multiplications(width):
 
 
 def make_state(config, num_steps=10_000):
-    model = bind(config.model, IMAGE, CLASSES)
+    model = config.model
+    if not model.num_classes:
+        model = bind(model, IMAGE, CLASSES)
     optimizer = config.optimizer.make(num_steps)
     init = functools.partial(init_state, model, optimizer, config)
     return model, optimizer, jax.jit(init, out_shardings=replicated())()
@@ -96,23 +110,48 @@ def train(arguments):
         make_config(arguments.batch, arguments.dtype, arguments.stem),
         random_data(),
     )
+    call, work = train_on(config, dataset, arguments.steps)
+    count = stem_multiplications(arguments.stem) if arguments.stem else TRAIN
+    return call, work | {"multiplications": arguments.batch * count}
+
+
+def train_on(config, dataset, num_steps):
     model, optimizer, state = make_state(config)
     program = parallel(make_chunk(model, optimizer, config), donate=True)
     done = 0
 
     def call():
         nonlocal state, done
-        steps = range(done, done + arguments.steps)
-        batches = stack_batches(dataset, steps, batch_size=arguments.batch, seed=0)
+        steps = range(done, done + num_steps)
+        batches = stack_batches(dataset, steps, batch_size=config.batch_size, seed=0)
         state, outcome = program(state, batches)
         done = steps.stop
         return jax.tree.map(np.asarray, outcome)
 
-    work = {"steps": arguments.steps, "images": arguments.batch}
+    weights, _ = split_weights(state.params)
     # At least the state goes in and out.
-    work["bytes"] = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    count = stem_multiplications(arguments.stem) if arguments.stem else TRAIN
-    return call, work | {"multiplications": arguments.batch * count}
+    return call, {
+        "steps": num_steps,
+        "images": config.batch_size,
+        "bytes": 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
+        "parameters": num_parameters(weights),
+    }
+
+
+def network(arguments):
+    """Steps of another recipe, without changes of the images."""
+    name, shape = NETWORKS[arguments.network]
+    path, _, variant = name.partition(":")
+    path = pathlib.Path(__file__).resolve().parents[1] / "experiments" / path
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(variant)
+    config = dataclasses.replace(
+        config, batch_size=arguments.batch, augmentation=NoAugmentation()
+    )
+    config.model = bind(config.model, shape, CLASSES)
+    return train_on(config, random_data(shape, 512), arguments.steps)
 
 
 def inference(arguments):
@@ -374,6 +413,7 @@ PARTS = {
 WORKS = {
     "capsjax": {
         **{"train": train, "inference": inference, "gemm": gemm, "memory": memory},
+        "network": network,
         **PARTS,
     },
     "plain": {"train": plain_train, "inference": plain_inference, "routing": routing},
@@ -408,6 +448,7 @@ def main():
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--stem", type=int, help="channels of a stem in its place")
+    parser.add_argument("--network", choices=NETWORKS, help="for the work network")
     parser.add_argument("--steps", type=int, default=1, help="in one call")
     parser.add_argument("--prepared", action="store_true", help="kernels, to infer")
     parser.add_argument("--devices", type=int, default=1, help="simulated on the CPU")

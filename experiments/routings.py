@@ -79,6 +79,8 @@ class Choice(NamedTuple):
 RATES = (0.001, 0.003)
 SCALES = (0.03, 0.1, 1 / 3, 1.0, 3.0, 10.0)
 DROPOUTS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75)
+# The scales of algorithms that want votes of a certain size are factors of this.
+VOTE_DEVIATION = 0.1
 # By benchmarks/routings_search.py: benchmarks/results/routings/search.jsonl
 CHOSEN = {row: Choice(0.001, 1 / 3) for row in ROWS}
 
@@ -87,9 +89,9 @@ def recipe(row: str, choice: Choice) -> Config:
     """Returns the recipe of a row with a choice of rate and first weights."""
     model = ROWS[row]
     if isinstance(model, CapsNet):
-        # The deviation that weight_init="scaled" has in this network.
-        deviation = model.routing.vote_deviation
-        scaled = 0.02 * 2**0.5 if deviation is None else deviation / PRIMARY_LENGTH
+        # The deviation that weight_init="scaled" has in this network, or votes of 0.1.
+        fits = model.routing.vote_deviation is None
+        scaled = 0.02 * 2**0.5 if fits else VOTE_DEVIATION / PRIMARY_LENGTH
         model = model.clone(weight_init=f"normal({scaled * choice.other:.4g})")
     else:
         model = model.clone(dropout=choice.other)

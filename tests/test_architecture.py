@@ -40,6 +40,7 @@ UPWARDS = {("storage.run", "capsjax.explorer.page.make_page")}
 DOORS = LINES.split("\n")[-3].split()
 OWNERS = {
     "flax": {"layers", "models", "config"},
+    "grain": {"data.workers"},
     "optax": {"training", "config.optimizers"},
     "orbax": {"storage"},
     "safetensors": {"storage"},

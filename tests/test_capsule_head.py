@@ -200,10 +200,12 @@ def test_a_network_of_nnx_with_a_head_keeps_its_weights_in_bytes(key):
 
 
 @pytest.mark.slow
-def test_the_example_of_the_page_learns():
-    (code,) = blocks("capsule-head.md")
+def test_the_examples_of_the_page_learn():
+    in_linen, in_nnx = blocks("capsule-head.md")
     found = {}
-    exec(code, found)
+    exec(in_linen, found)
     routed, label = found["routed"], found["labels"][-100:]
     assert routed.pose.shape == (100, 10, 16)
     assert (routed.activation.argmax(-1) == label).mean() > 0.7
+    exec(in_nnx, found)
+    assert (found["length"].argmax(-1) == label).mean() > 0.7

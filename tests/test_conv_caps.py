@@ -250,6 +250,7 @@ def test_every_algorithm_lets_the_whole_image_compete(key, name):
 # ---- norm and residual
 
 
+@pytest.mark.slow
 def test_batch_statistics_move_in_training_and_are_used_after_it(key):
     capsules, _ = inputs(key, 4, 5, 5, 2, 4)
     layer = ConvCaps(3, 4, 3, norm="batch")
@@ -390,6 +391,7 @@ class Own(nn.Module):
         return DenseCaps(5, 6)(*flatten_capsules(routed.pose))
 
 
+@pytest.mark.slow
 def test_a_network_of_nnx_keeps_its_state_in_bytes(key):
     image = draw(key, 2, 6, 6, 1)
 

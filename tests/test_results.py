@@ -45,22 +45,3 @@ def test_a_number_is_compared_with_all_of_its_digits():
 
 def test_the_readme_stays_within_900_words():
     assert len((ROOT / "README.md").read_text().split()) <= 900
-
-
-@pytest.mark.parametrize(
-    "page",
-    [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))],
-    ids=lambda page: page.name,
-)
-def test_every_relative_link_leads_to_a_file_and_a_heading(page):
-    for target in re.findall(r"\]\((?!\w+:)([^)\s]+)\)", page.read_text()):
-        path, _, anchor = target.partition("#")
-        file = (page.parent / path).resolve() if path else page
-        assert file.is_file(), target
-        if anchor:
-            headings = re.findall(r"^#+ (.*)$", file.read_text(), re.M)
-            anchors = [
-                re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-")
-                for heading in headings
-            ]
-            assert anchor in anchors, target

@@ -85,8 +85,9 @@ def em(capsules, weight, activation, beta_u, beta_a, rounds):
         mass, mean, square, variance = fit(coupling * activation[:, None], votes)
         variance = variance + 5e-4
         cost = (beta_u[:, None] + variance.log() / 2).sum(-1) * mass
-        inverse_temperature = 0.01 * (1 - 0.95**iteration)
-        logit = inverse_temperature * (beta_a - 100 * num_outputs / num_inputs * cost)
+        share = (1 - 0.95**iteration) / (1 - 0.95**rounds)
+        last = 0.01 * (1 - 0.95**rounds)
+        logit = share * (beta_a - last * 100 * num_outputs / num_inputs * cost)
         present = torch.sigmoid(logit)
         if iteration < rounds:
             away = (square / variance[:, :, None]).sum(-1)

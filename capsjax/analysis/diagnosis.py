@@ -161,7 +161,7 @@ def calibrate(
     validation = some_images(validation, _MOST_VALIDATED)
     # ``predict`` turns logits into probabilities.
     kind = "length" if run.activation_kind == "length" else "probability"
-    known = run.predict(validation.image).activation
+    known = run.predict(np.asarray(validation.image)).activation
     temperature = float(fit_temperature(known, validation.label, kind))
     activation = prediction.activation
     fitted = class_probability(activation, kind, temperature)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -22,6 +23,14 @@ from capsjax.training.sets import make_sets
 _MOST_BYTES = 2**28
 
 
+# Standard output is for results, not for progress in decoding.
+@contextlib.contextmanager
+def _progress_aside() -> Iterator[None]:
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+@_progress_aside()
 def load_test_set(runs: Sequence[Run], name: str | None) -> Dataset:
     """Loads the first run's test images, or another data set's, if all runs fit them.
 
@@ -55,7 +64,7 @@ def load_test_set(runs: Sequence[Run], name: str | None) -> Dataset:
             if name in (None, data.name):
                 dataset = data.load(
                     "test",
-                    max_bytes=most,
+                    max_bytes=first.config.max_image_bytes,
                     split_rule=rule,
                     preparation=first.preparation,
                 ).fixed()
@@ -145,6 +154,7 @@ def _with_classes_of(run: Run, dataset: Dataset) -> Dataset:
     return dataclasses.replace(dataset, label=label, class_names=run.class_names)
 
 
+@_progress_aside()
 def load_validation_set(run: Run) -> Dataset | None:
     """Loads the images that a run was validated on.
 

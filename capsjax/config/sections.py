@@ -51,14 +51,17 @@ class Config:
         steps_per_dispatch: Optimizer steps in one call of the device program; 0 leaves
             the number to the platform.
         data_placement: Place of the training images: ``host``, from which batches
-            travel to the devices; ``device``, on each of them; or ``auto``, on the
-            devices of an accelerator if there is room. Results are the same.
+            travel to the devices; ``device``, on each of them; ``disk``, from which
+            image files and sets of TFDS are read while training; or ``auto``, on the
+            devices of an accelerator if there is room, and on disk if the images exceed
+            ``max_gigabytes``. Results are the same.
         bad_numbers: Action after a loss or gradient that is not finite, whose update is
             never applied: ``stop`` ends the run, ``skip`` continues with the next
             batch.
         stop_at: Validation accuracy that ends the run after the first epoch to reach
             it; 0 to train for all epochs.
-        max_gigabytes: Memory limit; a run that would need more is refused.
+        max_gigabytes: Memory limit; a run that would need more is refused. Image files
+            and sets of TFDS that exceed it are read from disk while training.
         tensorboard: True to write metrics for TensorBoard, too.
         test: True to test the run at its end; without it the result has validation
             metrics only, and a later start may test it.
@@ -86,7 +89,7 @@ class Config:
     num_parts: _Positive = 1
     eval_batch_size: _Positive = 200
     steps_per_dispatch: _Natural = 0
-    data_placement: Literal["auto", "host", "device"] = "auto"
+    data_placement: Literal["auto", "host", "device", "disk"] = "auto"
     bad_numbers: Literal["stop", "skip"] = "stop"
     stop_at: Share = 0.0
     max_gigabytes: Annotated[float, above(0)] = 16.0
@@ -100,6 +103,12 @@ class Config:
     model: nn.Module = dataclasses.field(default_factory=CapsNet)
     loss: Loss = dataclasses.field(default_factory=AutoLoss)
     optimizer: Optimizer = dataclasses.field(default_factory=Adam)
+
+    @property
+    def max_image_bytes(self) -> int:
+        """The most memory that the images of one split may take."""
+        is_on_disk = self.data_placement == "disk"
+        return 0 if is_on_disk else int(self.max_gigabytes * 1e9)
 
 
 # Fields that may change when a run resumes; a change of any other field makes another

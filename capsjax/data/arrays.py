@@ -4,7 +4,7 @@ Every function takes the place and the name of the array for its one line: ``dat
 'dots'`` and ``image``, or the path of a file and ``x_train``.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -152,7 +152,7 @@ def require_names(
 
 
 def require_same_number(
-    image: np.ndarray, label: np.ndarray, place: str, names: str
+    image: Sized, label: np.ndarray, place: str, names: str
 ) -> None:
     """Refuses images and labels of different numbers.
 

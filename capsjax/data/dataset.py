@@ -1,4 +1,4 @@
-"""The one type that every data set becomes: arrays in memory, checked once."""
+"""The one type that every data set becomes: arrays, checked once."""
 
 import dataclasses
 import hashlib
@@ -16,6 +16,7 @@ from capsjax.data.arrays import (
     require_names,
     require_same_number,
 )
+from capsjax.data.disk import ImagesOnDisk
 from capsjax.data.errors import DatasetError
 from capsjax.data.preparation import Preparation
 
@@ -40,12 +41,12 @@ class Batch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False, init=False)
 class Dataset:
-    """Images and labels in memory.
+    """Images and labels in memory; images that exceed it are on disk.
 
     Attributes:
         name: Name of the data set in messages.
         image: Pixels from 0 to 255, uint8 ``[n h w c]``; grey images ``[n h w]`` get
-            an axis of one channel.
+            an axis of one channel. Images on disk are read where they are indexed.
         label: Each image's index into ``class_names``, ``[n]`` of any integer type,
             kept as int32; or bool ``[n classes]`` if images show several classes, or
             none.
@@ -68,7 +69,8 @@ class Dataset:
     """
 
     name: str
-    # Plain types: they are checked below, for everyone and with clearer messages.
+    # Plain types: they are checked below, for everyone and with clearer messages. The
+    # images may be ``ImagesOnDisk``, which is indexed alike.
     image: np.ndarray = dataclasses.field(repr=False)
     label: np.ndarray = dataclasses.field(repr=False)
     class_names: tuple[str, ...]
@@ -91,7 +93,8 @@ class Dataset:
         notes: tuple[str, ...] = (),
     ):
         place = f"data set {name!r}"
-        image = as_images(image, place, "image")
+        if not isinstance(image, ImagesOnDisk):
+            image = as_images(image, place, "image")
         label = as_labels(label, place, "label")
         require_same_number(image, label, place, "image and label")
         class_names = as_names(class_names, place, label)
@@ -132,6 +135,11 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.image)
+
+    @property
+    def is_on_disk(self) -> bool:
+        """True if the images are read from disk while they are used."""
+        return isinstance(self.image, ImagesOnDisk)
 
     @property
     def is_multi_label(self) -> bool:
@@ -184,7 +192,11 @@ class Dataset:
         files = self._file_names
         digest = hashlib.blake2b(repr(self.class_names).encode(), digest_size=16)
         digest.update("\0".join(files).encode(errors="surrogateescape"))
-        checksum = checksums(self.image) if self.checksum is None else self.checksum
+        checksum = (
+            checksums(np.asarray(self.image))
+            if self.checksum is None
+            else self.checksum
+        )
         for array in (self.label, checksum.astype("<u8")):
             digest.update(np.ascontiguousarray(array).data)
         identity = {"num_images": len(self), "checksum": digest.hexdigest()}
@@ -239,12 +251,14 @@ class Dataset:
 
     def subset(self, indices: Int[np.ndarray, " m"]) -> "Dataset":
         """Returns a data set with the images at ``indices``, in their order."""
-        by_image = {"files": self.files, "checksum": self.checksum}
-        return dataclasses.replace(
-            self,
-            **self.batch(indices)._asdict(),
-            **{name: a if a is None else a[indices] for name, a in by_image.items()},
-        )
+        arrays = {
+            name: array if array is None else array[indices]
+            for name in ("label", "source", "files", "checksum")
+            for array in [getattr(self, name)]
+        }
+        image: Any = self.image
+        image = image.subset(indices) if self.is_on_disk else image[indices]
+        return dataclasses.replace(self, image=image, **arrays)
 
     def in_epoch(self, seed: int, epoch: int) -> "Dataset":
         """Returns itself: these images are the same in every epoch, for every seed."""
@@ -264,6 +278,11 @@ def require_memory(
     Raises:
         DatasetError: If they would take more than ``max_bytes``.
     """
+    if max_bytes == 0:
+        raise DatasetError(
+            f"the images of {name} can't be read from disk while training, as image "
+            "files and sets of TFDS can: they must be held in memory"
+        )
     num_bytes = num_images * math.prod(image_shape)
     if num_bytes > max_bytes:
         size = " x ".join(map(str, image_shape))

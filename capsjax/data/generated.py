@@ -52,6 +52,11 @@ class Generated:
         return len(self.base)
 
     @property
+    def is_on_disk(self) -> bool:
+        """False: images are made from others in memory."""
+        return False
+
+    @property
     def is_multi_label(self) -> bool:
         """True if an image may show several classes."""
         return self._example.label.dtype == np.bool_

@@ -143,6 +143,18 @@ def fit(
     return fitted.reshape(image_shape)
 
 
+def fit_channels(
+    image: UInt8[np.ndarray, "h w c"], image_shape: tuple[int, int, int]
+) -> UInt8[np.ndarray, "H W c"]:
+    """Scales an image of any number of channels as ``fit`` does, each alone."""
+    if image.shape == image_shape:
+        return image
+    size = (*image_shape[:2], 1)
+    channels = np.moveaxis(image, -1, 0)
+    fitted = [fit(Image.fromarray(np.ascontiguousarray(c)), size) for c in channels]
+    return np.concatenate(fitted, axis=-1)
+
+
 def _is_light(image: Image.Image) -> bool:
     opacity = np.asarray(image.getchannel("A"), np.float64)
     brightness = np.asarray(image.convert("L"), np.float64)

@@ -14,6 +14,7 @@ from capsjax.data.generated import RECIPES, Generated
 from capsjax.data.preparation import LARGEST_SIDE, Preparation
 from capsjax.data.readers import npz
 from capsjax.data.readers.idx import has_idx_files, load_idx_folder, load_mnist
+from capsjax.data.readers.layout import is_prepared
 from capsjax.data.sampling import BY_CLASS
 from capsjax.runtime.paths import expanded
 
@@ -35,7 +36,7 @@ def load(
     preparation: Preparation | None = None,
     skip_bad_files: bool = False,
 ) -> Dataset | Generated:
-    """Loads one split of a data set into memory.
+    """Loads one split of a data set.
 
     Args:
         name: One of these:
@@ -49,6 +50,8 @@ def load(
               class: see ``load_image_folder``;
             - the path of a folder with four IDX archives laid out like MNIST's
               ("./mnist" for a folder called mnist);
+            - the path of a folder of array_record files that TensorFlow Datasets
+              prepared, beside their ``features.json`` and ``dataset_info.json``;
             - the path of a file of arrays that ends in ".npz": see ``load_npz``;
             - the path of a table of image files that ends in ".csv": see
               ``load_image_csv``;
@@ -63,7 +66,9 @@ def load(
         path: The folder of "image_folder".
         image_size: Height and width to which images are scaled, after they are cut to
             squares; 0 to leave them unchanged, if all have one size.
-        max_bytes: The most memory that the images may take.
+        max_bytes: The most memory that the images may take. Larger image files and sets
+            of TensorFlow Datasets are decoded once into ``~/.cache/capsjax/images``,
+            and read from there where they are indexed. 0 does so with any.
         split_rule: "by_class"; or "first_edition", which knows only the splits
             ``train`` and ``test`` of an image folder.
         preparation: How image files become images, instead of ``image_size`` and the
@@ -78,8 +83,8 @@ def load(
     Raises:
         DatasetError: If the name or split is unknown, a file is missing or damaged, a
             download fails, the set is not for image classification, an argument does
-            not fit it, or the images would take more than ``max_bytes``. The message
-            names the remedy.
+            not fit it, or images of another kind would take more than ``max_bytes``.
+            The message names the remedy.
     """
     are_files = name == _IMAGE_FOLDER or _is_file(name, ".csv")
     if split not in _SPLITS and not (are_files and split == "all"):
@@ -138,7 +143,7 @@ def has_validation(
         return False
     if _is_file(name, ".npz"):
         return npz.has_validation(expanded(name))
-    if _is_folder(name):
+    if _is_folder(name) and not is_prepared(name):
         return has_idx_files(expanded(name), "validation")
     return import_tfds_reader(name).has_validation(name, data_dir=data_dir)
 
@@ -167,7 +172,7 @@ def find_pictures(name: str) -> tuple[str, str] | None:
     if _is_own(name) or not os.path.isdir(folder := expanded(name)):
         return None
     has_archives = any(has_idx_files(folder, split) for split in _SPLITS)
-    return None if has_archives else (_IMAGE_FOLDER, name)
+    return None if has_archives or is_prepared(name) else (_IMAGE_FOLDER, name)
 
 
 def own_splits(name: str, path: str | os.PathLike) -> set[str]:
@@ -250,7 +255,7 @@ def _load_whole(
             "np.savez('FILE.npz', x_train=..., y_train=..., x_test=..., y_test=...), "
             "pictures as FILE.csv or as a folder"
         )
-    if _is_folder(name):
+    if _is_folder(name) and not is_prepared(name):
         return load_idx_folder(expanded(name), split, max_bytes=max_bytes)
     return import_tfds_reader(name).load_tfds(
         name, split, data_dir=data_dir, image_size=image_size, max_bytes=max_bytes
@@ -289,16 +294,13 @@ def _resized(dataset: Dataset, image_size: int, max_bytes: int) -> Dataset:
     shape = (image_size, image_size)
     if image_size == 0 or dataset.image.shape[1:3] == shape:
         return dataset
-    from PIL import Image
-
-    from capsjax.data.images import fit
+    from capsjax.data.images import fit_channels
 
     shape_of_each = (*shape, dataset.image_shape[-1])
     require_memory(dataset.name, len(dataset), shape_of_each, max_bytes)
     image = np.empty((len(dataset), *shape_of_each), np.uint8)
-    for index, channel in np.ndindex(len(dataset), dataset.image_shape[-1]):
-        pixels = Image.fromarray(dataset.image[index, ..., channel])
-        image[index, ..., channel] = fit(pixels, (*shape, 1))[..., 0]
+    for index, pixels in enumerate(dataset.image):
+        image[index] = fit_channels(pixels, shape_of_each)
     preparation = dataset.preparation and dataset.preparation.resized(image.shape[1:])
     # The checksum is of the original: images stay the same at every size.
     checksum = dataset.checksum

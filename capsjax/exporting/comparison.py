@@ -111,5 +111,5 @@ def _images(run: Run) -> tuple[UInt8[np.ndarray, "n h w c"], str]:
         shape = (_NUM_IMAGES, *run.model.image_shape)
         image = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
         return image, f"{_NUM_IMAGES} random images"
-    image = np.asarray(crop_middle(dataset.image, run.model.image_shape))
+    image = np.asarray(crop_middle(np.asarray(dataset.image), run.model.image_shape))
     return image, f"{len(image)} test images of {dataset.name}"

@@ -25,7 +25,7 @@ def export(
 
     :func:`capsjax.exporting.functions.functions` describes the three. Each takes a
     batch of any size. Nothing is written unless onnxruntime computes what JAX computes,
-    on test images of the run. None of our networks has batch normalisation to fold.
+    on test images of the run.
 
     Args:
         run: The run.

@@ -30,6 +30,54 @@ _EPSILON, _LEAST_SHARE, _LEAST_MASS, _FARTHEST = 1e-5, 1e-12, 1e-7, 1e20
 _TINY = 1e-30
 
 
+class Windows(NamedTuple):
+    """Windows of a map, which are examples of a batch, one after the other.
+
+    Attributes:
+        places: The position on the map of each position in each window, ``[n, k]``; -1
+            outside the map.
+        types: Kinds of capsules at each position.
+        competes: True if all windows that hold an input compete for it.
+    """
+
+    places: np.ndarray
+    types: int
+    competes: bool
+
+    def num_inputs(self) -> np.ndarray:
+        """Returns the inputs of each window, a part of those that several share."""
+        sends = self.places >= 0
+        if self.competes:
+            number = np.unique_counts(self.places)
+            shared = number.counts[np.searchsorted(number.values, self.places)]
+            sends = sends / shared
+        return self.types * sends.sum(1)
+
+    def parts(self, log_total: Value) -> Value:
+        """Adds the part of each input that goes to each window; ``[b, 1, i, 1]``.
+
+        Args:
+            log_total: Logarithm of the sum of the outputs' exponentials.
+        """
+        flat = self.places.ravel()
+        each = [
+            [
+                own,
+                *(n for n in np.flatnonzero(flat == place) if n != own and place >= 0),
+            ]
+            for own, place in enumerate(flat)
+        ]
+        most = max(map(len, each))
+        index = [[*one, *[one[0]] * (most - len(one))] for one in each]
+        is_more = [np.arange(most) >= len(one) for one in each]
+        total = log_total.reshape(-1, flat.size, self.types)
+        total = total.apply("Gather", np.array(index).ravel(), axis=1)
+        total = total.reshape(-1, flat.size, most, self.types)
+        total = total + np.where(is_more, -1e30, 0)[..., None]
+        first = total.apply("Softmax", axis=2).apply("Gather", np.array([0]), axis=2)
+        return first.reshape(-1, 1, self.places.shape[1] * self.types, 1)
+
+
 class Inputs(NamedTuple):
     """What an algorithm routes.
 
@@ -38,21 +86,57 @@ class Inputs(NamedTuple):
         votes: Their votes.
         size: The sizes ``i``, ``j`` and ``d``.
         parameters: The algorithm's own parameters, by name.
+        presence: Activations of the inputs, ``[b, 1, i, 1]``; None for their lengths.
+        windows: The windows, if the batch is made of them.
+        prefix: Name of the layer.
     """
 
     capsules: Value
     votes: Value
     size: Mapping[str, int]
     parameters: Mapping[str, np.ndarray]
+    presence: Value | None = None
+    windows: Windows | None = None
+    prefix: str = "class_caps"
 
     @property
     def activation(self) -> Value:
-        """Lengths of the input capsules, ``[b, 1, i, 1]``."""
+        """Activations of the input capsules, ``[b, 1, i, 1]``."""
+        if self.presence is not None:
+            return self.presence
         return self.capsules.norm().reshape(0, 1, -1, 1)
+
+    @property
+    def shares_windows(self) -> bool:
+        """True if windows compete for the inputs."""
+        return self.windows is not None and self.windows.competes
 
     def of_outputs(self, name: str) -> np.ndarray:
         """Returns the parameter ``[j]`` or ``[j, d]`` of that name for poses."""
         return self.parameters[name].reshape(1, self.size["j"], 1, -1)
+
+    def couple(self, logit: Value) -> Value:
+        """Adds the competition for the inputs."""
+        coupling = logit.apply("Softmax", axis=1)
+        if not self.shares_windows:
+            return coupling
+        assert self.windows is not None
+        most = logit.apply("ReduceMax", np.array([1]))
+        total = (logit - most).apply("Exp").sum(1).apply("Log") + most
+        return coupling * self.windows.parts(total)
+
+    def start(self) -> Any:
+        """Returns the couplings of the first round."""
+        if self.shares_windows:
+            return self.couple(self.votes.sum(3) * 0)
+        j = self.size["j"]
+        return np.full((1, j, 1, 1), 1 / j, np.float32)
+
+    def start_sum(self) -> Value:
+        """Adds up the votes in their first shares."""
+        if self.shares_windows:
+            return _add_up(self.start(), self.votes)
+        return self.votes.sum(2) / self.size["j"]
 
 
 def route(algorithm: Algorithm, inputs: Inputs) -> tuple[Value, Value]:
@@ -93,10 +177,6 @@ def _agree(votes: Value, pose: Value) -> Value:
     return votes @ pose.transpose(0, 1, 3, 2)
 
 
-def _over_outputs(logit: Value) -> Value:
-    return logit.apply("Softmax", axis=1)
-
-
 def _or_nowhere(logit: Value) -> Value:
     """Computes a softmax with one more output, whose logit is zero."""
     largest = logit.apply("ReduceMax", np.array([1])).apply("Relu")
@@ -109,9 +189,14 @@ def _biased_squash(s: Value, inputs: Inputs) -> Value:
 
 
 def _dynamic(algorithm: DynamicRouting, inputs: Inputs) -> tuple[Value, Value]:
-    nowhere, votes = algorithm.none_of_the_above, inputs.votes
-    couple = _or_nowhere if nowhere else _over_outputs
-    s, logit = votes.sum(2) / (inputs.size["j"] + nowhere), None
+    votes, couple, s, logit = inputs.votes, inputs.couple, inputs.start_sum(), None
+    if algorithm.none_of_the_above:
+        if inputs.shares_windows:
+            raise ExportError(
+                "none_of_the_above=True with compete='image' has no form in ONNX: "
+                "export it as stablehlo."
+            )
+        couple, s = _or_nowhere, votes.sum(2) / (inputs.size["j"] + 1)
     pose = _biased_squash(s, inputs)
     for _ in range(1, algorithm.num_iterations):
         agreement = _agree(votes, pose)
@@ -121,14 +206,14 @@ def _dynamic(algorithm: DynamicRouting, inputs: Inputs) -> tuple[Value, Value]:
 
 
 def _uniform(_: UniformRouting, inputs: Inputs) -> tuple[Value, Value]:
-    pose = _biased_squash(inputs.votes.sum(2) / inputs.size["j"], inputs)
+    pose = _biased_squash(inputs.start_sum(), inputs)
     return pose, pose.norm()
 
 
 def _self_attention(algorithm: SelfAttention, inputs: Inputs) -> tuple[Value, Value]:
     scale = algorithm.scale or math.sqrt(inputs.size["d"])
     votes = inputs.votes
-    share = _over_outputs(_agree(votes, votes.sum(2) / scale))
+    share = inputs.couple(_agree(votes, votes.sum(2) / scale))
     if "bias" in inputs.parameters:
         share = share + inputs.parameters["bias"].T[None, :, :, None]
     pose = exponential_squash(_add_up(share, votes))
@@ -146,18 +231,19 @@ def _inverted_attention(
         normal = centred / (variance + _EPSILON).apply("Sqrt")
         return normal * own["scale"] + own["offset"]
 
-    pose = layer_norm(votes.sum(2) / inputs.size["j"])
+    pose = layer_norm(inputs.start_sum())
     for _ in range(1, algorithm.num_iterations):
-        coupling = _over_outputs(_agree(votes, pose / math.sqrt(inputs.size["d"])))
+        coupling = inputs.couple(_agree(votes, pose / math.sqrt(inputs.size["d"])))
         pose = layer_norm(_add_up(coupling, votes))
     return pose, pose @ own["score"][:, None] + own["score_bias"]
 
 
 def _self_routing(_: SelfRouting, inputs: Inputs) -> tuple[Value, Value]:
     own = inputs.parameters
-    logit = multiply_each(inputs.capsules, "route_weight", own["route_weight"])
+    name = f"{inputs.prefix}/route_weight"
+    logit = multiply_each(inputs.capsules, name, own["route_weight"])
     logit = logit.transpose(1, 2, 0).reshape(0, 0, 0, 1)
-    coupling = _over_outputs(logit + own["route_bias"].T[None, :, :, None])
+    coupling = inputs.couple(logit + own["route_bias"].T[None, :, :, None])
     share = coupling * inputs.activation
     mass, total = share.sum(2), inputs.activation.sum(2)
     pose = _add_up(share, inputs.votes) / mass.clip(_LEAST_SHARE)
@@ -178,7 +264,7 @@ def multiply_each(capsules: Value, name: str, weight: np.ndarray) -> Value:
 
 def _gaussian(algorithm: Any, inputs: Inputs, fit: Callable) -> tuple[Value, Value]:
     """Alternates moments of the votes and fits; see ``routings.gaussian``."""
-    votes, num_outputs = inputs.votes, inputs.size["j"]
+    votes = inputs.votes
 
     def square(mean: Value) -> Value:
         away = votes - mean
@@ -190,26 +276,34 @@ def _gaussian(algorithm: Any, inputs: Inputs, fit: Callable) -> tuple[Value, Val
         mean = _add_up(weight, votes)
         return mass, mean, _add_up(weight, square(mean))
 
-    share = inputs.activation * np.full((1, num_outputs, 1, 1), 1 / num_outputs)
+    share = inputs.activation * inputs.start()
     mean, variance, offset, activation = fit(1, *moments(share))
     for number in range(2, algorithm.num_iterations + 1):
         distance = _agree(square(mean), 1 / variance)
-        share = _over_outputs(offset - distance / 2) * inputs.activation
+        share = inputs.couple(offset - distance / 2) * inputs.activation
         mean, variance, offset, activation = fit(number, *moments(share))
     return mean, activation
 
 
 def _em(algorithm: EMRouting, inputs: Inputs) -> tuple[Value, Value]:
-    factor = 1.0
-    if algorithm.mass == "relative":
-        factor = 100 * inputs.size["j"] / inputs.size["i"]
+    j, windows = inputs.size["j"], inputs.windows
+
+    def relative(mass: Value) -> Value:
+        if algorithm.mass == "sum":
+            return mass
+        if windows is None:
+            return mass * (100 * j / inputs.size["i"])
+        factor = (100 * j / windows.num_inputs())[:, None]
+        return (mass.reshape(-1, len(factor), j) * factor).reshape(-1, j, 1, 1)
+
     beta_u, beta_a = inputs.of_outputs("beta_u"), inputs.of_outputs("beta_a")
 
     def fit(number: int, mass: Value, mean: Value, variance: Value) -> tuple:
         variance = variance + algorithm.min_variance
         entropy = (beta_u + variance.apply("Log") / 2).sum(3)
-        inverse_temperature = algorithm.final_inverse_temperature * (1 - 0.95**number)
-        logit = inverse_temperature * (beta_a - factor * mass * entropy)
+        share = (1 - 0.95**number) / (1 - 0.95**algorithm.num_iterations)
+        cost = algorithm.inverse_temperature * relative(mass) * entropy
+        logit = share * (beta_a - cost)
         spread = (2 * math.pi * variance).apply("Log").sum(3)
         offset = -(-logit).apply("Softplus") - spread / 2
         return mean, variance, offset, logit.apply("Sigmoid")

@@ -4,13 +4,15 @@ The logits are ``offset_j - sum_h precision_jh (u_hat_ijh - centre_jh)^2 / 2``. 
 pass over blocks of input capsules makes a block's votes and couplings, and adds to the
 moments of the votes. The sums are of differences from the centres, which lie near the
 means: sums of votes and of their squares would cancel. The gradient is one more pass.
-The blocks and their layout are those of :mod:`capsjax.kernels.dynamic_routing`.
+Where outputs of several windows compete for an input, one more pass makes the totals by
+which windows share it. The blocks and their layout are those of
+:mod:`capsjax.kernels.dynamic_routing`.
 
 Letters: as there; ``p`` is ``1 + 2 d`` numbers for each output.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,17 +82,41 @@ def sum_by_gaussians(
         holds_votes: True to hold the votes, False to make them block by block, None for
             the faster way (:meth:`capsjax.runtime.platforms.Platform.routing_form`).
     """
+    batch, operands = _flat(capsules, weight, gaussians, start)
+    operands.insert(2, activation.reshape(-1, activation.shape[-1]))
+    sums = _sums_of_votes.bind(*operands, holds_votes=holds_votes)
+    return Sums(*_unpack(sums.reshape(*batch, *sums.shape[1:])))
+
+
+def log_totals(
+    capsules: Float[Array, "*batch i c"],
+    weight: Float[Array, "i j d c"],
+    gaussians: Gaussians,
+    start: Float[Array, "*_ i j"] | None = None,
+    *,
+    holds_votes: bool | None = None,
+) -> Float[Array, "*batch i"]:
+    """Returns ``ln sum_j exp b_ij`` of each input's logits.
+
+    All is as in :func:`sum_by_gaussians`, whose shares are ``exp b_ij`` by this total.
+    """
+    batch, operands = _flat(capsules, weight, gaussians, start)
+    totals = _totals_of_logits.bind(*operands, holds_votes=holds_votes)
+    return totals.reshape(*batch, -1)
+
+
+def _flat(capsules, weight, gaussians, start) -> tuple[list[Any], list[Array]]:
+    """Returns the batch axes, and operands with one batch axis."""
     *batch, i, c = capsules.shape
+    packed = _pack(gaussians)
     operands = [
         capsules.reshape(-1, i, c),
         weight,
-        activation.reshape(-1, i),
-        _pack(gaussians).reshape(-1, weight.shape[1], 1 + 2 * weight.shape[2]),
+        packed.reshape(-1, *packed.shape[-2:]),
     ]
     if start is not None:
         operands.append(flat_batch(start, batch))
-    sums = _sums_of_votes.bind(*operands, holds_votes=holds_votes)
-    return Sums(*_unpack(sums.reshape(*batch, *sums.shape[1:])))
+    return batch, operands
 
 
 def _pack(parts: tuple[Array, Array, Array]) -> Float[Array, "*batch j p"]:
@@ -150,23 +176,28 @@ _sum.defvjp(_sum_forward, _sum_backward)
 def _given(*operands):
     """Returns the operands that there are, and their batch axes."""
     *always, start = operands
+    axes = (0, None, *[0] * (len(always) - 2))
     if start is None:
-        return always, (0, None, 0, 0)
-    return operands, (0, None, 0, 0, 0 if len(start) > 1 else None)
+        return always, axes
+    return operands, (*axes, 0 if len(start) > 1 else None)
 
 
 def _held(capsules, weight, activation, gaussians, start=None) -> Float[Array, "b j p"]:
+    away, logit = _held_logit(capsules, weight, gaussians, start)
+    share = jax.nn.softmax(logit, axis=-1) * activation[..., None]
+    first, second = (jnp.einsum("bij,bijd->bjd", share, x) for x in (away, away**2))
+    return _pack((share.sum(1), first, second))
+
+
+def _held_logit(capsules, weight, gaussians, start) -> tuple[Array, Array]:
+    """Returns the votes' differences from the centres, and the logits."""
     offset, centre, precision = _unpack(gaussians)
     votes = jnp.einsum("bic,ijdc->bijd", capsules, weight)
     away = jnp.clip(votes - centre[:, None], -_FARTHEST, _FARTHEST)
     # A product keeps one array of the votes' size for the gradient, a quotient two.
     distance = jnp.einsum("bijd,bjd->bij", away**2, precision)
     logit = offset[:, None] - distance / 2
-    if start is not None:
-        logit = logit + start
-    share = jax.nn.softmax(logit, axis=-1) * activation[..., None]
-    first, second = (jnp.einsum("bij,bijd->bjd", share, x) for x in (away, away**2))
-    return _pack((share.sum(1), first, second))
+    return away, logit if start is None else logit + start
 
 
 def _held_backward(*operands_and_gradient):
@@ -179,7 +210,8 @@ class _Block(Votes):
 
     def __init__(self, block, gaussians: Gaussians, platform: Platform):
         super().__init__(block, gaussians.centre.shape, platform)
-        self.activation, self._gaussians = block[1].activation[:, None], gaussians
+        # In a pass for totals, their gradients.
+        self.activation, self._gaussians = block[1].activation, gaussians
         self.away = self.fence(
             lambda votes, centre: jnp.clip(votes - centre, -_FARTHEST, _FARTHEST),
             *(self._votes, gaussians.centre[None]),
@@ -187,13 +219,18 @@ class _Block(Votes):
 
     def couple_by_distance(self) -> Float[Array, "i j b"]:
         """Returns the couplings."""
+        return self.softmax(self._logit())
 
+    def log_total(self) -> Float[Array, "i b"]:
+        """Returns the logarithm of each input's sum of exponentials of logits."""
+        return self.log_sum(self._logit())
+
+    def _logit(self) -> Float[Array, "i j b"]:
         def score(away, offset, precision):
             return offset - self.total(2, away, away, precision) / 2
 
         offset, _, precision = self._gaussians
-        logit = self.fence(score, self.away, offset[None], precision[None])
-        return self.softmax(logit)
+        return self.fence(score, self.away, offset[None], precision[None])
 
     def add_up(self, share: Float[Array, "i j b"]) -> Sums:
         """Returns the sums of shares, differences and squares."""
@@ -220,18 +257,32 @@ class _Block(Votes):
         of_share = self.fence(pull, self.away, *of_sums)
         product = self.fence(jnp.multiply, coupling, of_share)
         of_activation = self.fence(lambda x: self.total(1, x), product)
+        activation = self.activation[:, None]
         of_logit = self.fence(
-            to_logit, product, coupling, of_activation[:, None], self.activation
+            to_logit, product, coupling, of_activation[:, None], activation
         )
-        share = self.fence(jnp.multiply, coupling, self.activation)
+        share = self.fence(jnp.multiply, coupling, activation)
         _, first, second = of_sums
-        precision = self._gaussians.precision
         of_votes = share[:, :, None] * (first + 2 * second * self.away)
+        gaussians, operands = self._pull_back_logit(of_logit, of_votes)
+        return gaussians, operands._replace(activation=of_activation)
+
+    def pull_back_totals(self) -> tuple[Gaussians, Operands]:
+        """Returns shares of the gradients, given gradients of the totals."""
+        of_logit = self.fence(
+            jnp.multiply, self.couple_by_distance(), self.activation[:, None]
+        )
+        return self._pull_back_logit(of_logit, jnp.zeros(()))
+
+    def _pull_back_logit(
+        self, of_logit: Float[Array, "i j b"], of_votes: Array
+    ) -> tuple[Gaussians, Operands]:
+        """Returns gradients by way of the logits, and those of the votes added."""
+        precision = self._gaussians.precision
         of_votes -= of_logit[:, :, None] * precision[None] * self.away
-        operands = self.uncast(of_votes, of_logit)._replace(activation=of_activation)
         logits = self.add_up(of_logit)
         of_gaussians = logits.share, precision * logits.away, -logits.square / 2
-        return Gaussians(*of_gaussians), operands
+        return Gaussians(*of_gaussians), self.uncast(of_votes, of_logit)
 
 
 def _forward(
@@ -242,7 +293,8 @@ def _forward(
 
     def add_block(sums, block):
         votes = _Block(block, gaussians, platform)
-        share = votes.fence(jnp.multiply, votes.couple_by_distance(), votes.activation)
+        activation = votes.activation[:, None]
+        share = votes.fence(jnp.multiply, votes.couple_by_distance(), activation)
         return jax.tree.map(jnp.add, sums, votes.add_up(share)), None
 
     zeros = Sums(*map(jnp.zeros_like, gaussians))
@@ -280,3 +332,86 @@ def _batch_last(packed: Float[Array, "b j p"]) -> tuple[Array, ...]:
 def _batch_first(parts: tuple[Array, ...]) -> Float[Array, "b j p"]:
     first, second, third = (jnp.moveaxis(part, -1, 0) for part in parts)
     return _pack((first, second, third))
+
+
+# ---- totals
+
+
+def _votes_totals(capsules, weight, gaussians, start=None, *, holds_votes):
+    return _total(capsules, weight, gaussians, start, holds_votes)
+
+
+def _type_of_totals(capsules, weight, gaussians, *start, holds_votes):
+    return capsules.update(shape=capsules.shape[:2])
+
+
+_totals_of_logits = primitive_over_examples(
+    _votes_totals, _type_of_totals, shared=(1,), optional=3
+)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _total(capsules, weight, gaussians, start, holds_votes):
+    return _total_forward(capsules, weight, gaussians, start, holds_votes)[0]
+
+
+def _total_forward(capsules, weight, gaussians, start, holds_votes):
+    operands, axes = _given(capsules, weight, gaussians, start)
+    function = functools.partial(
+        by_form, _totals, _held_totals, holds_votes=holds_votes
+    )
+    totals = merge_mapped(function, axes, 0)(*operands)
+    return totals, (capsules, weight, gaussians, start)
+
+
+def _total_backward(holds_votes, residuals, gradient):
+    operands, axes = _given(*residuals)
+    function = functools.partial(
+        by_form, _totals_backward, _held_totals_backward, holds_votes=holds_votes
+    )
+    gradients = merge_mapped(function, (*axes, 0), axes)(*operands, gradient)
+    return gradients if len(gradients) == 4 else (*gradients, None)
+
+
+_total.defvjp(_total_forward, _total_backward)
+
+
+def _held_totals(capsules, weight, gaussians, start=None) -> Float[Array, "b i"]:
+    logit = _held_logit(capsules, weight, gaussians, start)[1]
+    return jax.nn.logsumexp(logit, axis=-1)
+
+
+def _held_totals_backward(*operands_and_gradient):
+    *operands, gradient = operands_and_gradient
+    return jax.vjp(_held_totals, *operands)[1](gradient)
+
+
+def _totals(
+    capsules, weight, gaussians, start=None, *, platform: Platform
+) -> Float[Array, "b i"]:
+    blocks = split(capsules, weight, start, platform)
+    gaussians = Gaussians(*_batch_last(gaussians))
+
+    def of_block(number, block):
+        return number, _Block(block, gaussians, platform).log_total()
+
+    totals = lax.scan(of_block, None, numbered(blocks))[1]
+    return lax.collapse(totals, 0, 2)[: capsules.shape[1]].T
+
+
+def _totals_backward(capsules, weight, gaussians, *rest, platform: Platform):
+    *given, gradient = rest
+    start = given[0] if given else None
+    blocks = split(capsules, weight, start, platform, gradient)
+    gaussians = Gaussians(*_batch_last(gaussians))
+
+    def add_block(totals, block):
+        of_gaussians, gradients = totals
+        own, operands = _Block(block, gaussians, platform).pull_back_totals()
+        of_gaussians = jax.tree.map(jnp.add, of_gaussians, own)
+        return (of_gaussians, add_to_block(gradients, operands, block[0])), None
+
+    zeros = jax.tree.map(jnp.zeros_like, (gaussians, blocks._replace(activation=None)))
+    of_gaussians, gradients = lax.scan(add_block, zeros, numbered(blocks))[0]
+    of_capsules, of_weight, *of_start = join(gradients, capsules, weight, start)
+    return of_capsules, of_weight, _batch_first(of_gaussians), *of_start

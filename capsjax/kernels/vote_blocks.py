@@ -85,20 +85,33 @@ class Votes:
                 is zero.
         """
 
-        def largest(logit):
-            largest = self._fold(jnp.maximum, jnp.max, 1, logit)
-            return jnp.maximum(largest, 0) if nowhere else largest
-
         def scale(share, offset):
             total = self.total(1, share)
             return 1 / (total + jnp.exp(-offset) if nowhere else total)
+
+        share, offset = self._exponentials(logit, nowhere=nowhere)
+        scaled = self.fence(scale, share, offset)
+        return self.fence(lambda x, y: x * y[:, None], share, scaled)
+
+    def log_sum(self, logit: Float[Array, "i j b"]) -> Float[Array, "i b"]:
+        """Returns ``ln sum_j exp b_ij`` of logits without the initial ones."""
+        share, offset = self._exponentials(logit, nowhere=False)
+        return offset + jnp.log(self.total(1, share))
+
+    def _exponentials(
+        self, logit: Float[Array, "i j b"], *, nowhere: bool
+    ) -> tuple[Float[Array, "i j b"], Float[Array, "i b"]]:
+        """Returns the exponentials of differences from the largest logit, and that."""
+
+        def largest(logit):
+            largest = self._fold(jnp.maximum, jnp.max, 1, logit)
+            return jnp.maximum(largest, 0) if nowhere else largest
 
         if self._operands.start is not None:
             logit = logit + self._operands.start
         offset = self.fence(largest, logit)
         share = self.fence(lambda x, y: jnp.exp(x - y[:, None]), logit, offset)
-        scaled = self.fence(scale, share, offset)
-        return self.fence(lambda x, y: x * y[:, None], share, scaled)
+        return share, offset
 
     def uncouple(
         self, coupling: Float[Array, "i j b"], s_gradient: Float[Array, "j d b"]

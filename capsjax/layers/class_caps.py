@@ -121,9 +121,8 @@ class ClassCaps(nn.Module):
             # A component that is one, and its matrices hold the coordinates.
             widths = [(0, 0)] * (capsules.ndim - 1) + [(0, 1)]
             capsules = jnp.pad(capsules, widths, constant_values=1)
-            column = jnp.broadcast_to(
-                self._coordinates(h, w, t)[:, None, :, None], (*weight.shape[:-1], 1)
-            )
+            column = coordinate_votes((h, w, t), self.dim, self.pose, self.coordinates)
+            column = jnp.broadcast_to(column[:, None, :, None], (*weight.shape[:-1], 1))
             weight = jnp.concatenate([weight, column], -1)
             dims = self.num_capsules, self.dim, c + 1
         if input_mask is not None:
@@ -139,16 +138,23 @@ class ClassCaps(nn.Module):
             **competition,
         )
 
-    def _coordinates(self, h: int, w: int, t: int) -> Float[Array, "i d"]:
-        if self.dim < 2:
-            raise ValueError(f"dim must be at least 2 for coordinates, got {self.dim}.")
-        side = pose_side(self.dim) if self.pose == "matrix" else 1
-        places = (side - 1, 2 * side - 1) if self.pose == "matrix" else (0, 1)
-        grid = jnp.zeros((h, w, t, self.dim), jnp.float32)
-        for place, count, shape in zip(
-            places, (h, w), ((h, 1, 1), (w, 1)), strict=True
-        ):
-            centred = (jnp.arange(count, dtype=jnp.float32) + 0.5) / count - 0.5
-            centred = jnp.broadcast_to(centred.reshape(shape), (h, w, t))
-            grid = grid.at[..., place].set(self.coordinates * centred)
-        return grid.reshape(h * w * t, self.dim)
+
+def coordinate_votes(
+    sides: tuple[int, int, int], dim: int, pose: Pose, factor: float
+) -> Float[Array, "i d"]:
+    """Returns what coordinates add to the votes of a map ``[h, w, t]``.
+
+    Raises:
+        ValueError: If votes have a single component, or are no square matrices.
+    """
+    h, w, t = sides
+    if dim < 2:
+        raise ValueError(f"dim must be at least 2 for coordinates, got {dim}.")
+    side = pose_side(dim) if pose == "matrix" else 1
+    places = (side - 1, 2 * side - 1) if pose == "matrix" else (0, 1)
+    grid = jnp.zeros((h, w, t, dim), jnp.float32)
+    for place, count, shape in zip(places, (h, w), ((h, 1, 1), (w, 1)), strict=True):
+        centred = (jnp.arange(count, dtype=jnp.float32) + 0.5) / count - 0.5
+        centred = jnp.broadcast_to(centred.reshape(shape), (h, w, t))
+        grid = grid.at[..., place].set(factor * centred)
+    return grid.reshape(h * w * t, dim)

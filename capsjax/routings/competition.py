@@ -43,35 +43,48 @@ class OverImage:
     kernel_size: int
     stride: int
 
-    def equal_shares(
-        self, height: int, width: int, i: int, j: int
-    ) -> Float[Array, "{height} {width} {i} {j}"]:
-        """Returns the couplings of equal logits ``[height, width, i, j]``."""
-        size, own = self.kernel_size**2, (self.kernel_size, self.stride)
+    def among_windows(
+        self, log_total: Float[Array, "*batch H W i"]
+    ) -> Float[Array, "*batch H W i"]:
+        """Returns the part of each input that goes to each window that holds it.
+
+        The coupling is this part of what the outputs of the window alone would get.
+
+        Args:
+            log_total: ``ln sum_j exp b_nij`` of the logits in each window.
+        """
+        own = self.kernel_size, self.stride
+        *windows, i = log_total.shape
+        size = self.kernel_size**2
+        total = log_total.reshape(*windows, size, i // size)
+
+        def spread(children):
+            return gather_windows(children, *own, behind=1)
+
+        most = jax.lax.stop_gradient(total)
+        most = fold_windows(most, *own, jnp.maximum, -jnp.inf, behind=1)
+        part = jnp.exp(total - spread(most))
+        whole = fold_windows(part, *own, jnp.add, 0.0, behind=1)
+        return (part / spread(whole)).reshape(*windows, i)
+
+    def equal_parts(
+        self, height: int, width: int, i: int
+    ) -> Float[Array, "{height} {width} {i}"]:
+        """Returns these parts for equal logits, of a map of windows."""
+        own = self.kernel_size, self.stride
+        size = self.kernel_size**2
         ones = jnp.ones((height, width, size, 1), jnp.float32)
         number = fold_windows(ones, *own, jnp.add, 0.0, behind=1)
-        share = 1 / (j * gather_windows(number, *own, behind=1))
-        share = jnp.broadcast_to(share, (height, width, size, i // size))
-        share = share.reshape(height, width, i, 1)
-        return jnp.broadcast_to(share, (height, width, i, j))
+        part = 1 / gather_windows(number, *own, behind=1)
+        part = jnp.broadcast_to(part, (height, width, size, i // size))
+        return part.reshape(height, width, i)
 
     def __call__(
         self, logit: Float[Array, "*batch H W i j"]
     ) -> Float[Array, "*batch H W i j"]:
         """Returns the couplings of windows whose inputs ``i`` are ``(k t)``."""
-        own = self.kernel_size, self.stride
-        *windows, i, j = logit.shape
-        size = self.kernel_size**2
-        logit = logit.reshape(*windows, size, i // size, j)
-
-        def spread(children):
-            return gather_windows(children, *own, behind=1)[..., None]
-
-        most = jax.lax.stop_gradient(logit).max(-1)
-        most = fold_windows(most, *own, jnp.maximum, -jnp.inf, behind=1)
-        share = jnp.exp(logit - spread(most))
-        total = fold_windows(share.sum(-1), *own, jnp.add, 0.0, behind=1)
-        return (share / spread(total)).reshape(*windows, i, j)
+        part = self.among_windows(jax.nn.logsumexp(logit, axis=-1))
+        return over_outputs(logit) * part[..., None]
 
 
 @jax.tree_util.register_dataclass
@@ -131,8 +144,9 @@ class Competition:
             # ``full_like`` keeps the sharding of the votes' batch.
             share = jnp.full_like(zeros, 1 / (zeros.shape[-1] + self.nowhere))
         elif isinstance(self.compete, OverImage) and not self.nowhere:
-            share = self.compete.equal_shares(*zeros.shape[-4:]).astype(zeros.dtype)
-            share = share.reshape(*[1] * (zeros.ndim - 4), *share.shape) + zeros
+            part = self.compete.equal_parts(*zeros.shape[-4:-1]).astype(zeros.dtype)
+            part = part.reshape(*[1] * (zeros.ndim - 4), *part.shape, 1)
+            share = part / zeros.shape[-1] + zeros
         else:
             return self.couple(zeros)
         if self.input_mask is not None:

@@ -13,9 +13,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from capsjax.bounds import Rounds
-from capsjax.kernels.gaussian_routing import Gaussians, sum_by_gaussians
+from capsjax.kernels.gaussian_routing import (
+    Gaussians,
+    log_totals,
+    sum_by_gaussians,
+)
 from capsjax.routings.algorithm import Parameter, Routed
-from capsjax.routings.competition import Competition
+from capsjax.routings.competition import Compete, Competition, OverImage
 from capsjax.routings.votes_free import VotesFreeAlgorithm
 
 # Below it an output counts as without inputs: its mean shrinks to zero, and gradients
@@ -71,9 +75,9 @@ class GaussianAlgorithm(VotesFreeAlgorithm):
 
     takes_activation: ClassVar[bool] = True
     activation_is_length: ClassVar[bool] = False
-    # Of 1, 0.3 and 0.1, the small network of ``experiments/mnist.py:smoke`` learned
-    # fastest with this one.
-    vote_deviation: ClassVar[float | None] = 0.1
+    # Votes near EM's least variance make soft couplings. With 0.1 and more the network
+    # of ``experiments/routings.py``, and a stack of matrix capsules, learn slower.
+    vote_deviation: ClassVar[float | None] = 0.03
 
     num_iterations: Rounds = 3
     unroll: bool = True
@@ -88,6 +92,10 @@ class GaussianAlgorithm(VotesFreeAlgorithm):
     def num_rounds(self) -> int:
         """Number of rounds."""
         return self.num_iterations
+
+    def needs_votes(self, compete: Compete) -> bool:
+        """Also windows that share their inputs compete without votes."""
+        return not isinstance(compete, OverImage) and super().needs_votes(compete)
 
     @abc.abstractmethod
     def fit(
@@ -144,12 +152,25 @@ class GaussianAlgorithm(VotesFreeAlgorithm):
         assert activation is not None
         start = competition.start_logit(capsules.dtype)
 
+        def among_windows(gaussians, *, is_equal):
+            if not isinstance(competition.compete, OverImage):
+                return activation
+            if is_equal:
+                part = competition.compete.equal_parts(*activation.shape[-3:])
+                part = part.astype(activation.dtype)
+                return activation * jnp.broadcast_to(part, activation.shape)
+            operands = capsules, weight, gaussians, start
+            total = log_totals(*operands, holds_votes=self.holds_votes)
+            return activation * competition.compete.among_windows(total)
+
         def add(fit):
             if fit is None:
                 gaussians = _around_the_mean(capsules, weight, activation)
             else:
                 gaussians = Gaussians(fit.offset, fit.mean, 1 / fit.variance)
-            operands = capsules, weight, activation, gaussians, start
+            is_equal = fit is None and start is None
+            sent = among_windows(gaussians, is_equal=is_equal)
+            operands = capsules, weight, sent, gaussians, start
             sums = sum_by_gaussians(*operands, holds_votes=self.holds_votes)
             mass = jnp.maximum(sums.share, _LEAST_MASS)[..., None]
             # Less than one if the output has almost no inputs.

@@ -60,6 +60,10 @@ class VotesFreeAlgorithm(Algorithm):
         """Whether the votes are held; None if size and platform decide."""
         return None if self.form == "auto" else self.form == "votes"
 
+    def needs_votes(self, compete: Compete) -> bool:
+        """Returns True if there is no votes-free form of a competition."""
+        return compete is not over_outputs
+
     @abc.abstractmethod
     def route_capsules(
         self,
@@ -98,7 +102,8 @@ class VotesFreeAlgorithm(Algorithm):
         at a time: several times faster for a batch on a CPU, and in a fraction of the
         memory. The other form holds the votes, and is chosen for fewer than 16 examples
         on a CPU, for up to 2 GB of votes on accelerators, if the batch size is unknown,
-        if all inputs share one weight, and for another ``compete``. Only this form
+        if all inputs share one weight, and for another ``compete``, unless windows
+        share their inputs and the algorithm is EM or variational Bayes. Only this form
         heeds ``unroll``, and ``remat`` of dynamic routing.
 
         ``jax.vmap`` over examples extends the batch. Mapped weights or biases are taken
@@ -130,7 +135,7 @@ class VotesFreeAlgorithm(Algorithm):
         """
         capsules, weight = check_capsules(capsules, weight)
         self._check_activation(activation, capsules.shape[:-1])
-        needs_votes = weight.ndim == 3 or compete is not over_outputs
+        needs_votes = weight.ndim == 3 or self.needs_votes(compete)
         if needs_votes and self.form == "votes_free":
             raise ValueError(
                 "form='votes_free' needs a weight for each input, and the default "

@@ -2,8 +2,8 @@
 
 Several steps run in one call. The end of a call depends on the absolute step alone, so
 a stopped run resumes with the same bits. The images of a call come from the host's
-memory, or all images lie on the devices as bytes and a call brings only indices. Both
-give the same bits.
+memory; or they are read ahead from disk; or all images lie on the devices as bytes and
+a call brings only indices. All three give the same bits.
 """
 
 import functools
@@ -18,16 +18,29 @@ from capsjax import config as configs
 from capsjax.data import Batch, Dataset, Generated, batch_indices
 from capsjax.runtime.devices import my_shares, replicated, sharded, spread
 from capsjax.runtime.platforms import platform
+from capsjax.training.ahead import BatchesAhead
 
 
 class Feed:
     """Hands the program of several training steps its batches.
 
+    Args:
+        config: The config of the run.
+        dataset: The training images.
+        is_idle: Returns True if the devices have nothing to do, so that a wait for
+            images on disk is theirs.
+
     Attributes:
         steps_per_dispatch: Number of steps in a whole call.
     """
 
-    def __init__(self, config: configs.Config, dataset: Dataset | Generated):
+    def __init__(
+        self,
+        config: configs.Config,
+        dataset: Dataset | Generated,
+        *,
+        is_idle: Callable[[], bool] = lambda: True,
+    ):
         self._config, self._dataset = config, dataset
         self._steps_per_epoch = len(dataset) // config.batch_size
         self.steps_per_dispatch = steps_per_dispatch(config, self._steps_per_epoch)
@@ -35,6 +48,25 @@ class Feed:
         if is_held(config, dataset):
             assert isinstance(dataset, Dataset)
             self._held = _hold(dataset)
+        self._ahead = None
+        if dataset.is_on_disk:
+            self._ahead = BatchesAhead(
+                functools.partial(
+                    stack_batches,
+                    dataset,
+                    batch_size=config.batch_size,
+                    seed=config.seed,
+                ),
+                place=dataset.name,
+                num_steps=config.num_epochs * self._steps_per_epoch,
+                num_ahead=self.steps_per_dispatch,
+                is_idle=is_idle,
+            )
+
+    def close(self) -> None:
+        """Ends reading ahead, if the images are on disk."""
+        if self._ahead is not None:
+            self._ahead.close()
 
     def next_steps(self, step: int) -> range:
         """Returns the steps of the next call: a whole chunk, or a single step."""
@@ -53,6 +85,8 @@ class Feed:
         the steps is the same in both placements.
         """
         seed, size = self._config.seed, self._config.batch_size
+        if self._ahead is not None:
+            return spread(self._ahead.take(steps))
         if self._held is None:
             return spread(
                 stack_batches(self._dataset, steps, batch_size=size, seed=seed)
@@ -91,8 +125,20 @@ def is_held(config: configs.Config, dataset: Dataset | Generated) -> bool:
     """Returns True if the training images lie on the devices.
 
     Raises:
-        ConfigError: If the config demands it of images made anew in each epoch.
+        ConfigError: If the config demands it of images made anew in each epoch, or of
+            images on disk, or demands images on disk of others.
     """
+    if config.data_placement == "device" and dataset.is_on_disk:
+        raise configs.ConfigError(
+            f"config.data_placement=device, but the images of {dataset.name} exceed "
+            "the memory that config.max_gigabytes allows; choose auto or disk."
+        )
+    if config.data_placement == "disk" and not dataset.is_on_disk:
+        raise configs.ConfigError(
+            f"config.data_placement=disk, but the images of {dataset.name} are in "
+            "memory: only image files and sets of TFDS are read from disk while "
+            "training; choose auto, host or device."
+        )
     if config.data_placement == "device" and isinstance(dataset, Generated):
         raise configs.ConfigError(
             f"config.data_placement=device, but the images of {dataset.name} are made "
@@ -101,14 +147,15 @@ def is_held(config: configs.Config, dataset: Dataset | Generated) -> bool:
     if config.data_placement != "auto":
         return config.data_placement == "device"
     most = platform(jax.default_backend()).largest_held_data_bytes
-    return isinstance(dataset, Dataset) and num_bytes(dataset) <= most
+    is_in_memory = isinstance(dataset, Dataset) and not dataset.is_on_disk
+    return is_in_memory and num_bytes(dataset) <= most
 
 
 def num_bytes(dataset: Dataset | Generated) -> int:
-    """Returns the bytes of the images, their sources and their labels."""
+    """Returns the bytes in memory of the images, their sources and their labels."""
     whole = dataset.base if isinstance(dataset, Generated) else dataset
     arrays = (whole.image, whole.label, whole.source)
-    return sum(array.nbytes for array in arrays if array is not None)
+    return sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
 
 
 def chunk_end(step: int, *, steps_per_dispatch: int, steps_per_epoch: int) -> int:

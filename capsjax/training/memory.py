@@ -65,15 +65,17 @@ def estimate_memory(
         model: The network.
         loss: The loss, which fits the network.
         config: The config of the run.
-        datasets: All sets held in memory; the first is trained on.
+        datasets: All sets; the first is trained on.
     """
     example = datasets[0].batch(np.arange(1))
     if is_held(config, datasets[0]):
         batches = _sharing() * num_bytes(datasets[0])
     else:
-        # Once where they are gathered, once where they are used.
+        # Once where they are gathered, once where they are used; those on disk are
+        # read ahead, too.
         steps = steps_per_dispatch(config, len(datasets[0]) // config.batch_size)
-        batches = 2 * steps * config.batch_size * _num_bytes(example)
+        copies = 4 if datasets[0].is_on_disk else 2
+        batches = copies * steps * config.batch_size * _num_bytes(example)
     data = sum(map(num_bytes, datasets)) + batches
     return _estimate(model, loss, config, example)._replace(data=data / 1e9)
 

@@ -170,10 +170,12 @@ def _load(
     preparation: Preparation | None = None,
 ) -> Dataset | Generated:
     data = config.data
-    most = int(config.max_gigabytes * 1e9)
     try:
         found = data.load(
-            split, max_bytes=most, split_rule=rule, preparation=preparation
+            split,
+            max_bytes=config.max_image_bytes,
+            split_rule=rule,
+            preparation=preparation,
         )
     except NotFoundError as error:
         field = "path" if data.path else "name"

@@ -256,6 +256,8 @@ def _check_memory(config: configs.Config, task: Task, num_weights: int) -> None:
                 "config.data.image_size, config.model.primary_types or "
                 "config.batch_size, raise config.model.primary_stride"
             )
+        if memory.data > memory.total / 2 and not task.train_set.is_on_disk:
+            fields += ", leave image files on disk by config.data_placement=disk"
         raise configs.ConfigError(
             f"config.max_gigabytes={config.max_gigabytes}: training needs about "
             f"{memory}. Lower {fields}, or raise config.max_gigabytes."

@@ -191,7 +191,8 @@ class Trainer:
         self.steps_per_epoch = len(self.train_set) // config.batch_size
         self.num_steps = config.num_epochs * self.steps_per_epoch
         self.optimizer = config.optimizer.make(self.num_steps)
-        self.feed = Feed(config, self.train_set)
+        self.feed = Feed(config, self.train_set, is_idle=self._devices_are_idle)
+        stack.callback(self.feed.close)
         self.test_step = self.validation_step = parallel(
             make_eval_step(self.model, self.loss)
         )
@@ -350,6 +351,11 @@ class Trainer:
         self.step = steps.stop
         self.unread.append(Call(steps, outcome, started))
         return self._read_outcomes(platform(jax.default_backend()).calls_ahead)
+
+    def _devices_are_idle(self) -> bool:
+        """Returns True if all calls that were started have ended."""
+        ended: Any = [call.outcome.is_shared for call in self.unread]
+        return all(array.is_ready() for array in ended)
 
     def _read_outcomes(self, num_left: int = 0) -> dict[str, float]:
         """Reads the outcomes of calls, oldest first, until ``num_left`` are left."""

@@ -5,7 +5,8 @@ import textwrap
 from typing import Any
 
 import griffe
-from latex2mathml.converter import convert
+
+from docs.site import mathml
 
 _EQUATIONS = re.compile(r"^( *)\.\. math::\n((?:\1 +.*\n|\n)+)", re.MULTILINE)
 # Names in equations, such as softmax, are upright; names of TeX follow a backslash.
@@ -26,6 +27,6 @@ class Markdown(griffe.Extension):
 def _equations(found: re.Match[str]) -> str:
     """Returns the equations of a block, one below the other, as MathML."""
     text = _NAME.sub(r"\\mathrm{\1}", textwrap.dedent(found[2]))
-    each = [" ".join(one.split()) for one in re.split(r"\\quad|\\\\\n", text)]
-    lines = [convert(one, display="block") for one in each if one]
+    each = re.split(r"\\quad|\\\\\n", text)
+    lines = [mathml(one) for one in each if one.strip()]
     return "\n".join(["", *(found[1] + line for line in lines), "", ""])

@@ -163,11 +163,11 @@ def test_the_driver_keeps_each_run_once_and_a_table_is_made_of_it(
     monkeypatch.setattr(routings_runs, "experiment", lambda: rows)
     path = tmp_path / "runs.jsonl"
     arguments = ["--folder", str(tmp_path), "--results", str(path)]
-    for seeds in (["4"], ["4", "2"]):
-        monkeypatch.setattr(sys, "argv", ["runs", "--seeds", *seeds, *arguments])
+    monkeypatch.setattr(sys, "argv", ["runs", "--seeds", "4", *arguments])
+    for _ in range(2):
         routings_runs.main()
     found = read([path])
-    assert [(one["row"], one["seed"]) for one in found] == [("em_2", 4), ("em_2", 2)]
+    assert [(one["row"], one["seed"]) for one in found] == [("em_2", 4)]
     assert AFFINE in found[0]["evaluations"]
     assert len(path.read_text()) < 20_000
     # The folder of a run has the same numbers.
@@ -175,4 +175,4 @@ def test_the_driver_keeps_each_run_once_and_a_table_is_made_of_it(
     assert json.loads(json.dumps(folder)) == found[0]
     capsys.readouterr()
     assert report.main(["--table", "routings", str(path)]) == 0
-    assert "| em_2 | 2, 4 | 30,804 |" in capsys.readouterr().out
+    assert "| em_2 | 4 | 30,804 |" in capsys.readouterr().out

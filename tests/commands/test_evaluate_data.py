@@ -87,6 +87,7 @@ def test_the_test_split_of_another_folder_is_evaluated(run_path, capsys):
     assert (rows["blue"], rows["green"], rows["red"]) == ("12", "0", "12")
 
 
+@pytest.mark.slow
 def test_all_images_of_a_folder_without_a_test_are_evaluated(run_path, capsys):
     # Fewer classes, so that the labels must be found by the classes' names.
     for number, name in enumerate(("green", "red")):
@@ -182,6 +183,7 @@ def test_classes_are_uneven_if_they_differ_by_more_than_a_tenth(counts, is_uneve
     assert class_scores(np.diag(counts)).is_uneven == is_uneven
 
 
+@pytest.mark.slow
 def test_the_scores_of_each_class_are_printed_and_kept(run_path, capsys, monkeypatch):
     monkeypatch.setattr(figures, "draw", lambda *_: [])  # They take seconds.
     shutil.copytree("photos", "other")

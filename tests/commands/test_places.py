@@ -51,6 +51,7 @@ def test_a_folder_of_photos_with_a_pipe_names_it(tmp_path):
     assert len(load("image_folder", "all", path=tmp_path, **options)) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_estimate")
 def test_a_data_set_named_by_dots_leaves_the_run_s_own_results(
     tmp_path, monkeypatch, capsys

@@ -111,6 +111,7 @@ def test_resuming_equals_not_stopping_bit_for_bit(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_nobody_reads_what_it_prints(tmp_path, monkeypatch):
     reader, writer = os.pipe()
     os.close(reader)

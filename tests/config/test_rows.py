@@ -86,7 +86,8 @@ def test_a_scale_of_one_is_the_layers_own(routings):
     for row in ("uniform", "em_2"):
         model = routings.recipe(row, routings.Choice(0.001, 1.0)).model
         start = initializer(model.weight_init)
-        scaled = scaled_votes(vote_deviation=model.routing.vote_deviation)
+        own = model.routing.vote_deviation
+        scaled = scaled_votes(vote_deviation=own and routings.VOTE_DEVIATION)
         shape = (576, 10, 16, 8)
         drawn = [
             float(one(jax.random.key(0), shape, "float32").std())
@@ -98,7 +99,7 @@ def test_a_scale_of_one_is_the_layers_own(routings):
 def test_the_search_tries_as_many_for_each_row_and_keeps_the_least_loss(
     search, routings, tmp_path, monkeypatch
 ):
-    losses = {(0.001, 3.0): 0.2, (0.003, 3.0): 0.1, (0.001, 0.25): 0.3}
+    losses = {(0.001, 3.0): 0.2, (0.003, 3.0): 0.1, (0.001, 0.35): 0.3}
 
     def complete(config, workdir):
         assert not config.test
@@ -112,18 +113,18 @@ def test_the_search_tries_as_many_for_each_row_and_keeps_the_least_loss(
     monkeypatch.setattr(search, "complete", complete)
     path = tmp_path / "search.jsonl"
     for row, others in (("em_2", routings.SCALES), ("cnn", routings.DROPOUTS)):
-        seen, best = [], {"em_2": 3.0, "cnn": 0.25}[row]
+        seen, best = [], {"em_2": 3.0, "cnn": 0.35}[row]
         choices = [routings.Choice(0.001, other) for other in others]
         choices.append(routings.Choice(0.003, best))
         found = search.search(routings, path, row)
         rate = {"em_2": 0.003, "cnn": 0.001}[row]
         assert found["choice"] == {"learning_rate": rate, "other": best}
-        assert len(seen) == 5
+        assert len(seen) == 7
         # A second search reads the file.
         assert search.search(routings, path, row)["choice"] == found["choice"]
-        assert len(seen) == 5
+        assert len(seen) == 7
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [line["row"] for line in lines] == ["em_2"] * 5 + ["cnn"] * 5
+    assert [line["row"] for line in lines] == ["em_2"] * 7 + ["cnn"] * 7
 
 
 def test_a_loss_that_is_no_number_is_never_the_best(search):

@@ -335,18 +335,6 @@ def test_a_missing_image_size_is_refused(folder, image_size):
         read(folder, image_size=image_size)
 
 
-def test_too_many_images_are_refused_before_any_is_decoded(folder, monkeypatch):
-    def never(self, path, **_):
-        raise AssertionError("read")
-
-    num_bytes = len(read(folder)) * 8 * 8 * 3
-    read(folder, max_bytes=num_bytes)
-    monkeypatch.setattr(Preparation, "apply", never)
-    with pytest.raises(DatasetError, match="GB are allowed: choose a smaller") as error:
-        read(folder, max_bytes=num_bytes - 1)
-    assert f"the {num_bytes // 192} images of {folder} at 8 x 8 x 3" in str(error.value)
-
-
 def test_only_a_folder_of_images_has_a_path(tmp_path):
     for name, path in (("image_folder", ""), ("mnist", tmp_path)):
         with pytest.raises(DatasetError, match="do not go together"):

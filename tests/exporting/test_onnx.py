@@ -25,7 +25,15 @@ from capsjax.exporting.functions import functions
 from capsjax.exporting.onnx_network import models
 from capsjax.exporting.serving_card import card, readme
 from capsjax.exporting.serving_folder import require_folder, write_folder
-from capsjax.models import BaselineCNN, EfficientCapsNet
+from capsjax.layers import Stem
+from capsjax.models import (
+    BaselineCNN,
+    EfficientCapsNet,
+    ResidualCapsNet,
+    StackedCapsNet,
+    StemCapsNet,
+    StemCNN,
+)
 from capsjax.routings import (
     DynamicRouting,
     EMRouting,
@@ -41,6 +49,31 @@ CNN = BaselineCNN(IMAGE, 4, (4, 5), conv_kernel=4, hidden_features=(9, 8))
 EFFICIENT = EfficientCapsNet(
     IMAGE, 4, (3, 5), primary_types=3, primary_dim=4, decoder_features=(7,)
 )
+STACK = StackedCapsNet(
+    *(IMAGE, 4),
+    conv_features=6,
+    conv_kernel=3,
+    conv_stride=1,
+    primary_types=2,
+    primary_stride=2,
+    dim=4,
+    layer_types=(3,),
+    layer_kernels=(3,),
+)
+MATRICES = STACK.clone(
+    routing=EMRouting(),
+    primary_stride=1,
+    padding="VALID",
+    drop_edge=True,
+    layer_types=(3, 2),
+    layer_kernels=(3, 2),
+    layer_strides=(2, 1),
+    compete="image",
+    pose="matrix",
+    share_positions=True,
+    coordinates=1.0,
+)
+STEM = Stem((5, 6), (1, 2), first_kernel=3)
 NETWORKS = {
     "dynamic": small(),
     "dynamic, bias, none of the above": small(
@@ -66,10 +99,46 @@ NETWORKS = {
     "CNN with steps": CNN.clone(conv_strides=(1, 2)),
     "CNN without padding": CNN.clone(conv_strides=(2, 1), conv_padding="VALID"),
     "efficient": EFFICIENT,
+    "stack": STACK,
+    "stack, the whole image": STACK.clone(compete="image"),
+    "stack, uniform": STACK.clone(routing=UniformRouting(), compete="image"),
+    "stack, none of the above": STACK.clone(
+        routing=DynamicRouting(none_of_the_above=True), norm="batch"
+    ),
+    "stack, self-attention": STACK.clone(routing=SelfAttention(), compete="image"),
+    "stack, inverted attention": STACK.clone(
+        routing=InvertedAttention(), norm="layer", compete="image"
+    ),
+    "stack, self-routing": STACK.clone(
+        routing=SelfRouting(), norm="batch", share_positions=True, coordinates=0.5
+    ),
+    "stack, EM": STACK.clone(routing=EMRouting(), norm="batch", compete="image"),
+    "stack, variational Bayes": STACK.clone(
+        routing=VariationalBayesRouting(), norm="layer"
+    ),
+    "matrix": MATRICES,
+    "matrix, window": MATRICES.clone(compete="window", share_positions=False),
+    "residual": ResidualCapsNet(IMAGE, 4, (5, 6), primary_types=2, primary_dim=4),
+    "residual, EM": ResidualCapsNet(
+        *(IMAGE, 4, (5, 6), 2, 3, 1),
+        primary_types=2,
+        share_positions=False,
+        routing=EMRouting(),
+    ),
+    "stem": StemCapsNet(
+        *(IMAGE, 4, STEM), primary_types=2, primary_dim=5, decoder_features=(7,)
+    ),
+    "stem CNN": StemCNN(IMAGE, 4, STEM, hidden_features=(9,)),
+    "stem CNN, plain": StemCNN(
+        *(IMAGE, 4, Stem((5, 6), (3, 1), residual=False, batch_norm=False)),
+        hidden_features=(),
+    ),
 }
 SLOWER = (
     *("dynamic, one round", "self-attention without bias", "the paper's EM"),
     *("dynamic", "bfloat16", "CNN without padding"),
+    # tests/exporting/test_each_network.py has one of each.
+    *(name for name in NETWORKS if name.startswith(("stack", "matrix", "res", "stem"))),
 )
 QUICK = [name for name in NETWORKS if name not in SLOWER]
 
@@ -303,7 +372,7 @@ class OwnRouting(DynamicRouting):
         (
             small(Own),
             {},
-            "the network must be CapsNet or BaselineCNN or EfficientCapsNet for ONNX, ",
+            "the network must be CapsNet or BaselineCNN or .* for ONNX, got Own: ",
         ),
         (
             small(routing=OwnRouting()),

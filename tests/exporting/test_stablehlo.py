@@ -45,6 +45,7 @@ np.savez(sys.argv[3], **found)
 """
 
 
+@pytest.mark.slow
 def test_the_files_are_called_without_capsjax_for_any_batch(tmp_path):
     run = run_of(small(routing=InvertedAttention()), tmp_path)
     folder, image = tmp_path / "exported", draw_images(7)

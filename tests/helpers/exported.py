@@ -38,9 +38,9 @@ def run_of(model, path):
         return rng.normal(0, scale, one.shape).astype(np.float32)
 
     variables = jax.tree.map(draw, shapes)
-    own = variables["params"].get("class_caps")
-    if own is not None:
-        own["weight"] = rng.normal(0, 0.7, own["weight"].shape).astype(np.float32)
+    for own in variables["params"].values():
+        if "weight" in own:  # Of votes.
+            own["weight"] = rng.normal(0, 0.7, own["weight"].shape).astype(np.float32)
     return capsjax.save_run(path / "run", model, variables)
 
 

@@ -17,6 +17,7 @@ from capsjax.routings import (
     SelfAttention,
     VariationalBayesRouting,
 )
+from capsjax.routings.competition import OverImage
 from capsjax.runtime import platforms
 
 B, I, J, D, C = 16, 37, 3, 4, 2  # noqa: E741
@@ -129,6 +130,33 @@ def test_second_derivatives_equal_those_of_held_votes(name):
             for form in ("votes_free", "votes")
         )
     assert_close(actual, expected, 1e-9)
+
+
+@pytest.mark.parametrize("has_start", [False, True])
+@pytest.mark.parametrize("name", ["em", *variants("variational_bayes")])
+@pytest.mark.slow
+def test_windows_share_inputs_as_with_held_votes(name, has_start):
+    value = ALGORITHMS[name]
+    random = np.random.default_rng(0)
+    shapes = (2, 3, 4, 18, C), (18, J, D, C), (J,), (2, 3, 4, 18, J)
+    operands = [random.normal(size=s).astype(np.float32) for s in shapes]
+    operands = operands if has_start else operands[:-1]
+    activation = random.uniform(0.1, 1, size=(2, 3, 4, 18)).astype(np.float32)
+    operands.insert(2, activation)
+
+    def route(form, capsules, weight, activation, own, start=None):
+        return dataclasses.replace(value, form=form).from_capsules(
+            *(capsules, weight, activation),
+            parameters={"beta_u": own},
+            initial_logit=start,
+            compete=OverImage(3, 1),
+        )[:2]
+
+    found = with_gradients(functools.partial(route, "votes_free"), operands)
+    with jax.enable_x64(True):
+        operands = [jnp.asarray(x, jnp.float64) for x in operands]
+        expected = with_gradients(functools.partial(route, "votes"), operands)
+    assert_close(found, expected, 2e-5)
 
 
 def test_zero_capsules_give_zero_poses_and_finite_gradients(drawn, value):

@@ -74,6 +74,7 @@ def run_path(own, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_the_network_of_the_page_trains_and_config_json_names_it(run_path):
     stored = json.loads((run_path / "config.json").read_text())
     routing = {"class": "GainRouting", "num_iterations": 3, "sharpness": 1.0}
@@ -87,6 +88,7 @@ def test_the_network_of_the_page_trains_and_config_json_names_it(run_path):
     assert result["test"]["margin_loss"] == result["test"]["loss"]  # It does not draw.
 
 
+@pytest.mark.slow
 def test_its_run_is_opened_with_its_file_and_not_without(own, run_path):
     run = load_run(run_path, config=own.get_config())
     assert type(run.model).__name__ == "ConvCapsNet"
@@ -106,6 +108,7 @@ def test_its_run_is_opened_with_its_file_and_not_without(own, run_path):
         load_run(run_path)
 
 
+@pytest.mark.slow
 def test_every_command_opens_its_run_with_its_file(file, run_path, capsys, tmp_path):
     Image.fromarray(load(digits(), "test").image[0, ..., 0]).save(tmp_path / "one.png")
     own, run = ["--config", str(file)], str(run_path)
@@ -151,6 +154,7 @@ def test_flags_set_the_fields_of_an_own_network(file):
             parse(["train", f"--config={file}", f"--config.{flag}"], "")
 
 
+@pytest.mark.slow
 def test_an_own_algorithm_trains_in_the_network_that_comes_with_capsjax(tmp_path):
     names = {}
     for block in blocks("algorithms.md"):

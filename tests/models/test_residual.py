@@ -81,6 +81,7 @@ def test_a_block_starts_as_its_shortcut(key):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.numerics
 def test_batch_statistics_are_those_of_all_devices(key):
     network, variables = tiny()

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from tiny import tiny_model
 
 from capsjax import DenseCaps, DynamicRouting, EMRouting, InvertedAttention, Routed
@@ -98,3 +99,23 @@ def test_layers_of_windows_and_heads_are_watched_too():
     assert windows.coupling.ndim == 5
     assert windows.input_mask.shape == windows.input_activation.shape
     assert head.coupling.shape[2:] == (3,)
+
+
+class Careful(Stack):
+    """Notes the algorithm of a layer after a call, and after one that fails."""
+
+    @nn.compact
+    def encode(self, image: Any, *, is_training: bool = False) -> Routed:
+        layer = DenseCaps(3, 4, self.first, name="layer")
+        capsules = image.reshape(len(image), 6, 4)
+        routed = layer(capsules)
+        assert layer.routing is self.first
+        with pytest.raises(ValueError, match="input_mask must have the axes"):
+            layer(capsules, input_mask=jnp.ones((2, 5), bool))
+        assert layer.routing is self.first
+        return routed
+
+
+def test_a_layer_has_its_own_algorithm_again_after_a_call_and_after_an_error():
+    _, _, layers = watched(Careful())
+    assert [*layers] == ["layer"]

@@ -42,7 +42,8 @@ def em(
                 cost += (beta_u[j] + np.log(deviation)) * sum(r)
             if relative:
                 cost *= 100 * num_outputs / num_inputs
-            z = inverse_temperature * (beta_a[j] - cost)
+            last = final_inverse_temperature * (1 - 0.95**num_iterations)
+            z = inverse_temperature * (beta_a[j] / last - cost)
             present[j] = 1 / (1 + np.exp(-z))
         if t == num_iterations:
             break

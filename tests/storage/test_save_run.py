@@ -39,6 +39,7 @@ def test_the_run_has_the_weights_the_network_and_the_names(saved, params):
     assert saved.result is None
 
 
+@pytest.mark.slow
 def test_evaluate_and_predict_open_it(saved, tmp_path, capsys):
     from PIL import Image
 
@@ -84,6 +85,7 @@ def test_a_training_can_start_from_it(saved, tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, states[0].params, saved.params)
 
 
+@pytest.mark.slow
 def test_the_page_trains_a_network_in_its_own_loop(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (block,) = [one for one in blocks("your-code.md") if "save_run" in one]

@@ -108,6 +108,7 @@ def test_the_card_of_save_run_names_no_recipe(run, tmp_path):
     assert not (tmp_path / "folder" / "result.json").exists()
 
 
+@pytest.mark.slow
 def test_evaluate_and_report_open_it(folder, tmp_path, capsys):
     arrays = {"x_test": bars(9).image, "y_test": bars(9).label}
     np.savez(tmp_path / "bars.npz", **arrays, class_names=["a", "b", "c"])

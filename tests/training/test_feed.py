@@ -108,6 +108,7 @@ def test_outcomes_that_are_read_late_make_the_same_run(tmp_path, monkeypatch):
     assert len(events) == 4 * len(starts)
 
 
+@pytest.mark.slow
 def test_a_bad_step_that_is_read_late_ends_the_run(tmp_path, as_on_an_accelerator):
     config = tiny()
     config.steps_per_dispatch = 1

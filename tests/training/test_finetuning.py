@@ -49,6 +49,7 @@ def tuned(source, tmp_path_factory):
     return train(recipe(source.workdir.path, freeze=FROZEN), path, FOUR)
 
 
+@pytest.mark.slow
 def test_frozen_weights_keep_their_bits_and_all_others_move(source, tuned):
     before, after = named(source.params), named(tuned.params)
     for name, array in after.items():
@@ -56,10 +57,11 @@ def test_frozen_weights_keep_their_bits_and_all_others_move(source, tuned):
         assert is_same == (name.split("/")[1] in FROZEN), name
 
 
+@pytest.mark.slow
 def test_the_page_fine_tunes_in_python(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(source.workdir.path, "runs/mnist-smoke-seed0")
-    (block,) = blocks("training.md")
+    (block,) = blocks("fine-tuning.md")
     names = {"sets": (bars(150, 4), bars(16, 4))}
     exec(block, names)
     before, after = source.params["params"], names["run"].params["params"]

@@ -122,6 +122,7 @@ def test_the_page_draws_what_each_component_means(trained):
     assert names["drawn"].shape == (44, 28, 28, 1)
 
 
+@pytest.mark.slow
 def test_an_exception_in_on_metrics_ends_the_run_which_resumes(trained, tmp_path):
     whole, _ = trained
 

@@ -47,6 +47,7 @@ def test_it_mirrors_the_share_of_its_field(file, key):
     assert abs(is_mirrored.mean() - 0.3) < 0.031
 
 
+@pytest.mark.slow
 def test_it_trains_and_learns_of_the_run_s_progress(file, tmp_path):
     seen = []
 

@@ -433,6 +433,7 @@ def test_a_class_without_weight_teaches_nothing():
     assert np.any(kernel != state.params["params"]["conv"]["kernel"])
 
 
+@pytest.mark.slow
 def test_the_whole_step_lowers_for_gpu_and_tpu():
     config = configs.Config(batch_size=4)
     model, optimizer, state = made(config)

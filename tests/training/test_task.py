@@ -299,15 +299,18 @@ def test_a_network_that_does_not_fit_into_memory_is_refused(monkeypatch):
     monkeypatch.undo()  # Memory is estimated here.
     photos = Dataset(
         "photos",
-        np.zeros((8, 256, 256, 3), np.uint8),
+        np.zeros((8, 48, 48, 3), np.uint8),
         np.arange(8, dtype=np.int32) % 2,
         ("cat", "dog"),
     )
     message = (
-        r"max_gigabytes=16.0: training needs about \d+\.\d\d GB .*\. Lower "
+        r"max_gigabytes=0.5: training needs about \d+\.\d\d GB .*\. Lower "
         r"config.data.image_size, .*model.primary_types or config.batch_size, raise"
     )
     with pytest.raises(configs.ConfigError, match=message):
         made_task(
-            monkeypatch, photos, model=CapsNet(routing=DynamicRouting(num_iterations=1))
+            monkeypatch,
+            photos,
+            model=CapsNet(routing=DynamicRouting(num_iterations=1)),
+            max_gigabytes=0.5,
         )

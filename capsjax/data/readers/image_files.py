@@ -1,15 +1,19 @@
 """Reads image files whose labels and splits are known, wherever they are written."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from jaxtyping import Bool, Int32
+import PIL
+from jaxtyping import Bool, Int32, UInt8
 
-from capsjax.data.dataset import Dataset, checksum_of, require_memory
+from capsjax.data.dataset import Dataset, checksum_of
+from capsjax.data.disk import Details, Source, read_images, remembered
 from capsjax.data.errors import DatasetError
 from capsjax.data.images import (
     ImageError,
@@ -20,9 +24,11 @@ from capsjax.data.images import (
 from capsjax.data.preparation import Preparation, Scale
 from capsjax.data.readers.layout import LabelledFile, Layout, shortened
 from capsjax.data.sampling import BY_CLASS, FIRST_EDITION
+from capsjax.runtime.console import Progress
 
 _MOST_NAMED = 10  # bad files
 _MOST_NOTES = 3
+_FILES_BETWEEN = 1000  # steps of the progress bar
 
 T = TypeVar("T")
 
@@ -37,14 +43,15 @@ def read_files(
     preparation: Preparation | None = None,
     skip_bad_files: bool = False,
 ) -> Dataset:
-    """Reads one split of image files into memory.
+    """Reads one split of image files.
 
     Args:
         layout: The files.
         split: The split, or "all" for the images of all splits.
         image_size: Height and width to which images are scaled, after they are cut to
             squares.
-        max_bytes: The most memory that the images may take.
+        max_bytes: The most memory that the images may take. Larger ones are decoded
+            into the cache on disk, from which they are read.
         split_rule: "first_edition" scales each image's grey of more than 8 bits alone.
         preparation: How a file becomes an image; ``image_size`` is then not needed. If
             None, images have one channel if all files of all splits are grey, else
@@ -56,24 +63,98 @@ def read_files(
         The images, in the layout's order.
 
     Raises:
-        DatasetError: If files are no images or damaged, the images would take more than
-            ``max_bytes``, or ``image_size`` is below 1.
+        DatasetError: If files are no images or damaged, the cache can't be written, or
+            ``image_size`` is below 1.
     """
     if image_size < 1 and preparation is None:
         raise DatasetError(
             f"image_size is {image_size}: image files need the height and width to "
             "which they are scaled, for example 32"
         )
-    place = str(layout.place)
     reader = _Reader(layout, split, skip_bad_files=skip_bad_files)
     if preparation is None:
-        shape = reader.find_shape(image_size)
-        require_memory(place, reader.num_files, shape, max_bytes)
-        preparation = Preparation.of("image_folder", shape)
-        scale = "own" if split_rule == FIRST_EDITION else reader.find_scale()
-        preparation = dataclasses.replace(preparation, scale=scale)
-    require_memory(place, reader.num_files, preparation.image_shape, max_bytes)
-    return reader.read(preparation)
+        preparation = reader.find_preparation(image_size, split_rule, max_bytes)
+    return reader.read(preparation, max_bytes)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source(Source):
+    """The images of a split's files."""
+
+    files: Sequence[LabelledFile]
+    preparation: Preparation
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(
+        self, numbers: range, keep: Callable[[UInt8[np.ndarray, "h w c"]], None]
+    ) -> Details:
+        """Reads images; notes those that can be read, and why others can't.
+
+        Texts on a file are split at its path: it may lie elsewhere at the next start.
+        """
+        good, checksum, bad, notes = [], [], [], []
+        for number in numbers:
+            path = self.files[number].path
+            reasons: dict[Path, str] = {}
+            of_file: list[str] = []
+            pixels = _tried(self.preparation.apply, path, reasons, notes=of_file)
+            notes += [(number, note.split(str(path))) for note in of_file]
+            if pixels is None:
+                bad.append((number, reasons[path].split(str(path))))
+                continue
+            keep(pixels)
+            good.append(number)
+            checksum.append(checksum_of(path.read_bytes()))
+        return {"good": good, "checksum": checksum, "notes": notes, "bad": bad}
+
+    def still_holds(self, details: Details) -> bool:
+        """Returns whether the files that could not be read still can't be."""
+        files = [self.files[number].path for number, _ in details["bad"]]
+        return all(_tried(self.preparation.apply, file, {}) is None for file in files)
+
+    def fingerprint(self) -> str:
+        """Returns a digest of the files' names, sizes and times, and their decoding."""
+        return _fingerprint(self.files, self.preparation.to_json())
+
+
+def _fingerprint(files: Sequence[LabelledFile], how: Any) -> str:
+    """Returns a digest of files' names, sizes, times and rights, and of a value."""
+    how = json.dumps([how, PIL.__version__])
+    digest = hashlib.blake2b(how.encode(), digest_size=16)
+    for file in files:
+        try:
+            status = os.stat(file.path)
+            state = (status.st_size, status.st_mtime_ns, status.st_mode)
+        except OSError:  # The reader reports it.
+            state = None
+        digest.update(f"{file.name}\0{state}\0".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _tried(
+    read: Callable[..., T], file: Path, bad: dict[Path, str], **options: Any
+) -> T | None:
+    """Reads a file; notes the reason and returns None if it can't."""
+    if file in bad:
+        return None
+    try:
+        return read(file, **options)
+    except ImageError as error:
+        reason = str(error).removesuffix(".")
+        bad[file] = reason if str(file) in reason else f"{file}: {reason}"
+        return None
+
+
+def _find_scale(deep: Sequence[Path], bad: dict[Path, str]) -> Scale:
+    """Returns one scale for all files with more than 8 bits, by training files."""
+    found = [_tried(read_extremes, file, bad) for file in deep]
+    known = [extremes for extremes in found if extremes is not None]
+    if not known:
+        return "type"
+    least, most, are_integers = zip(*known, strict=True)
+    return common_scale(min(least), max(most), are_integers=all(are_integers))
 
 
 class _Reader:
@@ -87,61 +168,97 @@ class _Reader:
         self.deep: list[Path] = []  # Training files only.
         self.bad: dict[Path, str] = {}
 
-    @property
-    def num_files(self) -> int:
-        """Number of files in the split."""
-        return len(self.files)
+    def find_preparation(
+        self, image_size: int, split_rule: str, max_bytes: int
+    ) -> Preparation:
+        """Returns the preparation of all files, by a look at each.
 
-    def find_shape(self, image_size: int) -> tuple[int, int, int]:
-        """Returns one channel if all files of all splits are grey, else three."""
+        Images have one channel if all files of all splits are grey, else three. What
+        was seen of many files is kept in the cache.
+        """
+        files = self.layout.files_of("all")
+
+        def look() -> Details:
+            return self._look_at(files, split_rule, image_size)
+
+        if len(files) * image_size**2 <= max_bytes:
+            seen = look()
+        else:
+            num_training = len(self.layout.files_of("train"))
+            how = (image_size, split_rule, num_training)
+            seen = remembered(_fingerprint(files, how), look)
+        self.deep = [files[number].path for number in seen["deep"]]
+        for number, reason in seen["bad"]:
+            path = files[number].path
+            self.bad[path] = str(path).join(reason)
+        return Preparation.from_json(seen["preparation"])
+
+    def _look_at(
+        self, files: Sequence[LabelledFile], split_rule: str, image_size: int
+    ) -> Details:
+        """Returns the preparation, and the numbers of deep files and of bad ones."""
         training = {file.path for file in self.layout.files_of("train")}
-        are_grey = True
-        for _, file, _ in self.layout.files_of("all"):
-            header = self._tried(read_header, file)
-            if header is None:
-                continue
-            are_grey = are_grey and header.is_grey
-            if header.is_deep and file in training:
-                self.deep.append(file)
-        return image_size, image_size, 1 if are_grey else 3
+        bad: dict[Path, str] = {}
+        are_grey, deep = True, []
+        with Progress(f"looking at {self.place}", total=len(files)) as progress:
+            for number, (_, file, _) in enumerate(files):
+                header = _tried(read_header, file, bad)
+                if header is not None:
+                    are_grey = are_grey and header.is_grey
+                    if header.is_deep and file in training:
+                        deep.append(number)
+                if number % _FILES_BETWEEN == 0:
+                    progress.advance_to(number)
+        shape = (image_size, image_size, 1 if are_grey else 3)
+        preparation = Preparation.of("image_folder", shape)
+        scale: Scale = "own"
+        if split_rule != FIRST_EDITION:
+            scale = _find_scale([files[number].path for number in deep], bad)
+        return {
+            "preparation": dataclasses.replace(preparation, scale=scale).to_json(),
+            "deep": deep,
+            "bad": [
+                (number, bad[file.path].split(str(file.path)))
+                for number, file in enumerate(files)
+                if file.path in bad
+            ],
+        }
 
-    def find_scale(self) -> Scale:
-        """Returns one scale for all files with more than 8 bits, by training files."""
-        found = [self._tried(read_extremes, file) for file in self.deep]
-        known = [extremes for extremes in found if extremes is not None]
-        if not known:
-            return "type"
-        least, most, are_integers = zip(*known, strict=True)
-        return common_scale(min(least), max(most), are_integers=all(are_integers))
-
-    def read(self, preparation: Preparation) -> Dataset:
+    def read(self, preparation: Preparation, max_bytes: int) -> Dataset:
         """Reads the images.
 
         Raises:
             DatasetError: If files can't be read and may not be skipped, or no image of
                 a class can be read.
         """
-        image = np.empty((self.num_files, *preparation.image_shape), np.uint8)
-        notes: list[str] = []
-        apply = functools.partial(preparation.apply, notes=notes)
-        good: list[int] = []
-        for number, (_, file, _) in enumerate(self.files):
-            pixels = self._tried(apply, file)
-            if pixels is not None:
-                image[len(good)] = pixels
-                good.append(number)
+        image, details = read_images(
+            _Source(self.files, preparation),
+            preparation.image_shape,
+            place=str(self.place),
+            max_bytes=max_bytes,
+        )
+        for part in details:
+            for number, reason in part["bad"]:
+                path = self.files[number].path
+                self.bad.setdefault(path, str(path).join(reason))
         if self.bad and not self.skip_bad_files:
             self._refuse(preparation)
-        files = [self.files[number] for number in good]
+        files = [self.files[number] for part in details for number in part["good"]]
         self._require_every_class(files)
+        notes = [
+            str(self.files[number].path).join(note)
+            for part in details
+            for number, note in part["notes"]
+        ]
+        checksum = [number for part in details for number in part["checksum"]]
         return Dataset(
             str(self.place),
-            image[: len(good)],
+            image,
             self._labels(files),
             self.layout.class_names,
             # Objects take only as much memory as each name is long.
             files=np.array([file.name for file in files], object),
-            checksum=np.array([checksum_of(f.path.read_bytes()) for f in files], "u8"),
+            checksum=np.array(checksum, "u8"),
             preparation=preparation,
             notes=tuple(self._notes(preparation.scale, notes)),
         )
@@ -156,23 +273,12 @@ class _Reader:
             row[list(file.classes)] = True
         return label
 
-    def _tried(self, read: Callable[[Path], T], file: Path) -> T | None:
-        """Reads a file; notes the reason and returns None if it can't."""
-        if file in self.bad:
-            return None
-        try:
-            return read(file)
-        except ImageError as error:
-            reason = str(error).removesuffix(".")
-            self.bad[file] = reason if str(file) in reason else f"{file}: {reason}"
-            return None
-
     def _refuse(self, preparation: Preparation) -> None:
         """Raises an error that names all bad files, in the other splits too."""
         here = {file.path for file in self.files}
         for _, file, _ in self.layout.files_of("all"):
             if file not in here:
-                self._tried(preparation.apply, file)
+                _tried(preparation.apply, file, self.bad)
         reasons = [*self.bad.values()]
         more = _and_more(len(reasons) - _MOST_NAMED, "files can't be read")
         what, them = (

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from capsjax.runtime.paths import expanded
+
 _TEST_SHARE = 0.1
 # Names of the splits, in upper or lower case.
 SPLIT_NAMES = {
@@ -86,6 +88,13 @@ def _hash(name: str) -> float:
     """Returns a number from 0 to 1 that looks random, equal on every machine."""
     digest = hashlib.sha256(os.fsencode(name)).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def is_prepared(folder: str | os.PathLike) -> bool:
+    """Returns whether a folder has array_record files that TFDS prepared."""
+    place = expanded(folder)
+    names = ("features.json", "dataset_info.json")
+    return all(os.path.isfile(place / name) for name in names)
 
 
 def shortened(names: Iterable[str], most: int = 10) -> str:

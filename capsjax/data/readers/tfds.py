@@ -1,36 +1,42 @@
 """Reads and keeps data sets from TensorFlow Datasets (TFDS) without TensorFlow."""
 
 import contextlib
+import dataclasses
 import difflib
+import hashlib
 import importlib.util
+import json
 import os
 import shlex
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import array_record  # noqa: F401, TFDS imports it only after a download
 import numpy as np
+import PIL
 import requests
 import tensorflow_datasets as tfds
 from absl import logging
 from jaxtyping import UInt8
 from PIL import Image
 
-from capsjax.data.dataset import Dataset, checksum_of, require_memory
+from capsjax.data.dataset import Dataset, checksum_of
+from capsjax.data.disk import Details, Source, read_images
 from capsjax.data.errors import DatasetError, NotFoundError
 from capsjax.data.generated import RECIPES
-from capsjax.data.images import fit
+from capsjax.data.images import fit, fit_channels
 from capsjax.data.preparation import Preparation
 from capsjax.data.readers import tfds_builders
+from capsjax.data.readers.layout import is_prepared
 from capsjax.runtime.paths import cache_folder, expanded
 
 # TFDS's default, TFRecord, can neither be written nor read without TensorFlow.
 _FILE_FORMAT = "array_record"
 # Reading 60,000 images singly takes three times as long.
-_BLOCK_SIZE = 4096
+_BLOCK_SIZE = 512
 # The other eye's image becomes another channel.
 _SECOND_IMAGES = {"smallnorb": "image2"}
 _TIMEOUT_SECONDS = 10
@@ -47,13 +53,15 @@ def load_tfds(
     """Reads one split of an image classification set; prepares a twin's set first.
 
     Args:
-        name: TFDS's name, with a configuration if need be: "emnist/letters".
+        name: TFDS's name, with a configuration if need be: "emnist/letters"; or the
+            path of a folder that TFDS prepared.
         split: "train", "validation" or "test"; "validation" is the test split of a set
             without one.
         data_dir: As in ``load``.
-        image_size: Height and width to which images are scaled if the set has several
-            sizes; other images are left unchanged.
-        max_bytes: The most memory that the images may take.
+        image_size: Height and width to which images are scaled; 0 to leave them
+            unchanged, if all have one size.
+        max_bytes: The most memory that the images may take. Larger ones are decoded
+            into the cache on disk, from which they are read.
 
     Returns:
         The images and labels in TFDS's order.
@@ -63,14 +71,15 @@ def load_tfds(
     """
     folder = data_folder(data_dir)
     builder = _make_builder(name, folder)
-    source = _open(builder, _own_split(builder, split))
-    if source is None:
+    examples = _open(builder, _own_split(builder, split))
+    if examples is None:
         prepare(name, data_dir=data_dir, may_use_tensorflow=False)
         builder = _make_builder(name, folder)
-        source = _open(builder, _own_split(builder, split))
-    assert source is not None, f"{name} was prepared in {folder} and is not there"
+        examples = _open(builder, _own_split(builder, split))
+    assert examples is not None, f"{name} was prepared in {folder} and is not there"
     with _quiet():
-        return _read(name, builder, source, image_size, max_bytes)
+        source = _make_source(name, folder, builder, split, image_size, examples)
+    return source.load(builder, max_bytes)
 
 
 def has_validation(name: str, *, data_dir: str | os.PathLike | None = None) -> bool:
@@ -146,6 +155,8 @@ def _make_builder(name: str, folder: Path) -> tfds.core.DatasetBuilder:
         with _quiet():
             if name in tfds_builders.TWINS:
                 return tfds_builders.make_twin(name)(data_dir=str(folder))
+            if name and is_prepared(name):
+                return tfds.builder_from_directory(str(expanded(name)))
             return tfds.builder(name, data_dir=str(folder))
     except tfds.core.DatasetNotFoundError as error:
         raise NotFoundError(_unknown_name(name)) from error
@@ -199,52 +210,131 @@ def _not_opened(
     return _unreadable(builder, error)
 
 
-def _read(
+def _make_source(
     name: str,
+    folder: Path,
     builder: tfds.core.DatasetBuilder,
-    source: Sequence[Any],
+    split: str,
     image_size: int,
-    max_bytes: int,
-) -> Dataset:
+    examples: Sequence[Any],
+) -> "_Source":
     image_keys, label_key = _images_and_label(name, builder.info)
     features: Any = builder.info.features
     height, width, channels = features[image_keys[0]].shape
-    if is_of_several_sizes := None in (height, width):
-        height = width = image_size
-        if not image_size:
-            raise DatasetError(
-                f"the images of data set {name!r} have several sizes: give the "
-                "height and width to scale them to by image_size, for example 32"
-            )
-    shape = (height, width, channels * len(image_keys))
-    require_memory(name, len(source), shape, max_bytes)
-    image = np.empty((len(source), *shape), np.uint8)
-    label = np.empty(len(source), np.int32)
-    checksum = np.empty(len(source), np.uint64)
-    try:
-        for start in range(0, len(source), _BLOCK_SIZE):
-            indices = range(start, min(start + _BLOCK_SIZE, len(source)))
-            examples = _examples_at(source, indices)
-            for index, example in zip(indices, examples, strict=True):
-                images = [example[key] for key in image_keys]
-                checksum[index] = checksum_of(b"".join(map(bytes, images)))
-                if is_of_several_sizes:
-                    images = [_scaled(one, (height, width, channels)) for one in images]
-                np.concatenate(images, axis=-1, out=image[index])
-                label[index] = example[label_key]
-    except Exception as error:
-        raise _unreadable(builder, error) from error
-    # The builder's name: ``name`` may have a version, as "mnist:3.0.1".
-    preparation = Preparation.of(builder.name, shape)
-    class_names = tuple(features[label_key].names)
-    return Dataset(
-        name,
-        image,
-        label,
-        class_names,
-        checksum=checksum,
-        preparation=preparation,
+    has_one_size = None not in (height, width)
+    num_channels = channels * len(image_keys)
+    if not has_one_size and not image_size:
+        raise DatasetError(
+            f"the images of data set {name!r} have several sizes: give the "
+            "height and width to scale them to by image_size, for example 32"
+        )
+    size = (image_size, image_size) if image_size else (height, width)
+    return _Source(
+        *(name, folder, _own_split(builder, split), tuple(image_keys), label_key),
+        image_shape=(size[0], size[1], num_channels),
+        own_shape=(height, width, channels) if has_one_size else None,
+        num_images=len(examples),
+        examples=examples,
     )
+
+
+@dataclasses.dataclass
+class _Source(Source):
+    """The images of a split of a set.
+
+    Attributes:
+        name: TFDS's name.
+        folder: The folder of the sets.
+        split: TFDS's split.
+        image_keys: Names of the features whose images become one.
+        label_key: Name of the label.
+        image_shape: Height, width and channels of an image as it is returned.
+        own_shape: Height, width and channels of each feature's image; None if they
+            have several sizes.
+        num_images: Number of images.
+        examples: The set's own examples; None where they are not open yet, as in a
+            process that the source was sent to.
+    """
+
+    name: str
+    folder: Path
+    split: str
+    image_keys: tuple[str, ...]
+    label_key: str
+    image_shape: tuple[int, int, int]
+    own_shape: tuple[int, int, int] | None
+    num_images: int
+    examples: Any
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "examples": None}
+
+    def read(
+        self, numbers: range, keep: Callable[[UInt8[np.ndarray, "h w c"]], None]
+    ) -> Details:
+        """Reads images; notes their labels, and the checksums of their originals."""
+        label, checksum = [], []
+        for example in self._read_examples(numbers):
+            images = [example[key] for key in self.image_keys]
+            checksum.append(checksum_of(b"".join(map(bytes, images))))
+            label.append(int(example[self.label_key]))
+            keep(np.concatenate(list(map(self._scaled, images)), axis=-1))
+        return {"label": label, "checksum": checksum}
+
+    def _read_examples(self, numbers: range) -> Iterator[tfds_builders.Example]:
+        builder = None
+        if self.examples is None:
+            builder = _make_builder(self.name, self.folder)
+            self.examples = _open(builder, self.split)
+        for start in range(0, len(numbers), _BLOCK_SIZE):
+            try:
+                block = numbers[start : start + _BLOCK_SIZE]
+                with _quiet():
+                    examples = _examples_at(self.examples, block)
+            except Exception as error:
+                builder = builder or _make_builder(self.name, self.folder)
+                raise _unreadable(builder, error) from error
+            yield from examples
+
+    def fingerprint(self) -> str:
+        """Returns a digest of the set's files, their sizes and times, and the rest."""
+        builder = _make_builder(self.name, self.folder)
+        rest = (builder.info.full_name, self.split, self.image_keys, self.label_key)
+        how = [*rest, self.image_shape, PIL.__version__, tfds.__version__]
+        digest = hashlib.blake2b(json.dumps(how).encode(), digest_size=16)
+        for path in sorted(Path(builder.data_path).iterdir()):
+            status = path.stat()
+            about = f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\0"
+            digest.update(about.encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+    def load(self, builder: tfds.core.DatasetBuilder, max_bytes: int) -> Dataset:
+        """Reads all images."""
+        image, details = read_images(
+            self, self.image_shape, place=self.name, max_bytes=max_bytes
+        )
+        # The builder's name: ``name`` may have a version, as "mnist:3.0.1".
+        height, width, _ = self.own_shape or self.image_shape
+        own_shape = (height, width, self.image_shape[-1])
+        preparation = Preparation.of(builder.name, own_shape)
+        features: Any = builder.info.features
+        return Dataset(
+            self.name,
+            image,
+            np.array([label for part in details for label in part["label"]], np.int32),
+            tuple(features[self.label_key].names),
+            checksum=np.array([n for part in details for n in part["checksum"]], "u8"),
+            preparation=preparation.resized(self.image_shape),
+        )
+
+    def _scaled(self, image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "H W c"]:
+        shape = (*self.image_shape[:2], image.shape[-1])
+        if self.own_shape is None:
+            return _scaled(image, shape)
+        return fit_channels(image, shape)
 
 
 def _scaled(
