@@ -12,6 +12,7 @@ times ``capsjax.report`` on it.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -58,15 +59,20 @@ def watched(folder):
     """Returns what this process holds now, and what its folder does."""
     status = pathlib.Path("/proc/self/status").read_text()
     resident = next(x for x in status.splitlines() if x.startswith("VmRSS"))
-    files = [path for path in folder.rglob("*") if path.is_file()]
+    sizes = {}
+    for place, _, names in os.walk(folder):
+        for name in names:
+            # An old checkpoint may be deleted at this moment.
+            with contextlib.suppress(FileNotFoundError):
+                sizes[place, name] = os.stat(os.path.join(place, name)).st_size
     return {
         "resident_mb": int(resident.split()[1]) / 1024,
         "open_files": len(os.listdir("/proc/self/fd")),
         "threads": threading.active_count(),
         "native_threads": len(os.listdir("/proc/self/task")),
-        "files": len(files),
+        "files": len(sizes),
         "disk_kb": sum(
-            path.stat().st_size for path in files if path.name != "metrics.jsonl"
+            size for (_, name), size in sizes.items() if name != "metrics.jsonl"
         )
         / 1024,
     }
