@@ -269,7 +269,7 @@ def test_what_is_not_json_is_reported(tmp_path, content):
 def test_metrics_of_one_kind_are_read_without_the_others(tmp_path):
     workdir = Workdir(tmp_path)
     lines = ['{"kind": "train", "step"', '{"kind": "validation", "step": 2}']
-    workdir.metrics.write_text("\n".join([*lines, '{"kind": "validat']))
+    workdir.metrics.write_text("\n".join([*lines, '{"kind": "tra']))
     assert workdir.read_metrics("validation") == [{"kind": "validation", "step": 2}]
     assert workdir.read_metrics("test") == []
     with pytest.raises(WorkdirError, match="can't read"):
