@@ -28,6 +28,7 @@ from orbax.checkpoint import v1 as ocp
 
 from capsjax.runtime.console import warn
 from capsjax.runtime.hosts import is_writer, require_same, wait_for_all
+from capsjax.runtime.paths import exists
 
 State = TypeVar("State")
 
@@ -106,7 +107,7 @@ class Checkpoints(Generic[State]):
     def _list_steps(self) -> None:
         """Reads the steps and their validation from disk."""
         try:
-            names = [path.name for path in self._folder.iterdir() if path.is_dir()]
+            names = [entry.name for entry in os.scandir(self._folder) if entry.is_dir()]
         except FileNotFoundError:
             names = []
         except OSError as error:
@@ -323,7 +324,7 @@ class Checkpoints(Generic[State]):
         """Reads the record of a step: its leaves and its validation."""
         committed = self._folder / str(step) / "commit_success.txt"
         try:
-            if not committed.is_file():
+            if not exists(committed):
                 raise FileNotFoundError(f"{committed.name} is missing")
             metadata: Any = ocp.checkpointables_metadata(str(committed.parent))
             record = dict(metadata.custom_metadata or {})

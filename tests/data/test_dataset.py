@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from capsjax.data import Batch, Dataset, DatasetError
+from capsjax.data.preparation import Preparation
 
 
 def small_dataset(num_images=6, num_classes=3, name="small"):
@@ -202,3 +203,9 @@ def test_a_plain_data_set_is_the_same_in_every_epoch():
 
 def test_a_dataset_error_is_a_value_error():
     assert issubclass(DatasetError, ValueError)
+
+
+def test_images_are_of_the_shape_that_their_preparation_makes():
+    made = Preparation.of("mnist", (3, 3, 1))
+    with pytest.raises(DatasetError, match=r"are \(2, 2, 1\), but its .* \(3, 3, 1\)"):
+        dataclasses.replace(small_dataset(), preparation=made)

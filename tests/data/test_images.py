@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from capsjax.data.images import fit, read_header, read_image
+from capsjax.data import images
+from capsjax.data.images import ImageError, fit, read_header, read_image
 
 
 def halves(mode="RGB"):
@@ -67,3 +68,13 @@ def test_the_middle_is_scaled_to_the_shape(channels):
     assert image.shape == (4, 4, channels)
     assert image[:, 0].min() > 250
     assert image[:, 3].max() < 5
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(
+    tmp_path, monkeypatch
+):
+    halves().save(tmp_path / "a.png")
+    monkeypatch.setattr(images, "_MOST_PIXELS", 7)
+    for read in (read_image, read_header):
+        with pytest.raises(ImageError, match=r"has 4 x 2 pixels; at most 7 are read"):
+            read(tmp_path / "a.png")

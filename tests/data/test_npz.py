@@ -227,3 +227,10 @@ def test_a_folder_may_have_the_name_of_a_file(tmp_path):
     (tmp_path / "own.npz").mkdir()
     with pytest.raises(DatasetError, match=r"the folder .* has no file train-images"):
         load(str(tmp_path / "own.npz"))
+
+
+def test_an_array_of_an_unknown_format_is_damaged(tmp_path):
+    name = save(tmp_path / "own.npz", x_train=None)
+    with zipfile.ZipFile(name, "a") as archive:
+        archive.writestr("x_train.npy", b"\x93NUMPY\x09\x00" + bytes(120))
+    assert "format (9, 0) is not known" in error_of(name)

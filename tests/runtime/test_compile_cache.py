@@ -1,11 +1,16 @@
 """The cache of compiled programs, in subprocesses: its setting is the process's."""
 
 import os
+import pathlib
 import subprocess
 import sys
+import warnings
+from types import SimpleNamespace
 
 import pytest
 from marks import variants
+
+from capsjax.runtime import compile_cache
 
 CODE = """
 import jax
@@ -96,3 +101,20 @@ def test_a_damaged_program_is_replaced(tmp_path, damage):
     assert answer == "42.0"
     assert run() == ["42.0"]
     assert entry.read_bytes() != damaged
+
+
+def test_a_machine_without_cpuinfo_has_a_name(monkeypatch):
+    before = compile_cache._machine()
+    no_files = SimpleNamespace(Path=lambda _: pathlib.Path("none"))
+    monkeypatch.setattr(compile_cache, "pathlib", no_files)
+    name = compile_cache._machine()
+    assert name.startswith("jaxlib-")
+    assert name != before
+
+
+def test_warnings_that_are_not_of_the_cache_are_shown_as_before(monkeypatch):
+    shown = []
+    monkeypatch.setattr(warnings, "showwarning", lambda *one: shown.append(one))
+    compile_cache._mend_damaged_programs()
+    warnings.showwarning("another", UserWarning, "file.py", 3)
+    assert shown == [("another", UserWarning, "file.py", 3)]

@@ -162,3 +162,11 @@ def test_no_file_gets_the_number_of_a_stream_that_is_closed(tmp_path):
         check=False,
     )
     assert done.returncode == 0
+
+
+def test_ctrl_c_ends_a_command_without_a_traceback():
+    @console.command("the command")
+    def main():
+        raise KeyboardInterrupt
+
+    assert main() == 130

@@ -371,3 +371,19 @@ def test_a_step_that_can_t_be_deleted_is_a_warning_and_the_run_goes_on(
         capsys.readouterr().err
     )
     assert checkpoints.steps == [2, 3]
+
+
+def test_a_folder_that_is_none_is_an_error_and_none_at_all_has_no_steps(tmp_path):
+    (tmp_path / "file").touch()
+    for read_only in (False, True):
+        with pytest.raises(CheckpointError, match=r"can't use .*file: "):
+            Checkpoints(tmp_path / "file", read_only=read_only)
+    assert Checkpoints(tmp_path / "none", read_only=True).steps == []
+
+
+def test_a_record_whose_seal_is_another_is_damaged(checkpoints, monkeypatch):
+    checkpoints.save(3, state(3))
+    checkpoints.wait()
+    monkeypatch.setattr(module, "_seal", lambda record: 0)
+    with pytest.raises(CheckpointError, match=r"step 3 .*its checksums are missing or"):
+        checkpoints.restore(3, like(state(0)))

@@ -519,3 +519,15 @@ def test_tensorboard_hides_what_a_run_takes_back(tmp_path):
         (0, 0),
         (8, 1),
     ]
+
+
+def test_a_lock_that_can_t_be_read_and_a_config_that_does_not_fit(tmp_path):
+    workdir = Workdir(tmp_path)
+    with workdir.locked():
+        (tmp_path / "lock").unlink()
+        (tmp_path / "lock").mkdir()
+        with pytest.raises(WorkdirError, match=r"can't read .*lock: Is a directory\."):
+            workdir.require_held()
+    write_json(workdir.config, {**configs.to_dict(configs.Config()), "batch_size": 0})
+    with pytest.raises(WorkdirError, match=r"config\.json does not fit: .*batch_size"):
+        workdir.read_config()
