@@ -165,7 +165,7 @@ def test_batch_statistics_are_those_of_the_batch_of_all_devices(key, routing):
         )
 
 
-@pytest.mark.slow
+@pytest.mark.variant  # Minutes of two cores.
 @pytest.mark.parametrize("variant", ["smoke", "three_smoke"])
 def test_two_and_three_routed_layers_learn_digits(variant, tmp_path):
     config = recipe(variant)
