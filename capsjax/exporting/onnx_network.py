@@ -156,7 +156,9 @@ def _encode_residual(
 
     hidden = convolve_next(image.transpose(0, 3, 1, 2), network.stem_stride)
     hidden, channels = hidden.apply("Relu"), network.widths[0]
-    sides = [-(-side // network.stem_stride) for side in network.image_shape[:2]]
+    rows, columns = (
+        -(-side // network.stem_stride) for side in network.image_shape[:2]
+    )
     for stage, width in enumerate(network.widths):
         for block in range(network.num_blocks):
             stride = 2 if stage and not block else 1
@@ -165,9 +167,9 @@ def _encode_residual(
             if stride > 1 or width != channels:
                 hidden = convolve_next(hidden, stride)
             hidden, channels = (hidden + branch).apply("Relu"), width
-            sides = [-(-side // stride) for side in sides]
+            rows, columns = (-(-side // stride) for side in (rows, columns))
     own = weights["CapsuleHead_0"]
-    grid = Grid(*sides, network.primary_types, network.primary_dim)
+    grid = Grid(rows, columns, network.primary_types, network.primary_dim)
     capsules, presence = primary(network.routing, hidden, own["primary_caps"], grid)
     return class_capsules(
         *(network.routing, own["class_caps"], capsules, presence, grid)
