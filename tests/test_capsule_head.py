@@ -199,7 +199,7 @@ def test_a_network_of_nnx_with_a_head_keeps_its_weights_in_bytes(key):
     np.testing.assert_array_equal(other(image).pose, expected)
 
 
-@pytest.mark.slow
+@pytest.mark.variant
 def test_the_examples_of_the_page_learn():
     in_linen, in_nnx = blocks("capsule-head.md")
     found = {}

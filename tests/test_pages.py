@@ -8,6 +8,7 @@ import subprocess
 import numpy as np
 import page_code
 import pytest
+from marks import first_of
 from page_code import PAGES
 from PIL import Image
 from places import ROOT, TESTS, blocks
@@ -20,6 +21,15 @@ from capsjax.training.command_line import parse
 # What a page may show beside Python and bash, which run.
 OTHER_LANGUAGES = {"bibtex", "csv", "js", "text", "yaml"}
 WITH_CODE = [page for page in PAGES if page_code.code(page_code.read(page))]
+MORE = {*WITH_CODE} - {"README.md"}
+# They take 10 to 50 seconds each.
+BY_HAND = {
+    f"docs/{page}.md"
+    for page in (
+        *("augmentation", "data-sets", "fine-tuning", "index", "notebooks"),
+        *("stacking", "training", "your-code", "your-experiment"),
+    )
+}
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -94,7 +104,7 @@ def test_the_code_of_the_readme_runs(after_readme):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", sorted({*WITH_CODE} - {"README.md"}))
+@pytest.mark.parametrize("page", first_of(sorted(MORE - BY_HAND), sorted(MORE)))
 def test_the_code_of_a_page_runs(page, after_readme, tmp_path, monkeypatch):
     """Each page goes on from where the README ends."""
     folder, done = after_readme
@@ -113,7 +123,7 @@ def trainings(page):
             yield one.workdir or str(default_path(one.config)), one.config
 
 
-@pytest.mark.parametrize("page", sorted({*WITH_CODE} - {"README.md"}))
+@pytest.mark.parametrize("page", sorted(MORE))
 def test_no_two_commands_of_a_page_and_the_readme_meet_in_a_folder(page, monkeypatch):
     monkeypatch.chdir(ROOT)
     there = dict(trainings("../README.md"))

@@ -84,7 +84,7 @@ def test_an_ascii_terminal_gets_it_too(run_path, test_set, monkeypatch):
     assert r"$x\x1b[31m\n\xe9" in sys.stdout.getvalue()
 
 
-@pytest.mark.slow
+@pytest.mark.variant
 def test_what_was_computed_is_kept_where_nobody_reads_it(
     run_path, test_set, monkeypatch, capsys
 ):

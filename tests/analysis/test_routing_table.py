@@ -147,7 +147,7 @@ def test_the_command_reads_files_of_lines_and_skips_a_search(tmp_path, capsys):
     assert "has no lines of results" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.variant
 def test_the_driver_keeps_each_run_once_and_a_table_is_made_of_it(
     tmp_path, monkeypatch, capsys
 ):

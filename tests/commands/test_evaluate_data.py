@@ -72,7 +72,7 @@ def test_moved_photos_go_on_with_the_training(run_path, capsys):
     assert (code, err) == (0, "")
 
 
-@pytest.mark.slow
+@pytest.mark.variant
 def test_the_test_split_of_another_folder_is_evaluated(run_path, capsys):
     for split, names in (
         ("train", ("blue", "green", "red")),
@@ -204,7 +204,7 @@ def test_the_scores_of_each_class_are_printed_and_kept(run_path, capsys, monkeyp
     assert f"{recall[1]:.2%}" in row.split()
 
 
-@pytest.mark.slow
+@pytest.mark.variant
 def test_a_table_of_image_files_is_evaluated(run_path, capsys):
     lines = ["path,label"]
     for number, name in enumerate(("green", "red")):

@@ -67,6 +67,7 @@ def test_evaluate_and_predict_open_its_run(run_path, folder, capsys):
     assert answer["label"] == "blue"
 
 
+@pytest.mark.variant
 def test_a_resumed_run_equals_one_that_was_not_stopped_bit_for_bit(folder, tmp_path):
     # The schedules would differ by their last step.
     flags = ["--config.optimizer.schedule=constant", "--config.data.num_validation=0"]

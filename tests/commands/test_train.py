@@ -91,7 +91,7 @@ def copied(finished, tmp_path):
     return pathlib.Path(shutil.copytree(finished[0], tmp_path / "run"))
 
 
-@pytest.mark.slow
+@pytest.mark.variant
 def test_resuming_equals_not_stopping_bit_for_bit(tmp_path, monkeypatch):
     config = tiny(steps_per_dispatch=3)
     run(config, tmp_path / "whole")

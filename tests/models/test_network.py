@@ -125,7 +125,7 @@ def test_every_command_opens_its_run_with_its_file(file, run_path, capsys, tmp_p
     assert re.search(message, capsys.readouterr().err)
 
 
-@pytest.mark.slow
+@pytest.mark.variant
 def test_a_resumed_run_equals_one_that_was_not_stopped_bit_for_bit(
     own, run_path, tmp_path
 ):

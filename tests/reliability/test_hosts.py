@@ -273,7 +273,7 @@ def test_two_processes_train_like_one_with_equally_many_devices(whole):
     equal_to_rounding(outcome(workdir), whole[1])
 
 
-@pytest.mark.slow
+@pytest.mark.variant
 def test_all_stop_after_the_same_step_and_any_number_goes_on(whole):
     stopped = whole[0].parent / "stopped"
     processes = start_pair(stopped)

@@ -94,7 +94,7 @@ def test_text_files_name_their_encoding_which_is_not_utf_8_there():
                     pytest.fail(f"{path}, line {node.lineno}: name the encoding")
 
 
-@pytest.mark.slow
+@pytest.mark.variant
 def test_a_network_is_trained_and_used_there(tmp_path):
     digit = load("mnist", "test").image[0, ..., 0]
     Image.fromarray(np.pad(digit, 8)).save(tmp_path / "digit.png")

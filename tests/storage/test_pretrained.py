@@ -144,7 +144,7 @@ def test_the_card_states_its_results(run):
     assert f"recipe | mnist:narrow, seed {run.config.seed}, step {run.step}" in card
 
 
-@pytest.mark.slow
+@pytest.mark.variant
 def test_rounding_to_float16_changes_no_label(run):
     """A network of float32 weights that float16 rounds to these has the same labels."""
     generator = np.random.default_rng(0)

@@ -62,7 +62,7 @@ def test_evaluate_and_predict_open_it(saved, tmp_path, capsys):
     assert "its weights were saved by save_run" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.variant
 def test_its_figures_are_drawn(saved, tmp_path):
     arrays = {"x_test": bars(9).image, "y_test": bars(9).label}
     np.savez(tmp_path / "bars.npz", **arrays, class_names=["a", "b", "c"])
