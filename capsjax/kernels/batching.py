@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import export, lax
 from jax.custom_batching import custom_vmap
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -119,6 +119,67 @@ def primitive_over_examples(
     ad.primitive_jvps[primitive] = derive
     batching.primitive_batchers[primitive] = map_over
     return primitive
+
+
+def in_parts(function: Callable, size: int, in_axes, out_axes) -> Callable:
+    """Makes a function that takes at most ``size`` examples at a time.
+
+    Args:
+        function: Takes arrays, returns an array or a tuple of arrays.
+        size: The most examples at a time. Parts are of equal size, but for the last.
+        in_axes: The batch axis of each array; None for one that all examples share.
+        out_axes: The batch axis of each result; None for a sum over the examples. The
+            sums have the shapes of the shared arrays, in their order.
+    """
+    mapped = {n: axis for n, axis in enumerate(in_axes) if axis is not None}
+    axes, tree = jax.tree.flatten(out_axes, is_leaf=_is_none)
+    joined = {n: axis for n, axis in enumerate(axes) if axis is not None}
+    summed = [n for n, axis in enumerate(axes) if axis is None]
+
+    def compute(*arrays: Array) -> Any:
+        batch = next(arrays[n].shape[axis] for n, axis in mapped.items())
+        if export.is_symbolic_dim(batch) or batch <= size:
+            return function(*arrays)
+
+        def cut(start: int, stop: int) -> dict[int, Array]:
+            return {
+                n: lax.slice_in_dim(arrays[n], start, stop, axis=axis)
+                for n, axis in mapped.items()
+            }
+
+        def call(own: dict[int, Array]) -> list[Array]:
+            given = (own.get(n, x) for n, x in enumerate(arrays))
+            return tree.flatten_up_to(function(*given))
+
+        def add(sums: dict[int, Array], own: dict[int, Array]):
+            results = call(own)
+            sums = {n: sums[n] + results[n] for n in summed}
+            return sums, {n: results[n] for n in joined}
+
+        # Equal parts, one after the other.
+        part = -(-batch // -(-batch // size))
+        end = batch // part * part
+        parts = {}
+        for n, x in cut(0, end).items():
+            axis = mapped[n]
+            x = x.reshape(*x.shape[:axis], -1, part, *x.shape[axis + 1 :])
+            parts[n] = jnp.moveaxis(x, axis, 0)
+        shared = [x for n, x in enumerate(arrays) if n not in mapped]
+        zeros = {n: jnp.zeros_like(x) for n, x in zip(summed, shared, strict=False)}
+        results, stacks = lax.scan(add, zeros, parts)
+        for n, axis in joined.items():
+            stack = jnp.moveaxis(stacks[n], 0, axis)
+            results[n] = lax.collapse(stack, axis, axis + 2)
+        # The rest.
+        if end < batch:
+            for n, x in enumerate(call(cut(end, batch))):
+                if n in joined:
+                    results[n] = jnp.concatenate([results[n], x], joined[n])
+                else:
+                    results[n] += x
+        return tree.unflatten(results[n] for n in range(len(axes)))
+
+    return compute
 
 
 def map_one_by_one(

@@ -43,6 +43,7 @@ from capsjax.kernels.vote_blocks import (
     Rounds,
     Votes,
     flat_batch,
+    in_small_parts,
     join,
     numbered,
     pull_back,
@@ -120,20 +121,22 @@ def _route(
 
 
 def _route_forward(capsules, weight, bias, start, rounds: Rounds, by_votes):
-    forward = _by_form(_forward, _hold_forward, rounds, by_votes)
     given, axes = _given(start)
-    merged = merge_mapped(forward, (0, None, None, *axes), (0, 3))
+    in_axes, out_axes = (0, None, None, *axes), (0, 3)
+    free = functools.partial(in_small_parts, _forward, in_axes, out_axes)
+    forward = _by_form(free, _hold_forward, rounds, by_votes)
+    merged = merge_mapped(forward, in_axes, out_axes)
     pose, s = merged(capsules, weight, bias, *given)
     return pose, (capsules, weight, bias, start, s)
 
 
 def _route_backward(rounds: Rounds, by_votes, residuals, pose_gradient):
     capsules, weight, bias, start, s = residuals
-    backward = _by_form(_backward, _hold_backward, rounds, by_votes)
     given, axes = _given(start)
-    merged = merge_mapped(
-        backward, (0, None, None, *axes, 3, 0), (0, None, None, *axes)
-    )
+    in_axes, out_axes = (0, None, None, *axes, 3, 0), (0, None, None, *axes)
+    free = functools.partial(in_small_parts, _backward, in_axes, out_axes)
+    backward = _by_form(free, _hold_backward, rounds, by_votes)
+    merged = merge_mapped(backward, in_axes, out_axes)
     gradients = merged(capsules, weight, bias, *given, s, pose_gradient)
     return gradients if given else (*gradients, None)
 

@@ -19,14 +19,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from capsjax.kernels.batching import merge_mapped, primitive_over_examples
+from capsjax.kernels.batching import primitive_over_examples
 from capsjax.kernels.vote_blocks import (
     Operands,
     Votes,
     add_to_block,
-    by_form,
     flat_batch,
     join,
+    map_form,
     numbered,
     split,
 )
@@ -154,19 +154,18 @@ def _sum(capsules, weight, activation, gaussians, start, holds_votes):
 
 def _sum_forward(capsules, weight, activation, gaussians, start, holds_votes):
     operands, axes = _given(capsules, weight, activation, gaussians, start)
-    function = functools.partial(by_form, _forward, _held, holds_votes=holds_votes)
-    sums = merge_mapped(function, axes, 0)(*operands)
+    sums = map_form(_forward, _held, axes, 0, holds_votes=holds_votes)(*operands)
     return sums, (capsules, weight, activation, gaussians, start, sums)
 
 
 def _sum_backward(holds_votes, residuals, gradient):
     *operands, sums = residuals
     operands, axes = _given(*operands)
-    function = functools.partial(
-        by_form, _backward, _held_backward, holds_votes=holds_votes
+    in_axes = (*axes, 0, 0)
+    backward = map_form(
+        _backward, _held_backward, in_axes, axes, holds_votes=holds_votes
     )
-    merged = merge_mapped(function, (*axes, 0, 0), axes)
-    gradients = merged(*operands, sums, gradient)
+    gradients = backward(*operands, sums, gradient)
     return gradients if len(gradients) == 5 else (*gradients, None)
 
 
@@ -357,19 +356,17 @@ def _total(capsules, weight, gaussians, start, holds_votes):
 
 def _total_forward(capsules, weight, gaussians, start, holds_votes):
     operands, axes = _given(capsules, weight, gaussians, start)
-    function = functools.partial(
-        by_form, _totals, _held_totals, holds_votes=holds_votes
+    totals = map_form(_totals, _held_totals, axes, 0, holds_votes=holds_votes)(
+        *operands
     )
-    totals = merge_mapped(function, axes, 0)(*operands)
     return totals, (capsules, weight, gaussians, start)
 
 
 def _total_backward(holds_votes, residuals, gradient):
     operands, axes = _given(*residuals)
-    function = functools.partial(
-        by_form, _totals_backward, _held_totals_backward, holds_votes=holds_votes
-    )
-    gradients = merge_mapped(function, (*axes, 0), axes)(*operands, gradient)
+    forms = _totals_backward, _held_totals_backward
+    backward = map_form(*forms, (*axes, 0), axes, holds_votes=holds_votes)
+    gradients = backward(*operands, gradient)
     return gradients if len(gradients) == 4 else (*gradients, None)
 
 

@@ -16,13 +16,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from capsjax.kernels.batching import merge_mapped, primitive_over_examples
+from capsjax.kernels.batching import primitive_over_examples
 from capsjax.kernels.vote_blocks import (
     Rounds,
     Votes,
-    by_form,
     flat_batch,
     join,
+    map_form,
     numbered,
     pull_back,
     split,
@@ -89,16 +89,16 @@ def _sum(capsules, weight, query, start, holds_votes) -> Float[Array, "b j d"]:
 
 def _sum_forward(capsules, weight, query, start, holds_votes):
     operands, axes = _given(capsules, weight, query, start)
-    function = functools.partial(by_form, _forward, _held, holds_votes=holds_votes)
-    return merge_mapped(function, axes, 0)(*operands), (capsules, weight, query, start)
+    s = map_form(_forward, _held, axes, 0, holds_votes=holds_votes)(*operands)
+    return s, (capsules, weight, query, start)
 
 
 def _sum_backward(holds_votes, residuals, s_gradient):
     operands, axes = _given(*residuals)
-    function = functools.partial(
-        by_form, _backward, _held_backward, holds_votes=holds_votes
+    backward = map_form(
+        _backward, _held_backward, (*axes, 0), axes, holds_votes=holds_votes
     )
-    gradients = merge_mapped(function, (*axes, 0), axes)(*operands, s_gradient)
+    gradients = backward(*operands, s_gradient)
     return gradients if len(gradients) == 4 else (*gradients, None)
 
 

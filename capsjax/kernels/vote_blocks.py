@@ -14,7 +14,13 @@ import jax.numpy as jnp
 from jax import export, lax
 from jaxtyping import Array, Float, Int
 
+from capsjax.kernels.batching import in_parts, merge_mapped
 from capsjax.runtime.platforms import Platform, by_platform
+
+# Slices that are combined in one expression; more make the compiler slow.
+_LONGEST_CHAIN = 32
+# Examples at a time, at least: the numbers in a vector of the processor.
+_FEWEST_EXAMPLES = 16
 
 
 class Rounds(NamedTuple):
@@ -156,14 +162,21 @@ class Votes:
         if not self._platform.slices_sums:
             return reduce(functools.reduce(operator.mul, factors), axis)
 
-        def take(factor, k):
-            return lax.index_in_dim(factor, k, axis, keepdims=False)
+        def take(start, size):
+            parts = [
+                lax.slice_in_dim(x, start, start + size, axis=axis) for x in factors
+            ]
+            return functools.reduce(operator.mul, parts)
 
-        terms = [
-            functools.reduce(operator.mul, [take(factor, k) for factor in factors])
-            for k in range(factors[0].shape[axis])
-        ]
-        return functools.reduce(combine, terms)
+        # Long axes in two steps.
+        total = factors[0].shape[axis]
+        size = -(-total // _LONGEST_CHAIN)
+        end = total // size * size
+        terms = [take(start, size) for start in range(0, end, size)]
+        folded = functools.reduce(combine, terms)
+        rest = [take(k, 1) for k in range(end, total)]
+        ones = [lax.slice_in_dim(folded, k, k + 1, axis=axis) for k in range(size)]
+        return functools.reduce(combine, [*ones, *rest]).squeeze(axis)
 
     def fence(self, function: Callable, *operands: Array) -> Array:
         """Computes ``function(*operands)`` once.
@@ -183,32 +196,66 @@ class Votes:
         return lax.cond(self._number >= 0, function, never, *operands)
 
 
-def by_form(
+def map_form(
     votes_free: Callable[..., Any],
     votes: Callable[..., Any],
-    *operands: Array,
+    in_axes: Sequence[int | None],
+    out_axes: Any,
+    *,
     holds_votes: bool | None,
-) -> Any:
-    """Calls one of two functions that compute the same.
+) -> Callable[..., Any]:
+    """Makes a function of a batch from two that compute the same.
 
     Args:
-        votes_free: Makes the votes block by block. Takes the operands and a platform.
-        votes: Holds the votes. Takes the operands.
-        operands: Capsules ``[b, i, c]``, weight ``[i, j, d, c]``, and others.
+        votes_free: Makes the votes block by block. Takes capsules ``[b, i, c]``, weight
+            ``[i, j, d, c]``, other arrays, and a platform.
+        votes: Holds the votes. Takes the arrays.
+        in_axes: As for ``merge_mapped``.
+        out_axes: As for ``merge_mapped``.
         holds_votes: Which to take; None for each platform's faster one.
     """
 
-    def choose(capsules, weight, *rest, platform):
+    def choose(capsules, weight, *operands, platform):
         is_held = holds_votes
         if is_held is None:
             batch = capsules.shape[0]
             votes_bytes = batch * math.prod(weight.shape[:3]) * weight.dtype.itemsize
             is_held = platform.routing_form(batch, votes_bytes) == "votes"
         if is_held:
-            return votes(capsules, weight, *rest)
-        return votes_free(capsules, weight, *rest, platform=platform)
+            return votes(capsules, weight, *operands)
+        free = functools.partial(in_small_parts, votes_free, in_axes, out_axes)
+        return free(capsules, weight, *operands, platform=platform)
 
-    return by_platform(choose, *operands)
+    function = functools.partial(by_platform, choose)
+    return merge_mapped(function, in_axes, out_axes)
+
+
+def in_small_parts(
+    function: Callable[..., Any],
+    in_axes: Sequence[int | None],
+    out_axes: Any,
+    capsules: Float[Array, "b i c"],
+    weight: Float[Array, "i j d c"],
+    *operands: Array,
+    platform: Platform,
+    **options: Any,
+) -> Any:
+    """Computes for so few examples at a time that one input's votes stay in the cache.
+
+    Args:
+        function: Takes the operands, the platform and the options.
+        in_axes: As for ``merge_mapped``.
+        out_axes: As for ``merge_mapped``.
+        capsules: The input capsules.
+        weight: The matrices.
+        operands: Others.
+        platform: The platform.
+        options: Of the function.
+    """
+    bytes_of_one = math.prod(weight.shape[1:3]) * weight.dtype.itemsize
+    size = max(_FEWEST_EXAMPLES, platform.one_input_bytes // bytes_of_one)
+    own = functools.partial(function, platform=platform, **options)
+    return in_parts(own, size, in_axes, out_axes)(capsules, weight, *operands)
 
 
 def flat_batch(

@@ -32,6 +32,7 @@ def rounds(num_iterations=3, *, nowhere=False, stop=False) -> Rounds:
 CASES = {
     "blocks do not divide i": Case((17,), 37, 5, 7, 4, rounds(3)),
     "the paper's capsules": Case((128,), 61, 10, 16, 8, rounds(3), has_bias=False),
+    "many outputs": Case((5,), 6, 71, 3, 2, rounds(3, nowhere=True)),
     "one round": Case((16,), 40, 3, 4, 2, rounds(1)),
     "one round, stopped": Case((16,), 40, 3, 4, 2, rounds(1, stop=True)),
     "two rounds": Case((20,), 33, 4, 6, 5, rounds(2), has_bias=False),

@@ -31,6 +31,7 @@ from capsjax.runtime import platforms
 
 QUICK = (
     "blocks do not divide i",
+    "many outputs",
     "one round, stopped",
     "no batch axis",
 )
@@ -47,16 +48,20 @@ def test_poses_and_all_gradients_equal_the_plain_form_s(key, name):
 
 
 @pytest.mark.parametrize(
-    ("platform", "block_bytes"),
-    [("cpu", 1), ("cuda", 2**14), ("cuda", 2**30)],
+    ("platform", "size"),
+    [
+        ("cpu", {"block_bytes": 1}),
+        ("cuda", {"block_bytes": 2**14}),
+        ("cuda", {"block_bytes": 2**30}),
+        # Some examples at a time, in equal parts and one more.
+        ("cpu", {"one_input_bytes": 1}),
+    ],
 )
 @pytest.mark.numerics
-def test_block_size_and_platform_change_nothing(
-    key, monkeypatch, platform, block_bytes
-):
+def test_block_size_and_platform_change_nothing(key, monkeypatch, platform, size):
     case = CASES["blocks do not divide i"]._replace(rounds=rounds(3, nowhere=True))
     operands, gradient = draw(key, case)
-    row = platforms.platform(platform)._replace(block_bytes=block_bytes)
+    row = platforms.platform(platform)._replace(**size)
     monkeypatch.setattr(platforms, "PLATFORMS", {"cpu": row})
     actual = pose_and_gradients(without_votes(case.rounds), operands, gradient)
     assert_close(actual, exact(case.rounds, operands, gradient))

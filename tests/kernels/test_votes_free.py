@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from marks import slow, variants
 from votes import UNOPTIMISED, assert_close
 
+from capsjax.kernels import vote_blocks
 from capsjax.routings import (
     EMRouting,
     InvertedAttention,
@@ -103,7 +104,9 @@ def test_results_and_all_gradients_equal_those_of_held_votes(drawn, value, is_sh
 
 @pytest.mark.parametrize("platform", ["cpu", *variants("cuda")])
 def test_block_size_and_platform_change_nothing(drawn, monkeypatch, value, platform):
-    row = platforms.platform(platform)._replace(block_bytes=2**10)
+    monkeypatch.setattr(vote_blocks, "_FEWEST_EXAMPLES", 2)
+    sizes = {"block_bytes": 2**10, "one_input_bytes": 1}
+    row = platforms.platform(platform)._replace(**sizes)
     monkeypatch.setattr(platforms, "PLATFORMS", {"cpu": row})
     capsules, weight, start, own, *rest = drawn
     operands = [capsules[:3], weight, start[:3], own, *(x[:3] for x in rest)]

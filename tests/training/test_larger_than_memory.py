@@ -11,7 +11,8 @@ from test_hosts import ended, free_port, python
 from tiny import TINY_MODEL, tiny
 
 from capsjax import config as configs
-from capsjax import evaluate
+from capsjax import evaluate, predict
+from capsjax.analysis.images import load_test_set
 from capsjax.data import disk
 from capsjax.data.augment import Photo
 from capsjax.training import ahead, feed
@@ -113,6 +114,16 @@ def test_a_run_from_disk_is_the_run_from_memory(photos, tmp_path, cache, capsys)
         n for n, pair in enumerate(zip(*printed, strict=True)) if len({*pair}) > 1
     ]
     assert all(str(tmp_path) in printed[0][n] for n in differing)
+    # Predicts the test images' files as their pixels from the disk.
+    run = runs["disk"]
+    test_set = load_test_set([run], None)
+    expected = run.predict(test_set.image[np.arange(5)])
+    files = [str(photos / file) for file in test_set.files[:5]]
+    assert predict.main(["--workdir", str(tmp_path / "disk"), "--json", *files]) == 0
+    answers = json.loads(capsys.readouterr().out)
+    assert [[*answer["lengths"].values()] for answer in answers] == [
+        [round(length, 4) for length in lengths] for lengths in expected.length.tolist()
+    ]
 
 
 class _StopError(Exception):
