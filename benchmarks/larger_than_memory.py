@@ -1,6 +1,7 @@
 """Trains on more images than memory may hold, and measures what that costs.
 
     python benchmarks/larger_than_memory.py FOLDER                # 200,000 images
+    python benchmarks/larger_than_memory.py FOLDER --steps 200    # of each training
     python benchmarks/larger_than_memory.py FOLDER --images 20000 \\
         --torch-python VENV/bin/python
 
@@ -22,6 +23,7 @@ Compare processor seconds if other programs run.
 
 import argparse
 import concurrent.futures
+import contextlib
 import json
 import os
 import resource
@@ -86,7 +88,13 @@ def make_config(folder: str, placement: str, num_train: int):
     return config
 
 
-def contend(folder: str, placement: str, work: str, num_train: int) -> dict:
+class _EnoughError(Exception):
+    pass
+
+
+def contend(
+    folder: str, placement: str, work: str, num_train: int, most_steps: int
+) -> dict:
     """Does the work of one process; returns its numbers."""
     from capsjax.data import workers
     from capsjax.training import ahead, feed
@@ -121,8 +129,15 @@ def contend(folder: str, placement: str, work: str, num_train: int) -> dict:
         batches.close()
     else:
         seen = []
-        with tempfile.TemporaryDirectory() as workdir:
-            train(config, Path(workdir, "run"), on_metrics=seen.append)
+
+        def note(record):
+            seen.append(record)
+            if record["step"] >= most_steps:
+                raise _EnoughError
+
+        enough = contextlib.suppress(_EnoughError)
+        with tempfile.TemporaryDirectory() as workdir, enough:
+            train(config, Path(workdir, "run"), on_metrics=note)
         rates = [one["images_per_second"] for one in seen if one["kind"] == "train"]
         row["images_per_second"] = len(rates) / sum(1 / rate for rate in rates)
         row["losses"] = [one["loss"] for one in seen]
@@ -173,9 +188,12 @@ def measure_formats(folder: str) -> dict:
     return used
 
 
-def run(folder: Path, placement: str, work: str, num_train: int = 0) -> dict:
+def run(
+    folder: Path, placement: str, work: str, num_train: int = 0, most_steps: int = 10**9
+) -> dict:
     """Starts a process for some work; returns its numbers."""
-    arguments = [str(folder), "--contender", placement, work, str(num_train)]
+    numbers = map(str, (num_train, most_steps))
+    arguments = [str(folder), "--contender", placement, work, *numbers]
     done = subprocess.run(
         [sys.executable, __file__, *arguments],
         check=True,
@@ -197,14 +215,16 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--images", type=int, default=200_000)
     parser.add_argument("--torch-python", help="a Python that has torch and Pillow")
-    parser.add_argument("--contender", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--steps", type=int, default=10**9, help="of each training")
+    parser.add_argument("--contender", nargs=4, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.contender:
-        placement, work, num_train = chosen.contender
+        placement, work, *numbers = chosen.contender
         if work == "formats":
             print(json.dumps(measure_formats(str(chosen.folder))))
             return
-        print(json.dumps(contend(str(chosen.folder), placement, work, int(num_train))))
+        row = contend(str(chosen.folder), placement, work, *map(int, numbers))
+        print(json.dumps(row))
         return
     photos = chosen.folder / f"{chosen.images}"
     generate(photos, chosen.images)
@@ -222,8 +242,11 @@ def main() -> None:
     found["formats"] = run(photos, "disk", "formats")
     few = run(photos, "host", "train", FEW)
     trained = {
-        placement: run(photos, placement, "train") for placement in ("disk", "host")
+        placement: run(photos, placement, "train", most_steps=chosen.steps)
+        for placement in ("disk", "host")
     }
+    if chosen.steps < 10**9:
+        found["steps"] = chosen.steps
     assert trained["disk"]["losses"] == trained["host"]["losses"]
     for placement, row in trained.items():
         found[placement]["train_images_per_second"] = round(row["images_per_second"])
