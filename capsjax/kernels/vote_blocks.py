@@ -252,7 +252,7 @@ def in_small_parts(
         platform: The platform.
         options: Of the function.
     """
-    bytes_of_one = math.prod(weight.shape[1:3]) * weight.dtype.itemsize
+    bytes_of_one = max(1, math.prod(weight.shape[1:3]) * weight.dtype.itemsize)
     size = max(_FEWEST_EXAMPLES, platform.one_input_bytes // bytes_of_one)
     own = functools.partial(function, platform=platform, **options)
     return in_parts(own, size, in_axes, out_axes)(capsules, weight, *operands)
