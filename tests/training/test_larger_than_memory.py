@@ -121,9 +121,9 @@ def test_a_run_from_disk_is_the_run_from_memory(photos, tmp_path, cache, capsys)
     files = [str(photos / file) for file in test_set.files[:5]]
     assert predict.main(["--workdir", str(tmp_path / "disk"), "--json", *files]) == 0
     answers = json.loads(capsys.readouterr().out)
-    assert [[*answer["lengths"].values()] for answer in answers] == [
-        [round(length, 4) for length in lengths] for lengths in expected.length.tolist()
-    ]
+    for answer, lengths in zip(answers, expected.length.tolist(), strict=True):
+        named = zip(run.class_names, lengths, strict=True)
+        assert answer["lengths"] == {name: round(one, 4) for name, one in named}
 
 
 class _StopError(Exception):
