@@ -128,9 +128,11 @@ def gather_collectives():
     from capsjax.data import Batch
     from capsjax.training import feed
 
-    count = jax.device_count()
-    held = Batch(np.zeros((64, 28, 28, 1), np.uint8), np.zeros(64, np.int32))
-    index = np.zeros((count, 2, 8), np.int32)
+    def array(*shape, dtype=np.int32):
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    held = Batch(array(64, 28, 28, 1, dtype=np.uint8), array(64))
+    index = array(jax.device_count(), 2, 8)
     return collectives(feed._gather().lower(held, index).compile().as_text())
 
 
