@@ -99,7 +99,7 @@ def _routing_lines(diagnosis: Diagnosis) -> Iterator[str]:
         yield f"  {'distinct parse trees':21}{trees:>9}  couplings rounded to tenths"
         yield f"  {'parse-tree entropy':21}{bits:>9}  bits, mean of the classes"
     swapped = f"{diagnosis.uniform_accuracy:.2%}"
-    instead = f"accuracy with equal couplings, not {diagnosis.accuracy:.2%}"
+    instead = f"accuracy with equal couplings; {diagnosis.accuracy:.2%} with its own"
     yield f"  {'uniform swap':21}{swapped:>9}  {instead}"
 
 
