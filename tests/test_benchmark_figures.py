@@ -56,6 +56,7 @@ def test_curves_of_the_step_go_by_batch(script):
     records = [
         record("capsjax float32", 128, 9),
         record("capsjax float32", 50, 7),
+        record("capsjax float32, 2 devices", 50, 8),
         record("torch float32", 50, 3),
         record("torch float32", 50, 99, table="inference"),
         {"table": "train", "contender": "memory", "options": {}},
@@ -64,7 +65,7 @@ def test_curves_of_the_step_go_by_batch(script):
     lines = {line.get_label(): line.get_xydata().tolist() for line in speed.lines}
     assert lines == {
         "capsjax float32": [[50, 7], [128, 9]],
-        "torch float32": [[50, 3]],
+        "PyTorch float32": [[50, 3]],
     }
     assert memory.lines[0].get_xydata().tolist() == [[50, 500], [128, 1280]]
 
