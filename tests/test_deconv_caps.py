@@ -185,7 +185,7 @@ def test_it_is_an_nnx_module_whose_state_is_saved_and_restored(key):
     np.testing.assert_array_equal(call(other, capsules).pose, expected.pose)
 
 
-@pytest.mark.slow
+@pytest.mark.variant
 def test_the_network_of_the_page_learns_to_segment():
     """In 100 steps of small images, which are enough for the background."""
     *parts, full = blocks("segmentation.md")

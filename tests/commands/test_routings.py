@@ -25,7 +25,7 @@ def stop(record):
         raise Stopped
 
 
-@pytest.mark.parametrize("name", first_of(("variational_bayes",), ROUTINGS))
+@pytest.mark.parametrize("name", first_of(("self_routing",), ROUTINGS))
 def test_a_run_resumes_exactly_and_every_command_opens_it(name, tmp_path, capsys):
     config = tiny()
     config.model = tiny_model(routing=ROUTINGS[name]())

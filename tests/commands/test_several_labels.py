@@ -166,6 +166,7 @@ def get_config(variant=""):
 """
 
 
+@pytest.mark.variant
 def test_a_logit_loss_of_several_labels_goes_through_every_command(
     tmp_path, digits, capsys
 ):

@@ -165,7 +165,7 @@ def test_rounding_to_float16_changes_no_label(run):
         assert np.mean(labels == digits.label) == pytest.approx(measured["accuracy"])
 
 
-@pytest.mark.slow
+@pytest.mark.variant
 def test_the_limit_is_that_of_the_validation_images_and_spares_the_test_images(run):
     script = runpy.run_path(str(ROOT / "docs" / "figures" / "drawing_limit.py"))
     assert run.drawing_limit == pytest.approx(script["measure"](run), rel=1e-4)

@@ -6,6 +6,7 @@ import threading
 import jax
 import numpy as np
 import pytest
+from marks import variants
 from PIL import Image
 from test_hosts import ended, free_port, python
 from tiny import TINY_MODEL, tiny
@@ -131,7 +132,7 @@ class _StopError(Exception):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("rows", [4, *variants(1)])
 def test_a_stopped_run_goes_on_from_disk_exactly(photos, tmp_path, rows):
     """It stops in the first epoch, and in the second: in its last checkpoint's."""
 
@@ -150,7 +151,7 @@ def test_a_stopped_run_goes_on_from_disk_exactly(photos, tmp_path, rows):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.slow
+@pytest.mark.variant
 def test_two_hosts_train_from_disk_as_from_memory(photos, tmp_path):
     """Both fill one cache at once."""
 
