@@ -25,6 +25,7 @@ from votes import (
     without_votes,
 )
 
+from capsjax.kernels import vote_blocks
 from capsjax.kernels.dynamic_routing import Rounds
 from capsjax.routings import DynamicRouting
 from capsjax.runtime import platforms
@@ -53,7 +54,7 @@ def test_poses_and_all_gradients_equal_the_plain_form_s(key, name):
         ("cpu", {"block_bytes": 1}),
         ("cuda", {"block_bytes": 2**14}),
         ("cuda", {"block_bytes": 2**30}),
-        # Some examples at a time, in equal parts and one more.
+        # Four times four examples, and one more.
         ("cpu", {"one_input_bytes": 1}),
     ],
 )
@@ -61,6 +62,7 @@ def test_poses_and_all_gradients_equal_the_plain_form_s(key, name):
 def test_block_size_and_platform_change_nothing(key, monkeypatch, platform, size):
     case = CASES["blocks do not divide i"]._replace(rounds=rounds(3, nowhere=True))
     operands, gradient = draw(key, case)
+    monkeypatch.setattr(vote_blocks, "_FEWEST_EXAMPLES", 4)
     row = platforms.platform(platform)._replace(**size)
     monkeypatch.setattr(platforms, "PLATFORMS", {"cpu": row})
     actual = pose_and_gradients(without_votes(case.rounds), operands, gradient)

@@ -102,14 +102,19 @@ def test_results_and_all_gradients_equal_those_of_held_votes(drawn, value, is_sh
     assert_close(with_gradients(free(value), operands), exact(value, operands), 2e-5)
 
 
+@pytest.mark.parametrize("is_shared", [False, True])
 @pytest.mark.parametrize("platform", ["cpu", *variants("cuda")])
-def test_block_size_and_platform_change_nothing(drawn, monkeypatch, value, platform):
+def test_block_size_and_platform_change_nothing(
+    drawn, monkeypatch, value, platform, is_shared
+):
     monkeypatch.setattr(vote_blocks, "_FEWEST_EXAMPLES", 2)
     sizes = {"block_bytes": 2**10, "one_input_bytes": 1}
     row = platforms.platform(platform)._replace(**sizes)
     monkeypatch.setattr(platforms, "PLATFORMS", {"cpu": row})
     capsules, weight, start, own, *rest = drawn
-    operands = [capsules[:3], weight, start[:3], own, *(x[:3] for x in rest)]
+    # Twice two examples, and one more.
+    start = start[0] if is_shared else start[:5]
+    operands = [capsules[:5], weight, start, own, *(x[:5] for x in rest)]
     assert_close(with_gradients(free(value), operands), exact(value, operands), 2e-5)
 
 
