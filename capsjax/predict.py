@@ -133,8 +133,12 @@ def _table(files: Sequence[str]) -> Iterator[Writer]:
         longest = list(entry[kind].items())[:3]
         lengths = "  ".join(f"{name} {length:.2f}" for name, length in longest)
         line = f"{printable(entry['file']):{wide}}  {lengths:18}  {entry['verdict']}"
-        if longest[0][1] >= PRESENT and entry.get("num_present") == 0:
-            line += f" (capsule {longest[0][0]} draws something else)"
+        if entry.get("num_present") == 0:
+            # 0.4968 stands there as 0.50.
+            reason = f"none reaches {PRESENT:g}"
+            if longest[0][1] >= PRESENT:
+                reason = f"capsule {longest[0][0]} draws something else"
+            line += f" ({reason})"
         answer(line)
 
     yield write

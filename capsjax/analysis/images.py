@@ -17,9 +17,9 @@ from capsjax.data.readers.layout import shortened as listed
 from capsjax.runtime.console import printable
 from capsjax.storage.files import WorkdirError
 from capsjax.storage.run import Run
-from capsjax.training.sets import make_sets
+from capsjax.training.sets import can_load_validation, load_validation, make_sets
 
-# Training images are not read again for the validation images among them if larger.
+# Larger images are not read again to calibrate by them.
 _MOST_BYTES = 2**28
 
 
@@ -159,15 +159,23 @@ def load_validation_set(run: Run) -> Dataset | None:
     """Loads the images that a run was validated on.
 
     Returns:
-        The images; None if there were none, if they are not there any more, or if all
-        training images, of which they are a part, take more than 256 MB.
+        The images; None if there were none, if they are not there any more, or if what
+        must be read for them takes more than 256 MB: of image files the images
+        themselves, of other sets all training images, of which they are a part.
     """
     with contextlib.suppress(DatasetError, ConfigError, WorkdirError, KeyError):
         known = run.workdir.read_json(run.workdir.dataset)["splits"]
-        num_bytes = known["train"]["num_images"] * math.prod(run.image_shape)
-        if run.in_memory or "validation" not in known or num_bytes > _MOST_BYTES:
+        if run.in_memory or "validation" not in known:
             return None
-        _, validation, _ = make_sets(run.config, run.workdir.split_rule(), None)
+        how = (run.config, run.workdir.split_rule())
+        is_alone = can_load_validation(run.config)
+        num_images = known["validation" if is_alone else "train"]["num_images"]
+        if num_images * math.prod(run.image_shape) > _MOST_BYTES:
+            return None
+        if is_alone:
+            validation = load_validation(*how, run.preparation)
+        else:
+            _, validation, _ = make_sets(*how, None, run.preparation)
         if validation is not None and run.workdir.is_of(validation, "validation"):
             return validation
     return None

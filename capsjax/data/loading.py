@@ -35,6 +35,7 @@ def load(
     split_rule: str = BY_CLASS,
     preparation: Preparation | None = None,
     skip_bad_files: bool = False,
+    choose: Callable[[Dataset], Dataset] | None = None,
 ) -> Dataset | Generated:
     """Loads one split of a data set.
 
@@ -74,6 +75,8 @@ def load(
         preparation: How image files become images, instead of ``image_size`` and the
             files' own kind: as in another split or set.
         skip_bad_files: Whether unreadable image files are left out.
+        choose: Takes some of a split's images, before any is read, by their labels and
+            the names of their files. For image files with a ``preparation``.
 
     Returns:
         The images and labels, always in the same order. Sets made from MNIST are
@@ -86,7 +89,7 @@ def load(
             not fit it, or images of another kind would take more than ``max_bytes``.
             The message names the remedy.
     """
-    are_files = name == _IMAGE_FOLDER or _is_file(name, ".csv")
+    are_files = are_image_files(name)
     if split not in _SPLITS and not (are_files and split == "all"):
         raise DatasetError(f"there is no split {split!r}: it must be 'train' or 'test'")
     if split == "validation" and not has_validation(name, path, data_dir=data_dir):
@@ -114,6 +117,7 @@ def load(
             max_bytes=max_bytes,
             preparation=preparation,
             skip_bad_files=skip_bad_files,
+            choose=choose,
         )
     if name in RECIPES:
         return _generate(name, split, image_size, max_bytes)
@@ -137,7 +141,7 @@ def has_validation(
     Raises:
         DatasetError: If the name is unknown.
     """
-    if name == _IMAGE_FOLDER or _is_file(name, ".csv"):
+    if are_image_files(name):
         return "validation" in own_splits(name, path)
     if _is_own(name):
         return False
@@ -156,6 +160,11 @@ def may_name_a_place(name: str) -> bool:
 def names_a_file(name: str) -> bool:
     """Returns whether a name is the path of a file, not of a folder."""
     return _is_file(name, ".npz") or _is_file(name, ".csv")
+
+
+def are_image_files(name: str) -> bool:
+    """Returns whether a data set is a folder or a table of image files."""
+    return name == _IMAGE_FOLDER or _is_file(name, ".csv")
 
 
 def find_pictures(name: str) -> tuple[str, str] | None:

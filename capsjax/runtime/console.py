@@ -264,7 +264,7 @@ class Progress:
         self._done, self._text = initial, ""
         self._start = self._last = time.monotonic()
         self._bar = None
-        self._ended = threading.Event()
+        self._ended, self._one_at_a_time = threading.Event(), threading.Lock()
         if not is_writer():
             return
         if _is_terminal(sys.stderr):
@@ -293,17 +293,22 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(done - self._bar.n)
-        elif is_writer() and time.monotonic() - self._last > _SECONDS_BETWEEN_LINES:
-            self._print()
+        elif is_writer():
+            self._print_after(_SECONDS_BETWEEN_LINES)
 
     def _tick(self) -> None:
         # A chunk of steps may outlast a reader's patience.
         while not self._ended.wait(1):
-            if time.monotonic() - self._last > _SECONDS_OF_SILENCE:
+            self._print_after(_SECONDS_OF_SILENCE)
+
+    def _print_after(self, seconds: int) -> None:
+        """Prints a line if the last one is older than some seconds, in any thread."""
+        with self._one_at_a_time:
+            if time.monotonic() - self._last > seconds:
+                self._last = time.monotonic()
                 self._print()
 
     def _print(self) -> None:
-        self._last = time.monotonic()
         parts = [self._text] if self._text else []
         if steps := self._done - self._initial:
             rate = (self._last - self._start) / steps

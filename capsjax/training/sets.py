@@ -14,10 +14,11 @@ from capsjax.data import (
     DatasetError,
     Generated,
     NotFoundError,
+    load,
     split_validation,
     take_share,
 )
-from capsjax.data.loading import names_a_file
+from capsjax.data.loading import are_image_files, names_a_file
 from capsjax.data.preparation import Preparation
 from capsjax.data.readers.layout import shortened
 
@@ -25,7 +26,10 @@ _OTHERS = ("validation", "test")
 
 
 def make_sets(
-    config: configs.Config, rule: str, datasets: Sequence[Dataset] | None
+    config: configs.Config,
+    rule: str,
+    datasets: Sequence[Dataset] | None,
+    preparation: Preparation | None = None,
 ) -> tuple[Dataset | Generated, Dataset | None, Dataset]:
     """Returns the images to train on, to validate and to test.
 
@@ -33,13 +37,61 @@ def make_sets(
         config: The config of the run.
         rule: Name of the rule that divides the training images.
         datasets: Images in memory; None to load the images that the config names.
+        preparation: How image files become images; None to look at all of them first.
 
     Raises:
         ConfigError: If a field does not fit the images.
         DatasetError: If images can't be found or read, or sets are not alike.
     """
-    sets = _load_sets(config, rule) if datasets is None else _alike(datasets)
-    return _divide(config, *sets, rule)
+    if datasets is not None:
+        return _divide(config, *_alike(datasets), rule)
+    return _divide(config, *_load_sets(config, rule, preparation), rule)
+
+
+def can_load_validation(config: configs.Config) -> bool:
+    """Returns True if ``load_validation`` can load a config's validation images."""
+    data = config.data
+    # A file that can't be read is found by reading all.
+    is_own = type(data).load is not configs.Data.load
+    return not is_own and are_image_files(data.name) and not data.skip_bad_files
+
+
+def load_validation(
+    config: configs.Config, rule: str, preparation: Preparation
+) -> Dataset | None:
+    """Returns the images to validate, without reading those to train on.
+
+    None if there are none.
+
+    Args:
+        config: The config of the run, of which ``can_load_validation`` is true.
+        rule: Name of the rule that divides the training images.
+        preparation: How image files become images.
+
+    Raises:
+        ConfigError: If a field does not fit the images.
+        DatasetError: If images can't be found or read.
+    """
+    data = config.data
+    if data.num_validation == 0:
+        return None
+    if _has_validation(config, rule):
+        return _load(config, "validation", rule, preparation).fixed()
+
+    def choose(train_set: Dataset) -> Dataset:
+        _, validation_set, _ = _divide(config, train_set, None, train_set, rule)
+        assert validation_set is not None
+        return validation_set
+
+    return load(
+        data.name,
+        "train",
+        path=data.path,
+        max_bytes=config.max_image_bytes,
+        split_rule=rule,
+        preparation=preparation,
+        choose=choose,
+    ).fixed()
 
 
 def named_after(config: configs.Config, datasets: Sequence[Dataset]) -> configs.Config:
@@ -50,17 +102,17 @@ def named_after(config: configs.Config, datasets: Sequence[Dataset]) -> configs.
 
 
 def _load_sets(
-    config: configs.Config, rule: str
+    config: configs.Config, rule: str, preparation: Preparation | None
 ) -> tuple[Dataset | Generated, Dataset | None, Dataset]:
     """Loads the images to train on, the set's own validation images, and the test's."""
     data = config.data
-    train_set = _load(config, "train", rule)
+    train_set = _load(config, "train", rule, preparation)
     # Prepare all splits like the training images.
     load_split = functools.partial(
         _load, config, rule=rule, preparation=train_set.preparation
     )
     test_set, own = load_split("test"), None
-    if data.num_validation and rule == BY_CLASS and data.has_validation:
+    if _has_validation(config, rule):
         own = load_split("validation").fixed()
     for what, one in (("test", test_set), ("validation", own)):
         if one is not None and one.image_shape != train_set.image_shape:
@@ -69,6 +121,12 @@ def _load_sets(
                 f"images {train_set.image_shape}: they must have one shape."
             )
     return train_set, own, test_set.fixed()
+
+
+def _has_validation(config: configs.Config, rule: str) -> bool:
+    """Returns True if the data set's own validation images validate."""
+    data = config.data
+    return bool(data.num_validation) and rule == BY_CLASS and data.has_validation
 
 
 def require_datasets(datasets: Any) -> None:

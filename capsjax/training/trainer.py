@@ -399,8 +399,9 @@ class Trainer:
         if self.checkpoints.latest != self.step:
             self._save()
         self.checkpoints.wait()
+        place = f"after step {self.step} of {self.num_steps}"
         say(
-            f"stopped after step {self.step} of {self.num_steps}, saved in "
+            f"stopped {place if self.step else 'before the first step'}, saved in "
             f"{self.workdir.path}. The same command goes on from there."
         )
 

@@ -86,6 +86,21 @@ def test_where_the_number_differs_all_that_are_present_are_named():
     assert verdict_of({7: 0.6, 2: 0.9, 1: 0.8}, num_shown=None) == "2 and 1 and 7"
 
 
+@pytest.mark.parametrize(
+    ("length", "drawing", "reason"),
+    [
+        (0.4968, {}, "  no digit (none reaches 0.5)"),
+        (0.9, {"drawing_error": 0.8}, "  no digit (capsule 3 draws something else)"),
+    ],
+)
+def test_the_table_says_why_a_picture_shows_nothing(length, drawing, reason, capsys):
+    entry = {"file": "a.png", "verdict": "no digit", "lengths": {"3": length}}
+    with predict._table(["a.png"]) as write:
+        write(entry | {"num_present": 0} | drawing)
+    _, line = capsys.readouterr().out.splitlines()
+    assert line.endswith(reason)
+
+
 @pytest.mark.slow
 def test_the_command_prints_a_table_or_json(tiny_run, tmp_path, capsys):
     paths = [str(tmp_path / f"{name}.png") for name in "ab"]

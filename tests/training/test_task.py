@@ -13,10 +13,12 @@ from capsjax.config import replaced
 from capsjax.data import Dataset, DatasetError, Generated, load, loading
 from capsjax.data.augment import NoAugmentation
 from capsjax.data.generated import RECIPES
+from capsjax.data.preparation import Preparation
 from capsjax.losses import AutoLoss, CrossEntropy, Loss, MarginLoss
 from capsjax.models import CapsNet
 from capsjax.routings import DynamicRouting
 from capsjax.training import task
+from capsjax.training.sets import can_load_validation, load_validation, make_sets
 
 pytestmark = pytest.mark.usefixtures("without_estimate")
 
@@ -238,6 +240,52 @@ def test_a_folder_of_two_splits_names_what_is_tested(tmp_path, capsys):
     assert [values(one) for one in made.sets.values()] == [[0], [1], [0]]
     out = capsys.readouterr().out
     assert "val validates; there is no folder for the test, so a tenth of train" in out
+
+
+@pytest.mark.parametrize(
+    ("splits", "choice", "rule"),
+    [
+        (["train", "test"], "drawn", "by_class"),
+        (["train", "test"], "last", "first_edition"),
+        (["train", "val"], "drawn", "by_class"),
+        ([""], "drawn", "by_class"),
+    ],
+)
+def test_the_images_that_validate_are_found_without_reading_the_others(
+    tmp_path, monkeypatch, splits, choice, rule
+):
+    config = folder_of(tmp_path, *splits)
+    config.data.validation_choice = choice
+    train_set, expected, _ = make_sets(config, rule, None)
+    read = []
+
+    def apply(self, path, **options):
+        read.append(path)
+        return applied(self, path, **options)
+
+    applied = Preparation.apply
+    monkeypatch.setattr(Preparation, "apply", apply)
+    assert can_load_validation(config)
+    found = load_validation(config, rule, train_set.preparation)
+    assert found.identity() == expected.identity()
+    np.testing.assert_array_equal(found.image, expected.image)
+    assert len(read) == len(expected)
+    # Whether a file is skipped shows in reading it.
+    config.data.skip_bad_files = True
+    assert not can_load_validation(config)
+
+
+def test_of_a_table_too_the_images_that_validate_are_found(tmp_path):
+    config = folder_of(tmp_path, "")
+    files = sorted(path.relative_to(tmp_path) for path in tmp_path.glob("?/*.png"))
+    lines = [f"{path},{path.parent};{n % 3}" for n, path in enumerate(files)]
+    table = tmp_path / "labels.csv"
+    table.write_text("\n".join(["path,labels", *lines]))
+    config.data = replaced(config.data, name=str(table), path="")
+    train_set, expected, _ = make_sets(config, "by_class", None)
+    found = load_validation(config, "by_class", train_set.preparation)
+    assert found.is_multi_label
+    assert found.identity() == expected.identity()
 
 
 def test_processes_may_find_the_same_images_in_different_places(tmp_path):

@@ -4,7 +4,7 @@ import collections
 import csv
 import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +39,7 @@ def load_image_csv(
     max_bytes: int,
     preparation: Preparation | None = None,
     skip_bad_files: bool = False,
+    choose: Callable[[Dataset], Dataset] | None = None,
 ) -> Dataset:
     """Reads one split of the images that a CSV lists into memory.
 
@@ -49,6 +50,7 @@ def load_image_csv(
         max_bytes: As in ``read_files``.
         preparation: As in ``read_files``.
         skip_bad_files: Whether files that are missing or can't be read are left out.
+        choose: As in ``read_files``.
 
     Returns:
         The images, in the order of their rows.
@@ -70,6 +72,7 @@ def load_image_csv(
         max_bytes=max_bytes,
         preparation=preparation,
         skip_bad_files=skip_bad_files,
+        choose=choose,
     )
 
 

@@ -42,6 +42,7 @@ def read_files(
     split_rule: str = BY_CLASS,
     preparation: Preparation | None = None,
     skip_bad_files: bool = False,
+    choose: Callable[[Dataset], Dataset] | None = None,
 ) -> Dataset:
     """Reads one split of image files.
 
@@ -58,6 +59,8 @@ def read_files(
             three, and the training files determine one scale for all files with more
             than 8 bits.
         skip_bad_files: Whether files that can't be read are left out.
+        choose: Takes some of the images, before any is read: it gets a data set of one
+            pixel an image, and returns its subset.
 
     Returns:
         The images, in the layout's order.
@@ -74,6 +77,8 @@ def read_files(
     reader = _Reader(layout, split, skip_bad_files=skip_bad_files)
     if preparation is None:
         preparation = reader.find_preparation(image_size, split_rule, max_bytes)
+    if choose is not None:
+        reader.choose(choose)
     return reader.read(preparation, max_bytes)
 
 
@@ -223,6 +228,17 @@ class _Reader:
                 if file.path in bad
             ],
         }
+
+    def choose(self, choose: Callable[[Dataset], Dataset]) -> None:
+        """Keeps the files that ``choose`` takes, by their labels and names."""
+        unread = Dataset(
+            str(self.place),
+            np.zeros((len(self.files), 1, 1, 1), np.uint8),
+            self._labels(self.files),
+            self.layout.class_names,
+            files=np.arange(len(self.files)),
+        )
+        self.files = [self.files[number] for number in choose(unread).files]
 
     def read(self, preparation: Preparation, max_bytes: int) -> Dataset:
         """Reads the images.

@@ -1,6 +1,7 @@
 """Reads a user's own images: a folder with one subfolder for each class."""
 
 import os
+from collections.abc import Callable
 
 from capsjax.data.dataset import Dataset
 from capsjax.data.errors import DatasetError, NotFoundError
@@ -20,6 +21,7 @@ def load_image_folder(
     split_rule: str = BY_CLASS,
     preparation: Preparation | None = None,
     skip_bad_files: bool = False,
+    choose: Callable[[Dataset], Dataset] | None = None,
 ) -> Dataset:
     """Reads one split of a folder of images into memory.
 
@@ -36,6 +38,7 @@ def load_image_folder(
             three, and the training files determine one scale for all files with more
             than 8 bits.
         skip_bad_files: Whether files that can't be read are left out.
+        choose: As in ``read_files``.
 
     Returns:
         The images, ordered by class and then by file name. Classes are ordered by name.
@@ -62,6 +65,7 @@ def load_image_folder(
             split_rule=split_rule,
             preparation=preparation,
             skip_bad_files=skip_bad_files,
+            choose=choose,
         )
     except OSError as error:
         path = os.path.abspath(os.fsdecode(error.filename or folder))
