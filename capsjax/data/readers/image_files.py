@@ -238,7 +238,9 @@ class _Reader:
             self.layout.class_names,
             files=np.arange(len(self.files)),
         )
-        self.files = [self.files[number] for number in choose(unread).files]
+        taken = choose(unread).files
+        assert taken is not None
+        self.files = [self.files[number] for number in taken]
 
     def read(self, preparation: Preparation, max_bytes: int) -> Dataset:
         """Reads the images.
