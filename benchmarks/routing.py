@@ -5,13 +5,14 @@
     python benchmarks/routing.py --plain          beside a plain loop over einsums
     python benchmarks/routing.py --grow           cost against batch, i, j, d, c, rounds
     python benchmarks/routing.py --algorithms     every algorithm, beside PyTorch
+    python benchmarks/routing.py --networks       other networks' layers, likewise
     python benchmarks/routing.py --grow --figure growth.png --json growth.jsonl
 
 Tables in Markdown go to stdout. All programs are compiled first; then each repeat runs
 every program, so that other work on the machine disturbs all alike. It runs twice; the
 second run is timed, with its memory at hand. Compare rows of one run only, by "times
 faster": the median over the repeats of the plain loop's time divided by the form's own.
-``--algorithms`` and what may follow it: see ``routing_algorithms.py``.
+``--algorithms`` and ``--networks``: see ``routing_algorithms.py``.
 """
 
 import argparse
@@ -425,7 +426,7 @@ def draw_growth(records: list[dict[str, Any]], path: str) -> None:
 
 
 def main() -> None:
-    if "--algorithms" in sys.argv:
+    if {"--algorithms", "--networks"} & {*sys.argv}:
         import routing_algorithms  # Late: it imports this file.
 
         routing_algorithms.main()

@@ -4,6 +4,7 @@
     python benchmarks/routing.py --algorithms --quick     small, to see whether it works
     python benchmarks/routing.py --algorithms --torch-python torch/bin/python
     python benchmarks/routing.py --algorithms em dynamic
+    python benchmarks/routing.py --networks               layer by layer, likewise
 
 PyTorch needs an environment of its own, like in ``train_step.py``. Its programs are
 written anew (``peers/torch_routings.py``), eager and by ``torch.compile``. They get the
@@ -12,6 +13,10 @@ same arrays. What they compute of them is compared first, and must be the same.
 Votes have the algorithm's ``vote_deviation``, if it has one. Form ``votes`` holds them,
 and form ``votes_free`` does not: a row for each form that the algorithm has. Backward
 makes the gradients of capsules, weight, activations and parameters.
+
+``--networks`` measures each routed layer of the networks of ``train_step.py --tables
+networks``, at its size there and with 32 images. The windows of a convolutional layer
+stand in its batch. Here none is masked, and none competes with another.
 
 The programs of one algorithm and direction run in turn, like in ``routing.py``. Compare
 by "PyTorch by ours": the median over the repeats of PyTorch's time divided by ours.
@@ -31,6 +36,7 @@ import pathlib
 import statistics
 import sys
 import tempfile
+import unittest.mock
 from collections.abc import Iterable
 from typing import Any
 
@@ -46,7 +52,9 @@ from routing import (
     print_table,
 )
 from train_step import Contender, Worker
+from worker import NETWORKS, recipe_of
 
+from capsjax.models.network import init_variables
 from capsjax.routings import ROUTINGS, Algorithm
 from capsjax.routings.algorithm import parameter_shapes
 
@@ -55,6 +63,26 @@ TOLERANCE = 1e-4
 WAYS = ("eager", "compiled")  # Of PyTorch.
 # Names of the gradients of pose and activation in a file for PyTorch.
 GRADIENTS = ("gradient.pose", "gradient.activation")
+
+
+def layers(network: str, num_images: int) -> list[tuple[Algorithm, Problem]]:
+    """Returns the algorithm and the sizes of each routed layer of a network."""
+    config, shape = recipe_of(network)
+    model, found = config.model, []
+    algorithm = type(model.routing)
+    route_capsules = algorithm.from_capsules
+
+    def note(self, capsules, weight, *others, **how):
+        _, j, d, c = weight.shape
+        batch = math.prod(capsules.shape[:-2])
+        found.append((self, Problem(batch, capsules.shape[-2], j, d, c)))
+        return route_capsules(self, capsules, weight, *others, **how)
+
+    variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
+    image = jnp.zeros((num_images, *shape))
+    with unittest.mock.patch.object(algorithm, "from_capsules", note):
+        jax.eval_shape(lambda v: model.apply(v, image, method=model.encode), variables)
+    return found
 
 
 def forms(algorithm: Algorithm) -> dict[str, Algorithm]:
@@ -120,13 +148,18 @@ class Peer(Worker):
         return 1e3 * self.time()["seconds"]
 
 
+def name_of(algorithm: Algorithm) -> str:
+    return next(name for name, one in ROUTINGS.items() if type(algorithm) is one)
+
+
 def start_peers(
-    name: str, folder: pathlib.Path, arguments, *, backward: bool
+    algorithm: Algorithm, folder: pathlib.Path, arguments, *, backward: bool
 ) -> dict[str, Peer]:
     """Starts PyTorch on the arrays of a folder; leaves out what fails."""
+    name = name_of(algorithm)
     options = {"algorithm": name, "given": folder / "given.npz"}
-    if (rounds := ROUTINGS[name]().num_rounds) is not None:
-        options["rounds"] = rounds
+    if algorithm.num_rounds is not None:
+        options["rounds"] = algorithm.num_rounds
     if backward:
         options["backward"] = True
     peers = {}
@@ -153,14 +186,20 @@ def difference(found: list[Any], expected: list[Any]) -> float:
 
 
 def compare_forms(
-    name: str, problem: Problem, arguments, *, backward: bool
+    name: str, algorithm: Algorithm, problem: Problem, arguments, *, backward: bool
 ) -> Iterable[dict[str, Any]]:
     """Yields a record for each form of an algorithm, beside PyTorch.
+
+    Args:
+        name: Name of the row.
+        algorithm: The algorithm, with PyTorch's numbers, which are our defaults.
+        problem: The sizes.
+        arguments: The command line.
+        backward: Whether gradients are made too.
 
     Raises:
         SystemExit: If two programs compute different numbers.
     """
-    algorithm = ROUTINGS[name]()
     operands, gradients = make_operands(algorithm, problem)
     programs = {
         form: compile_form(own, operands, gradients, backward=backward)
@@ -173,7 +212,7 @@ def compare_forms(
             folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
             named = dict(zip(GRADIENTS, gradients, strict=True))
             np.savez(folder / "given.npz", **operands, **named)
-            peers = start_peers(name, folder, arguments, backward=backward)
+            peers = start_peers(algorithm, folder, arguments, backward=backward)
             for way, peer in peers.items():
                 stack.callback(peer.close)
                 results[way] = [*np.load(folder / f"{way}.npz").values()]
@@ -192,7 +231,8 @@ def compare_forms(
     for form, program in programs.items():
         own = times[form]
         yield {
-            "algorithm": name,
+            "name": name,
+            "algorithm": name_of(algorithm),
             "form": form,
             "backward": backward,
             "problem": sizes,
@@ -215,16 +255,16 @@ def compare_forms(
 
 
 def print_algorithms(records: list[dict[str, Any]]) -> None:
-    problem, about = records[0]["problem"], records[0]["environment"]
-    sizes = (f"{name} {problem[name]}" for name in ("batch", *"ijdc"))
-    print("Problem:", ", ".join(sizes))
+    about = records[0]["environment"]
     print("Environment:", ", ".join(f"{k} {v}" for k, v in about.items()))
     worst = max(r["difference"] for r in records)
     print(f"All programs of an algorithm agree to {worst:.0e} of the largest.\n")
 
     def row(record):
-        name, rounds = record["algorithm"], record["problem"]["rounds"]
-        yield f"{name}, {rounds} rounds" if rounds else name
+        problem = record["problem"]
+        rounds = f", {problem['rounds']} rounds" if problem["rounds"] else ""
+        yield record["name"] + rounds
+        yield "{batch} x {i} x {c} to {j} x {d}".format(**problem)
         yield record["form"]
         low, high = record["min_ms"], record["max_ms"]
         yield f"{record['median_ms']:.1f} ({low:.1f} - {high:.1f})"
@@ -239,7 +279,7 @@ def print_algorithms(records: list[dict[str, Any]]) -> None:
 
     for backward in (False, True):
         print_table(
-            f"algorithm, forward{' + backward' * backward} | form "
+            f"algorithm, forward{' + backward' * backward} | batch x inputs | form "
             "| ms, median (min - max) | temporary MB | compile s "
             "| PyTorch, ms | PyTorch by ours | PyTorch, MB "
             "| compiled PyTorch, ms | compiled PyTorch by ours",
@@ -251,23 +291,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--algorithms", nargs="*", metavar="NAME", help=", ".join(ROUTINGS))
+    add("--networks", nargs="*", metavar="NAME", help=", ".join(NETWORKS))
     add("--torch-python", default=os.environ.get("TORCH_PYTHON"))
     add("--quick", action="store_true", help="small, without compiled PyTorch")
     add("--repeats", type=int, help="runs of each program")
     add("--json", metavar="FILE", help="append the records to FILE")
     arguments = parser.parse_args()
-    arguments.algorithms = arguments.algorithms or [*ROUTINGS]
-    if unknown := {*arguments.algorithms} - {*ROUTINGS}:
-        parser.error(
-            f"--algorithms {' '.join(sorted(unknown))}: choose of {', '.join(ROUTINGS)}"
-        )
+    known = {"algorithms": ROUTINGS, "networks": NETWORKS}
+    for option, names in known.items():
+        given = getattr(arguments, option)
+        if unknown := {*(given or ())} - {*names}:
+            parser.error(
+                f"--{option} {' '.join(sorted(unknown))}: choose of {', '.join(names)}"
+            )
+        if given == []:
+            setattr(arguments, option, [*names])
     arguments.repeats = arguments.repeats or (3 if arguments.quick else 10)
     problem = Problem(batch=32) if arguments.quick else Problem()
+    rows = [(name, ROUTINGS[name](), problem) for name in arguments.algorithms or ()]
+    for network in arguments.networks or ():
+        found = layers(network, 4 if arguments.quick else 32)
+        rows += [(f"{network}, layer {n}", *one) for n, one in enumerate(found, 1)]
     records = []
-    for name in arguments.algorithms:
+    for name, algorithm, sizes in rows:
         for backward in (False, True):
             print(f"{name}, backward {backward}", file=sys.stderr)
-            records += compare_forms(name, problem, arguments, backward=backward)
+            records += compare_forms(
+                name, algorithm, sizes, arguments, backward=backward
+            )
     print_algorithms(records)
     if arguments.json:
         with open(arguments.json, "a") as file:

@@ -138,19 +138,27 @@ def train_on(config, dataset, num_steps):
     }
 
 
-def network(arguments):
-    """Steps of another recipe, without changes of the images."""
-    name, shape = NETWORKS[arguments.network]
+def recipe_of(network):
+    """Returns the config of a network, made for images of ten classes, and their size.
+
+    The images are not changed.
+    """
+    name, shape = NETWORKS[network]
     path, _, variant = name.partition(":")
     path = pathlib.Path(__file__).resolve().parents[1] / "experiments" / path
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config(variant)
-    config = dataclasses.replace(
-        config, batch_size=arguments.batch, augmentation=NoAugmentation()
-    )
+    config.augmentation = NoAugmentation()
     config.model = bind(config.model, shape, CLASSES)
+    return config, shape
+
+
+def network(arguments):
+    """Steps of another recipe."""
+    config, shape = recipe_of(arguments.network)
+    config = dataclasses.replace(config, batch_size=arguments.batch)
     return train_on(config, random_data(shape, 512), arguments.steps)
 
 

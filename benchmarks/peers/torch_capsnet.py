@@ -45,12 +45,13 @@ def cast_votes(capsules, weight):
     return torch.einsum("ijdc,bic->bjid", weight, capsules).contiguous()
 
 
-def route(capsules, weight, num_iterations=3):
+def route(capsules, weight, num_iterations=3, bias=None):
     votes = cast_votes(capsules, weight)
     logit = votes.new_zeros(votes.shape[:-1])
     for iteration in range(num_iterations):
         coupling = torch.softmax(logit, dim=1)
-        pose = squash(torch.einsum("bji,bjid->bjd", coupling, votes))
+        s = torch.einsum("bji,bjid->bjd", coupling, votes)
+        pose = squash(s if bias is None else s + bias)
         if iteration < num_iterations - 1:
             logit = logit + torch.einsum("bjid,bjd->bji", votes, pose)
     return pose

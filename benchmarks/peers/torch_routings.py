@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch_capsnet import cast_votes, route, serve, squash
 
 
-def dynamic(capsules, weight, rounds):
-    pose = route(capsules, weight, rounds)
+def dynamic(capsules, weight, rounds, bias=None):
+    pose = route(capsules, weight, rounds, bias)
     return pose, pose.norm(dim=-1)
 
 
