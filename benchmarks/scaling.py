@@ -43,7 +43,7 @@ COLLECTIVE = re.compile(
 ARRAY = re.compile(r"([a-z]+)(\d*)\[([\d,]*)\]")
 CHECKED_STEPS = 4
 # Sums in another order, after four steps of Adam.
-LARGEST_DIFFERENCE = 1e-2
+LARGEST_DIFFERENCE = 1e-3
 
 
 def collectives(program):
@@ -285,25 +285,37 @@ def main():
     most = options.simulated or num_devices()
     options.devices = options.devices or [2**n for n in range(most.bit_length())]
     results, wrong = [], False
-    with tempfile.TemporaryDirectory() as folder:
-        for devices in options.devices:
-            print(f"{devices} devices ...", file=sys.stderr, flush=True)
-            processes = start(options, devices, pathlib.Path(folder))
-            printed = [process.communicate()[0] for process in processes]
-            if any(process.returncode for process in processes):
-                return f"{devices} devices failed"
-            result = json.loads(printed[0].splitlines()[-1])
-            reference = f"{folder}/{options.devices[0]}.npz"
-            result["difference"] = difference(f"{folder}/{devices}.npz", reference)
-            results.append(result)
-            for fault in faults(result):
-                wrong = True
-                print(f"WRONG, {devices} devices: {fault}", file=sys.stderr)
-    print_table(results)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for devices in options.devices:
+                print(f"{devices} devices ...", file=sys.stderr, flush=True)
+                result, found = measure(options, devices, pathlib.Path(folder), results)
+                for fault in found:
+                    wrong = True
+                    print(f"WRONG, {devices} devices: {fault}", file=sys.stderr)
+                if result is not None:
+                    results.append(result)
+    finally:  # Hours of rows stay if the next one is stopped.
+        if results:
+            print_table(results)
+    return int(wrong)
+
+
+def measure(options, devices, folder, before):
+    """Returns a row, or None, and the reasons for which it is wrong; keeps it."""
+    processes = start(options, devices, folder)
+    printed = [process.communicate()[0] for process in processes]
+    if any(process.returncode for process in processes):
+        return None, ["it failed"]
+    result = json.loads(printed[0].splitlines()[-1])
+    first = before[0]["devices"] if before else devices
+    result["difference"] = difference(
+        folder / f"{devices}.npz", folder / f"{first}.npz"
+    )
     if options.json:
         with options.json.open("a") as file:
-            file.writelines(json.dumps(one) + "\n" for one in results)
-    return int(wrong)
+            print(json.dumps(result), file=file)
+    return result, faults(result)
 
 
 def num_devices():

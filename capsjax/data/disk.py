@@ -13,6 +13,7 @@ import abc
 import bisect
 import contextlib
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -258,10 +259,12 @@ class _Cache:
             self._fill()
             about = [self._read_about(number) for number in range(len(self._numbers))]
         except OSError as error:
+            remedy = "set XDG_CACHE_HOME to another folder"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                remedy = f"free {self._num_bytes / 1e9:.3g} GB there or {remedy}"
             raise DatasetError(
                 f"can't keep the images of {self._place} in {self._folder}: "
-                f"{error.strerror or error}; free {self._num_bytes / 1e9:.3g} GB there "
-                "or set XDG_CACHE_HOME to another folder; what is done stays done"
+                f"{error.strerror or error}; {remedy}; what is done stays done"
             ) from error
         parts = tuple(part for part, _ in about if len(part.checksum))
         return ImagesOnDisk(parts, self._image_shape), [one for _, one in about]
@@ -289,8 +292,8 @@ class _Cache:
         num_images = sum(len(self._numbers[number]) for number in missing)
         self._require_room(num_images * math.prod(self._image_shape))
         say(
-            f"{self._place}: {size} of images, more than memory may hold: they are "
-            f"decoded once, into {self._folder}"
+            f"{self._place}: {size} of images are decoded once, into {self._folder}, "
+            "and read from there"
         )
         # Another process, perhaps on another host, may fill the same folder: by chance
         # they take other parts first, and each skips those that are there.

@@ -167,6 +167,13 @@ def are_image_files(name: str) -> bool:
     return name == _IMAGE_FOLDER or _is_file(name, ".csv")
 
 
+def can_be_on_disk(name: str) -> bool:
+    """Returns whether images may be read from disk while training: files, and TFDS."""
+    is_held = _is_own(name) or _is_file(name, ".npz")
+    is_held |= _is_folder(name) and not is_prepared(name)
+    return are_image_files(name) or not is_held
+
+
 def find_pictures(name: str) -> tuple[str, str] | None:
     """Returns name and path, as in ``load``, of a folder or a table of image files.
 

@@ -16,7 +16,7 @@ from capsjax.data import (
 )
 from capsjax.data.augment import check_changes
 from capsjax.data.crop import cropped_shape
-from capsjax.data.loading import may_name_a_place
+from capsjax.data.loading import can_be_on_disk, may_name_a_place
 from capsjax.data.preparation import Preparation
 from capsjax.data.readers.layout import shortened
 from capsjax.losses import Loss, fitting_loss
@@ -136,8 +136,13 @@ def make_task(
     task = task._replace(split_rule=split_rule, in_memory=datasets is not None)
     _say_about_splits(task)
     num_weights = _check_network(config, task.model)
-    _check_memory(config, task, num_weights)
-    return task
+    if not _is_beyond_memory(config, task, num_weights):
+        return task
+    say(
+        f"{task.train_set.name}: memory for the images leaves too little for the "
+        "training, so they are read from disk"
+    )
+    return make_task(dataclasses.replace(config, data_placement="disk"), split_rule)
 
 
 def _check_machine(config: configs.Config) -> None:
@@ -245,20 +250,32 @@ def _check_network(config: configs.Config, model: Network) -> int:
     return num_parameters(variables["params"])
 
 
-def _check_memory(config: configs.Config, task: Task, num_weights: int) -> None:
+def _is_beyond_memory(config: configs.Config, task: Task, num_weights: int) -> bool:
+    """Prints the memory for a run; returns True if the images must be read from disk.
+
+    Raises:
+        ConfigError: If it would be too much then, too, or the images can't be.
+    """
     sets = [one for one in task[:3] if one is not None]
     memory = estimate_memory(task.model, task.loss, config, sets)
     say(f"{num_weights:,} parameters; training takes about {memory}")
-    if memory.total > config.max_gigabytes:
-        fields = "config.data.image_size or config.batch_size"
-        if hasattr(config.model, "primary_types"):
-            fields = (
-                "config.data.image_size, config.model.primary_types or "
-                "config.batch_size, raise config.model.primary_stride"
-            )
-        if memory.data > memory.total / 2 and not task.train_set.is_on_disk:
-            fields += ", leave image files on disk by config.data_placement=disk"
-        raise configs.ConfigError(
-            f"config.max_gigabytes={config.max_gigabytes}: training needs about "
-            f"{memory}. Lower {fields}, or raise config.max_gigabytes."
+    if memory.total <= config.max_gigabytes:
+        return False
+    is_own = type(config.data).load is not configs.Data.load or task.in_memory
+    helps = not is_own and can_be_on_disk(config.data.name)
+    helps &= not task.train_set.is_on_disk
+    helps &= memory.total - memory.data < config.max_gigabytes
+    if helps and config.data_placement == "auto":
+        return True
+    fields = "config.data.image_size or config.batch_size"
+    if hasattr(config.model, "primary_types"):
+        fields = (
+            "config.data.image_size, config.model.primary_types or "
+            "config.batch_size, raise config.model.primary_stride"
         )
+    if helps:
+        fields += ", leave the images on disk by config.data_placement=disk"
+    raise configs.ConfigError(
+        f"config.max_gigabytes={config.max_gigabytes}: training needs about "
+        f"{memory}. Lower {fields}, or raise config.max_gigabytes."
+    )

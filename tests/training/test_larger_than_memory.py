@@ -16,11 +16,14 @@ from capsjax import evaluate, predict
 from capsjax.analysis.images import load_test_set
 from capsjax.data import disk
 from capsjax.data.augment import Photo
-from capsjax.training import ahead, feed
+from capsjax.training import ahead, feed, task
+from capsjax.training.memory import estimate_memory
 from capsjax.training.sets import make_sets
 from capsjax.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("without_estimate")
+
+ESTIMATE = task._is_beyond_memory
 
 
 @pytest.fixture(autouse=True)
@@ -250,6 +253,33 @@ def test_a_set_beyond_the_memory_limit_is_read_from_disk_unasked(photos):
     assert train_set.is_on_disk
     assert not test_set.is_on_disk
     assert not feed.is_held(one, train_set)
+
+
+def test_images_that_leave_too_little_memory_are_read_from_disk_unasked(
+    photos, capsys, monkeypatch
+):
+    monkeypatch.setattr(task, "_is_beyond_memory", ESTIMATE)
+    one = config(photos, "auto")
+    one.steps_per_dispatch = 1
+    whole = task.make_task(one)
+    assert not whole.train_set.is_on_disk
+    used = estimate_memory(whole.model, whole.loss, one, whole[:3])
+    one.max_gigabytes = used.total - used.data / 4
+    assert one.max_image_bytes > len(whole.train_set) * 28 * 28 * 3
+    capsys.readouterr()
+    found = task.make_task(one)
+    assert found.train_set.is_on_disk
+    assert "leaves too little for the training" in capsys.readouterr().out
+    assert found.about() == whole.about()
+    # A placement that was asked for stays.
+    one.data_placement = "host"
+    with pytest.raises(configs.ConfigError, match="leave the images on disk"):
+        task.make_task(one)
+    # Nothing helps where the network alone is too much.
+    one.data_placement, one.max_gigabytes = "auto", used.state
+    with pytest.raises(configs.ConfigError, match=r"Lower [^:]*, or raise") as error:
+        task.make_task(one)
+    assert "disk" not in str(error.value)
 
 
 # ---- waiting
