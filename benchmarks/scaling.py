@@ -28,7 +28,6 @@ import math
 import os
 import pathlib
 import re
-import runpy
 import socket
 import subprocess
 import sys
@@ -72,12 +71,13 @@ class Run:
         from capsjax.losses import fitting_loss
         from capsjax.models.network import activation_kind, bind
         from capsjax.runtime.devices import parallel, replicated
+        from capsjax.training.command_line import experiment
         from capsjax.training.feed import Feed
         from capsjax.training.state import init_state
         from capsjax.training.step import make_train_chunk, make_train_step
 
         config = dataclasses.replace(
-            load_config(options.config),
+            experiment(options.config),
             batch_size=batch_size,
             steps_per_dispatch=options.steps,
             data_placement="device",
@@ -113,11 +113,6 @@ class Run:
             self.call()
             images += self.steps * batch_size
         return images / (time.perf_counter() - started)
-
-
-def load_config(name):
-    path, _, variant = name.partition(":")
-    return runpy.run_path(path)["get_config"](variant)
 
 
 def gather_collectives():

@@ -102,10 +102,15 @@ def load(
         raise DatasetError(
             f"image_size is {image_size}: it must be at least 0, at most {LARGEST_SIDE}"
         )
-    if bool(path) != (name == _IMAGE_FOLDER):
+    if name == _IMAGE_FOLDER and not path:
+        raise DatasetError(
+            f"an {_IMAGE_FOLDER!r} needs the path of its folder: "
+            "--config.data.path=FOLDER, or path= in Python"
+        )
+    if path and name != _IMAGE_FOLDER:
         raise DatasetError(
             f"data set {name!r} and path {str(path)!r} do not go together: only an "
-            f"{_IMAGE_FOLDER!r} has a path, and it needs one"
+            f"{_IMAGE_FOLDER!r} has a path"
         )
     if are_files:
         return _load_files(

@@ -1,8 +1,10 @@
 """The one table of the sizes and forms that are fast, by platform.
 
 A row is chosen when a program is lowered, not when it is traced (:func:`by_platform`),
-so that an export for a GPU takes the GPU's row on a machine without one.
-docs/performance.md has the measurements.
+so that an export for a GPU takes the GPU's row on a machine without one. A comment
+names what was measured for each number, and docs/performance.md has the tables, with
+their commands and commits: "The step", "The routing" (of many classes, too), "The
+convolution", "On a GPU".
 """
 
 import functools
@@ -70,6 +72,8 @@ _CPU = Platform(
     # Eleven steps of the paper's network in one call are 1.2 times as fast as single
     # steps (docs/performance.md), and end soon enough to stop: after four seconds.
     steps_per_dispatch=11,
+    # The host computes both: nothing waits for a call's end or for a transfer. Not
+    # measured.
     calls_ahead=0,
     largest_held_data_bytes=0,
     # From about 300 kB on, XLA:CPU splits each loop over its threads, which costs a
@@ -87,10 +91,13 @@ _CPU = Platform(
     # inputs) it is as fast for 8, and takes 0.8 GB, held votes 1.3; for 4 examples it
     # takes twice the time and 0.8 GB, held votes 0.3.
     held_votes=((8, sys.maxsize), (16, 2**27)),
+    # XLA:CPU takes thirty times the convolution's own time for its gradient.
     has_fast_convolution=False,
 )
-# Measured only on an H100, and only in part. A few hundred steps take about a second.
+# Only ``held_votes`` and the convolution's form were measured, on one H100. The other
+# numbers are guesses; TPUs and AMD's GPUs take the same row, and nobody has tried them.
 _ACCELERATOR = Platform(
+    # A few hundred steps of the paper's network take about a second on an H100.
     steps_per_dispatch=256,
     calls_ahead=1,
     largest_held_data_bytes=2**33,

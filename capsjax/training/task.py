@@ -28,7 +28,7 @@ from capsjax.models.network import (
     init_variables,
 )
 from capsjax.routings.algorithm import AlgorithmError
-from capsjax.runtime.console import say
+from capsjax.runtime.console import say, warn
 from capsjax.training.finetuning import check_freeze
 from capsjax.training.memory import estimate_memory
 from capsjax.training.objective import (
@@ -247,6 +247,11 @@ def _check_network(config: configs.Config, model: Network) -> int:
             error.add_note(f"in {type(config.model).__name__}, which is config.model")
             raise
         raise configs.ConfigError(str(error)) from error
+    if config.freeze and not config.init_from:
+        warn(
+            f"config.freeze={','.join(config.freeze)}: these weights start at random "
+            "and stay so, as no config.init_from gives others"
+        )
     return num_parameters(variables["params"])
 
 

@@ -336,6 +336,7 @@ def test_a_missing_image_size_is_refused(folder, image_size):
 
 
 def test_only_a_folder_of_images_has_a_path(tmp_path):
-    for name, path in (("image_folder", ""), ("mnist", tmp_path)):
-        with pytest.raises(DatasetError, match="do not go together"):
-            load(name, path=path, image_size=8)
+    with pytest.raises(DatasetError, match="do not go together"):
+        load("mnist", path=tmp_path)
+    with pytest.raises(DatasetError, match="needs the path of its folder: --config"):
+        load("image_folder", image_size=8)

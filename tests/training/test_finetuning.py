@@ -19,6 +19,7 @@ from capsjax.models.variables import named
 from capsjax.storage.workdir import Workdir
 from capsjax.training import train
 from capsjax.training.finetuning import read_start
+from capsjax.training.task import make_task
 from capsjax.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("without_estimate")
@@ -164,6 +165,14 @@ def test_what_does_not_fit_is_one_line_and_nothing_is_written(
         train(config, "run", FOUR)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("without_estimate")
+def test_freezing_weights_that_start_at_random_is_a_warning(capsys):
+    config = tiny()
+    config.freeze = ("conv",)
+    make_task(config)
+    assert "warning: config.freeze=conv: these weights start" in capsys.readouterr().err
 
 
 def test_names_to_freeze_come_from_the_command_line():
