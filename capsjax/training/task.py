@@ -142,6 +142,7 @@ def make_task(
         f"{task.train_set.name}: memory for the images leaves too little for the "
         "training, so they are read from disk"
     )
+    del task  # And the images.
     return make_task(dataclasses.replace(config, data_placement="disk"), split_rule)
 
 
