@@ -40,3 +40,4 @@ ROUTINGS: Mapping[str, Callable[..., Algorithm]] = {
     "em": EMRouting,
     "variational_bayes": VariationalBayesRouting,
 }
+"""The algorithms, by the word that names each in a config."""

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = "device"
+"""Name of the axis over all devices, for ``axis_name`` of a batch normalisation."""
 
 Tree = TypeVar("Tree")
 
