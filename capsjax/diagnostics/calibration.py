@@ -40,6 +40,13 @@ def class_probability(
         kind: Their kind: ``"length"``, ``"probability"`` or ``"logit"``.
         temperature: ``T``, above 0, in units of ``z``.
 
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from capsjax.diagnostics import class_probability
+        >>> p = class_probability(jnp.array([0.9, 0.1]), "length", 0.2)
+        >>> [f"{one:.3f}" for one in p]
+        ['0.982', '0.018']
+
     References:
         Guo, Pleiss, Sun and Weinberger 2017, *On Calibration of Modern Neural
         Networks*, https://arxiv.org/abs/1706.04599.
@@ -76,6 +83,16 @@ def fit_temperature(
     Returns:
         The temperature, from 0.0001 to 10,000: the lowest if all labels have the
         highest activation by far, the highest if the activations tell nothing.
+
+    Examples:
+        Three of four labels have the larger logit: a probability of 3/4 each, which the
+        logits 1 and 0 give at ``T = 1 / ln 3``.
+
+        >>> import jax.numpy as jnp
+        >>> from capsjax.diagnostics import fit_temperature
+        >>> logit = jnp.array([[1.0, 0.0]] * 4)
+        >>> print(f"{fit_temperature(logit, jnp.array([0, 0, 0, 1]), 'logit'):.3f}")
+        0.910
     """
     z = _logit(jnp.asarray(activation), kind)
     own = jnp.take_along_axis(z, jnp.asarray(label)[:, None], axis=-1)[:, 0]
@@ -103,6 +120,14 @@ class Reliability:
     Attributes:
         confidence: Confidences of the examples in each bin.
         right: 1 where the most probable class is the label, else 0.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from capsjax.diagnostics import Reliability
+        >>> probability = jnp.array([[0.9, 0.1]] * 4)
+        >>> seen = Reliability.of(probability, jnp.array([0, 0, 1, 1]))
+        >>> print(f"{seen.expected_error:.2f}")  # Sure by 0.9, right by half.
+        0.40
 
     References:
         Guo, Pleiss, Sun and Weinberger 2017, section 2,

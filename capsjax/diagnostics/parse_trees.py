@@ -24,6 +24,13 @@ def parse_tree(
 
     Returns:
         The index of each input's level, from 0.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from capsjax.diagnostics import parse_tree
+        >>> coupling = jnp.array([[[0.9, 0.1], [0.33, 0.67]]])
+        >>> print(parse_tree(coupling, jnp.array([0])))
+        [[9 3]]
     """
     label = jnp.asarray(label)[..., None, None]
     own = jnp.take_along_axis(jnp.asarray(coupling), label, axis=-1)[..., 0]
@@ -37,6 +44,13 @@ class ParseTrees:
 
     Attributes:
         count: By class, how many examples have each tree.
+
+    Examples:
+        >>> import numpy as np
+        >>> from capsjax.diagnostics import ParseTrees
+        >>> trees = ParseTrees.of(np.array([[9, 3], [9, 3], [5, 5]]), np.zeros(3, int))
+        >>> print(trees.num_examples, trees.num_distinct)
+        {0: 3} {0: 2}
 
     References:
         Renzulli, Tartaglione and Grangetto 2022, *REM: Routing Entropy Minimization for

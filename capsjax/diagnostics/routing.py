@@ -41,6 +41,13 @@ def coupling_entropy(
         coupling: Couplings, from 0 to 1.
         none_of_the_above: True if the rest to one goes to none of the outputs, which is
             one more choice.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from capsjax.diagnostics import coupling_entropy
+        >>> coupling = jnp.array([[0.5, 0.5], [1, 0]])
+        >>> [f"{nats:.3f}" for nats in coupling_entropy(coupling)]
+        ['0.693', '0.000']
     """
     coupling = jnp.asarray(coupling)
     entropy = jnp.sum(jax.scipy.special.entr(coupling), axis=-1)
@@ -65,6 +72,16 @@ class RoutingStatistics:
         share: Share of the inputs' activation that goes to each output,
             ``sum_i c_ij a_i / sum_i a_i``.
         num_choices: ``J``; the largest if it differs between examples.
+
+    Examples:
+        Two inputs, each sent to an output of its own in all of three examples: a tree.
+
+        >>> import jax.numpy as jnp
+        >>> from capsjax.diagnostics import RoutingStatistics
+        >>> coupling = jnp.broadcast_to(jnp.eye(2), (3, 2, 2))
+        >>> seen = RoutingStatistics.of(coupling, jnp.ones((3, 2)), jnp.ones((3, 2)))
+        >>> print(seen.t_score, seen.bonding, seen.dynamics)
+        1.0 1.0 0.0
 
     References:
         Peer, Stabinger and Rodriguez-Sanchez 2018, *Increasing the adversarial
@@ -298,6 +315,15 @@ def uniformly(logit: Float[Array, "*batch i j"]) -> Float[Array, "*batch i j"]:
 
     As ``compete`` of an algorithm or a layer, it swaps its couplings for uniform ones.
 
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from capsjax import DynamicRouting
+        >>> from capsjax.diagnostics import uniformly
+        >>> votes = jnp.ones((1, 3, 4, 8))  # [batch, i, j, d]
+        >>> routed = DynamicRouting()(votes, compete=uniformly)
+        >>> print(routed.coupling.min(), routed.coupling.max())
+        0.25 0.25
+
     References:
         Paik, Kwak and Kim 2019, *Capsule Networks Need an Improved Routing Algorithm*,
         https://arxiv.org/abs/1907.13327.
@@ -313,6 +339,13 @@ def is_changed(
     Args:
         named: True or 1 for each class that is predicted.
         reference: The prediction to compare with.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from capsjax.diagnostics import is_changed
+        >>> named = jnp.array([[0, 1], [1, 0]])
+        >>> print(is_changed(named, jnp.array([[0, 1], [0, 1]])))
+        [False  True]
 
     References:
         Paik, Kwak and Kim 2019, https://arxiv.org/abs/1907.13327.

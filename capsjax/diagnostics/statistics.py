@@ -26,6 +26,14 @@ class Statistics:
         lowest: Smallest value of an example with a weight; infinity without examples.
         highest: Largest value; minus infinity without examples.
 
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from capsjax.diagnostics import Statistics
+        >>> seen = Statistics.of(jnp.array([1.0, 2.0]), jnp.ones(2))
+        >>> seen += Statistics.of(jnp.array([6.0]), jnp.ones(1))
+        >>> print(seen.mean, seen.highest)
+        3.0 6.0
+
     References:
         Chan, Golub and LeVeque 1979, *Updating Formulae and a Pairwise Algorithm for
         Computing Sample Variances*.
