@@ -156,6 +156,11 @@ def draw_errors(records: list[dict]) -> Figure:
             minutes, errors, "o-", color=COLOURS[n % len(COLOURS)], label=record["run"]
         )
     axes.set(xlabel="minutes of training", ylabel="validation errors, %", yscale="log")
+    axes.set_yticks([n / 10 * 10**k for k in (0, 1) for n in (1, 2, 3, 5, 7)])
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
+    errors = [error for record in records for _, error in record["points"]]
+    axes.set_ylim(0.9 * min(errors), 1.1 * max(errors))
     axes.legend(frameon=False)
     return finish(figure)
 
