@@ -100,8 +100,8 @@ def evaluate_run(
     own = routing.num_rounds or 1
     rounds = sorted({*(ROUNDS if is_small else ROUNDS[:2]), own})
     *_, (i, j) = evaluation.diagnosis.sizes.values()
-    number = min(len(dataset), max(_FEWEST_COMPARED, _MOST_COUPLINGS // (i * j)))
-    # Batches of one size are compiled once.
+    number = max(_FEWEST_COMPARED, _MOST_COUPLINGS // (i * j))
+    # Of a choice, batches of one size: each is compiled by itself.
     number -= number % min(number, run.config.eval_batch_size)
     compared = some_images(dataset, number)
     named = predictions_by_rounds(run, compared, rounds)
