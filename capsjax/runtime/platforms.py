@@ -1,10 +1,9 @@
 """The one table of the sizes and forms that are fast, by platform.
 
 A row is chosen when a program is lowered, not when it is traced (:func:`by_platform`),
-so that an export for a GPU takes the GPU's row on a machine without one. A comment
-names what was measured for each number, and docs/performance.md has the tables, with
-their commands and commits: "The step", "The routing" (of many classes, too), "The
-convolution", "On a GPU".
+so that an export for a GPU takes the GPU's row on a machine without one. Comments say
+what was measured and what was not. docs/performance.md has the tables: "The step", "The
+routing", "The convolution", "On a GPU".
 """
 
 import functools
@@ -94,8 +93,8 @@ _CPU = Platform(
     # XLA:CPU takes thirty times the convolution's own time for its gradient.
     has_fast_convolution=False,
 )
-# Only ``held_votes`` and the convolution's form were measured, on one H100. The other
-# numbers are guesses; TPUs and AMD's GPUs take the same row, and nobody has tried them.
+# Only ``held_votes`` was measured, on one H100; the other numbers are guesses. TPUs and
+# AMD's GPUs take the same row, and nobody has tried them.
 _ACCELERATOR = Platform(
     # A few hundred steps of the paper's network take about a second on an H100.
     steps_per_dispatch=256,
