@@ -39,3 +39,4 @@ NETWORKS: Mapping[str, type[Any]] = {
     "stem": StemCapsNet,
     "stem_cnn": StemCNN,
 }
+"""The networks, by the word that names each in a config."""

@@ -63,8 +63,8 @@ class CapsNet(nn.Module):
         >>> import jax.numpy as jnp
         >>> from capsjax import CapsNet
         >>> network = CapsNet((28, 28, 1), 10, conv_features=16, primary_types=2)
-        >>> image = jnp.zeros((2, 28, 28, 1))
-        >>> (routed, drawn), _ = network.init_with_output(jax.random.key(0), image)
+        >>> init = jax.jit(network.init_with_output)
+        >>> (routed, drawn), _ = init(jax.random.key(0), jnp.zeros((2, 28, 28, 1)))
         >>> routed.activation.shape, drawn.shape
         ((2, 10), (2, 28, 28, 1))
 

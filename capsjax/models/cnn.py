@@ -37,6 +37,14 @@ class BaselineCNN(nn.Module):
         conv_strides: Step of each convolution's window; empty for steps of 1.
         conv_padding: ``SAME`` for zeros around the images, or ``VALID`` for none.
 
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from capsjax.models import BaselineCNN, num_parameters
+        >>> network, image = BaselineCNN((28, 28, 1), 10), jnp.zeros((1, 28, 28, 1))
+        >>> num_parameters(jax.eval_shape(network.init, jax.random.key(0), image))
+        35445522
+
     References:
         Sabour, Frosst and Hinton 2017, section 5, https://arxiv.org/abs/1710.09829.
     """

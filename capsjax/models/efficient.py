@@ -30,9 +30,13 @@ class EfficientCapsNet(nn.Module):
     Convolutions with ReLU and then batch normalisation, 5x5 and 3x3, the last one with
     a stride of 2 and one channel for each component of a primary capsule. A depthwise
     convolution as large as their map then leaves one position:
-    ``u = (1 - exp(-|s|)) s / |s|`` with ``s_n = sum_hw K_hwn x_hwn + b_n``. The class
-    capsules follow by routing, and a decoder. At 28x28x1 with ten classes it has the
-    paper's 161,824 parameters, and 1,411,344 more in the decoder.
+
+    .. math::
+        s_n = \sum_{hw} K_{hwn} x_{hwn} + b_n, \quad
+        u = (1 - e^{-|s|}) \frac{s}{|s|}
+
+    The class capsules follow by routing, and a decoder. At 28x28x1 with ten classes it
+    has the paper's 161,824 parameters, and 1,411,344 more in the decoder.
 
     It fits any image of at least 11 pixels a side, and any channel and class count: the
     depthwise kernel grows with the image, to 55x55 for 120 pixels.
@@ -58,6 +62,18 @@ class EfficientCapsNet(nn.Module):
         decoder_init: Initializer of the decoder's hidden kernels.
         reconstruction_init: Initializer of the decoder's last kernel.
         bias_init: Initializer of all biases but the routing's.
+
+    Examples:
+        >>> import functools
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from capsjax.models import EfficientCapsNet, num_parameters
+        >>> network = EfficientCapsNet((28, 28, 1), 10)
+        >>> init = functools.partial(network.init, method="encode")
+        >>> image = jnp.zeros((1, 28, 28, 1))
+        >>> variables = jax.eval_shape(init, jax.random.key(0), image)
+        >>> sorted(variables), num_parameters(variables["params"])
+        (['batch_stats', 'params'], 161824)
 
     References:
         Mazzia, Salvetti and Chiaberge 2021, section 3,

@@ -44,7 +44,39 @@ _PREPARED = "prepared"
 
 @runtime_checkable
 class Network(Protocol):
-    """A Flax Linen module that fulfils the contract."""
+    """The contract of networks: what a Flax Linen module must have to be trained.
+
+    A field ``routing`` with an algorithm, or a class variable ``activation_kind``, says
+    how the activations are to be read: ``length``, ``probability`` or ``logit``. A
+    network that draws has ``decode(pose, mask)``, too, from ``[*batch, n, d]`` and
+    ``[*batch, n]`` to images ``[*batch, h, w, c]``. A network whose inside the analysis
+    shows has ``primary(image)``, ``route(primary)`` and ``primary_window``.
+
+    Collections of variables, such as batch statistics, must be the same on all devices:
+    give ``nn.BatchNorm`` ``axis_name=capsjax.DEVICE_AXIS``. Dropout draws from the rng
+    ``dropout``.
+
+    Attributes:
+        image_shape: Height, width and channels of an image; the data set fills in this
+            annotated field and the next.
+        num_classes: Number of classes.
+
+    Examples:
+        >>> import flax.linen as nn
+        >>> from capsjax import Routed
+        >>> from capsjax.models import Network
+        >>> class Linear(nn.Module):
+        ...     image_shape: tuple[int, int, int] = (0, 0, 0)
+        ...     num_classes: int = 0
+        ...     activation_kind = "logit"
+        ...
+        ...     @nn.compact
+        ...     def encode(self, image, *, is_training=False):
+        ...         logit = nn.Dense(self.num_classes)(image.mean((-3, -2)))
+        ...         return Routed(None, logit, None)
+        >>> isinstance(Linear(), Network)
+        True
+    """
 
     image_shape: tuple[int, int, int]
     num_classes: int
@@ -98,7 +130,17 @@ class Staged(Network, Protocol):
 
 
 class NetworkError(ValueError):
-    """A network does not fulfil the contract; the message names what is missing."""
+    """A network does not fulfil the contract; the message names what is missing.
+
+    Examples:
+        >>> from capsjax import memory_estimate
+        >>> from capsjax.models import NetworkError
+        >>> try:
+        ...     memory_estimate("capsnet", 128)
+        ... except NetworkError as error:
+        ...     print(error)
+        str is no Flax Linen module, got 'capsnet'.
+    """
 
 
 def bind(network: Any, image_shape: tuple[int, int, int], num_classes: int) -> Network:
@@ -253,6 +295,17 @@ def prepare(
 
     Returns:
         A function from images, with pixels from 0 to 1, to class capsules.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from capsjax.models import BaselineCNN, prepare
+        >>> network = BaselineCNN((8, 8, 1), 3, (4,), hidden_features=())
+        >>> image = jnp.zeros((2, 8, 8, 1))
+        >>> variables = network.init(jax.random.key(0), image)
+        >>> encode = prepare(network, variables, batch_size=2)
+        >>> encode(image).activation.shape
+        (2, 3)
     """
 
     @jax.jit
@@ -266,7 +319,14 @@ def prepare(
 
 
 def num_parameters(params: Any) -> int:
-    """Counts the numbers in a tree of weights."""
+    """Counts the numbers in a tree of weights, or of their shapes.
+
+    Examples:
+        >>> import numpy as np
+        >>> from capsjax.models import num_parameters
+        >>> num_parameters({"dense": {"kernel": np.ones((3, 4)), "bias": np.ones(4)}})
+        16
+    """
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 

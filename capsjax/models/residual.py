@@ -38,6 +38,16 @@ class ResidualCapsNet(nn.Module):
         routing: The routing algorithm, a value.
         compute_dtype: ``float32``, or ``bfloat16`` for the operands of large products.
 
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from capsjax.models import ResidualCapsNet
+        >>> network = ResidualCapsNet((64, 64, 3), 5, widths=(8, 16))
+        >>> image, key = jnp.zeros((2, 64, 64, 3)), jax.random.key(0)
+        >>> routed, _ = jax.eval_shape(network.init_with_output, key, image)
+        >>> routed.activation.shape
+        (2, 5)
+
     References:
         He, Zhang, Ren and Sun 2016, section 3.3, https://arxiv.org/abs/1512.03385, for
         the blocks.

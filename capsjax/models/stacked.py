@@ -63,6 +63,17 @@ class StackedCapsNet(nn.Module):
         primary_init: Initializer of the primary capsules' kernel.
         weight_init: Initializer of the votes' matrices.
 
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from capsjax import EMRouting
+        >>> from capsjax.models import StackedCapsNet
+        >>> network = StackedCapsNet((28, 28, 1), 10, dim=16, routing=EMRouting())
+        >>> image, key = jnp.zeros((2, 28, 28, 1)), jax.random.key(0)
+        >>> routed, _ = jax.eval_shape(network.init_with_output, key, image)
+        >>> routed.pose.shape, routed.activation.shape
+        ((2, 10, 16), (2, 10))
+
     References:
         Hinton, Sabour and Frosst 2018, section 4, *Matrix Capsules with EM Routing*,
         https://openreview.net/forum?id=HJWLfGWRb.

@@ -37,8 +37,11 @@ from capsjax.routings.algorithm import ActivationKind, require_algorithm
 class StemCapsNet(nn.Module):
     r"""Capsules on the last map of a :class:`capsjax.layers.Stem`.
 
-    Primary capsules ``u = squash(W x_hw + b)`` at each position of the map, whose
-    positions are kept; class capsules by routing; and a decoder. At 28x28x1 with ten
+    .. math::
+        u_{hwt} = squash(W_t x_{hw} + b_t)
+
+    are the primary capsules at each position of the map, whose positions are kept.
+    Class capsules follow by routing, and a decoder. At 28x28x1 with ten
     classes there are 1,024 primary capsules in 4x4 positions, and 7.7 million
     parameters, 1.4 million of them in the decoder.
 
@@ -60,6 +63,23 @@ class StemCapsNet(nn.Module):
         decoder_init: Initializer of the decoder's hidden kernels.
         reconstruction_init: Initializer of the decoder's last kernel.
         bias_init: Initializer of all biases but the routing's.
+
+    Examples:
+        >>> import functools
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from capsjax.layers import Stem
+        >>> from capsjax.models import StemCapsNet
+        >>> small = Stem(features=(8, 16), pools=(2, 2))
+        >>> network = StemCapsNet((28, 28, 1), 10, small, primary_types=4)
+        >>> init = functools.partial(network.init_with_output, method="encode")
+        >>> image = jnp.zeros((2, 28, 28, 1))
+        >>> routed, _ = jax.eval_shape(init, jax.random.key(0), image)
+        >>> routed.pose.shape
+        (2, 10, 16)
+
+    References:
+        https://github.com/ttdoucet/mnist has the convolutions.
     """
 
     image_shape: tuple[int, int, int] = UNKNOWN_SHAPE
@@ -161,10 +181,11 @@ class StemCapsNet(nn.Module):
 
 
 class StemCNN(nn.Module):
-    """The same convolutions, then the mean over all positions, and dense layers.
+    """The network :class:`capsjax.models.StemCapsNet` without capsules, its control.
 
-    At 28x28x1 with ten classes it has as many parameters, within 1 %, as
-    :class:`StemCapsNet` has without its decoder, which does not classify.
+    The same convolutions, then the mean over all positions, and dense layers. At
+    28x28x1 with ten classes it has as many parameters, within 1 %, as that network has
+    without its decoder, which does not classify.
 
     Attributes:
         image_shape: Height, width and channels of an image. In a config the data set
@@ -177,6 +198,20 @@ class StemCNN(nn.Module):
         conv_init: Initializer of the kernels before a ReLU.
         output_init: Initializer of the kernel before the softmax.
         bias_init: Initializer of all biases.
+
+    Examples:
+        >>> import functools
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from capsjax.models import StemCNN, num_parameters
+        >>> init = functools.partial(StemCNN((28, 28, 1), 10).init, method="encode")
+        >>> image = jnp.zeros((1, 28, 28, 1))
+        >>> variables = jax.eval_shape(init, jax.random.key(0), image)
+        >>> num_parameters(variables["params"])
+        6300746
+
+    References:
+        https://github.com/ttdoucet/mnist has the convolutions.
     """
 
     image_shape: tuple[int, int, int] = UNKNOWN_SHAPE
