@@ -122,6 +122,12 @@ class CapsuleHead(nn.Module):
         >>> variables = head.init(jax.random.key(0), jnp.ones((1, 9, 64)))
         >>> head.apply(variables, jnp.ones((2, 16, 64))).pose.shape
         (2, 5, 16)
+
+    References:
+        Sabour, Frosst and Hinton 2017, section 4, https://arxiv.org/abs/1710.09829, for
+        primary and class capsules. Hinton, Sabour and Frosst 2018, section 4, *Matrix
+        Capsules with EM Routing*, https://openreview.net/forum?id=HJWLfGWRb, for
+        activations, shared matrices and coordinates.
     """
 
     num_capsules: Count

@@ -25,10 +25,14 @@ from capsjax.routings.algorithm import parameter_shapes, require_algorithm
 
 
 class PrimaryCaps(nn.Module):
-    """Primary capsules: a convolution whose channels are grouped into poses.
+    r"""Primary capsules: a convolution whose channels are grouped into poses.
 
-    ``u = squash(activation(scale * conv(image) + bias))``. Capsule type ``t`` at one
-    position holds the neighbouring channels ``t c .. t c + c - 1`` of that position.
+    .. math::
+        u_{hwt} = squash(f(g \, (K * x)_{hwt} + b_t))
+
+    ``f`` is ``activation``, if there is one, and ``g`` is ``scale``. Capsule type ``t``
+    at one position holds the neighbouring channels ``t c .. t c + c - 1`` of that
+    position.
 
     Attributes:
         num_types: Kinds of capsules at each position.
@@ -96,7 +100,11 @@ class PrimaryCaps(nn.Module):
 
 
 class DenseCaps(nn.Module):
-    """Fully connected capsules: one matrix ``W_ij`` for each pair, then routing.
+    r"""Fully connected capsules: one matrix ``W_ij`` for each pair, then routing.
+
+    .. math::
+        \hat u_{j|i} = W_{ij} u_i, \quad
+        v_j = routing_j(\hat u)
 
     Attributes:
         num_capsules: Output capsules.
@@ -125,7 +133,8 @@ class DenseCaps(nn.Module):
         (2, 10, 16)
 
     References:
-        Sabour, Frosst and Hinton 2017, section 4, https://arxiv.org/abs/1710.09829.
+        Sabour, Frosst and Hinton 2017, section 4, and Eq. 2 for the votes,
+        https://arxiv.org/abs/1710.09829.
     """
 
     start_length: ClassVar[float] = CLASS_LENGTH

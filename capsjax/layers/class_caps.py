@@ -21,7 +21,14 @@ from capsjax.votes import pose_side
 
 
 class ClassCaps(nn.Module):
-    """Class capsules: routes all capsules of a map to one capsule for each class.
+    r"""Class capsules: routes all capsules of a map to one capsule for each class.
+
+    .. math::
+        \hat u_{j|hwt} = W_{tj} u_{hwt} + f \, (y_h, x_w, 0, \ldots, 0), \quad
+        v_j = routing_j(\hat u)
+
+    ``f`` is ``coordinates``, and ``y``, ``x`` are the row and the column. Without
+    ``share_positions`` the matrices are ``W_hwtj``.
 
     Attributes:
         num_capsules: Output capsules.

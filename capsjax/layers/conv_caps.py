@@ -32,11 +32,14 @@ InputActivation = Literal["given", "length"]
 class ConvCaps(nn.Module):
     r"""Convolutional capsules: routes the capsules of each window of a map.
 
-    An output of type ``j`` at a position gets the votes
-    ``u_{j|kt} = W_{ktj} u_{kt}`` of the types ``t`` at the positions ``k`` of its
-    window. All windows share the matrices. The layer's result is a map of capsules with
-    activations from 0 to 1, the input of the next layer. Logits of an algorithm pass a
-    sigmoid.
+    .. math::
+        \hat u_{j|kt} = W_{ktj} u_{kt}, \quad
+        v_j = routing_j(\hat u)
+
+    An output of type ``j`` at a position gets these votes of the types ``t`` at the
+    positions ``k`` of its window. All windows share the matrices. The layer's result is
+    a map of capsules with activations from 0 to 1, the input of the next layer. Logits
+    of an algorithm pass a sigmoid.
 
     A stack needs capsules that do not shrink from layer to layer: squashed outputs
     start ``start_length`` long, which is what the next layer expects, and the default

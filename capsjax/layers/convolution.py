@@ -21,7 +21,12 @@ from capsjax.ops import require_axes, require_unit_scale
 
 
 class Convolution(nn.Module):
-    """A convolution, fast on every backend.
+    r"""A convolution without a bias, fast on every backend.
+
+    .. math::
+        y_{hwn} = \sum_{abc} K_{abcn} \, x_{sh+a, \, sw+b, \, c}
+
+    for the stride ``s``; with ``padding="SAME"`` the image has zeros around it.
 
     Uses the variable ``prepared/kernel`` without another transformation, if
     :func:`capsjax.models.prepare` made it.
@@ -34,6 +39,16 @@ class Convolution(nn.Module):
         kernel_init: Initializer of the kernel.
         padding: ``VALID`` for none; ``SAME`` for zeros around, so that a stride of 1
             keeps the size.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from capsjax.layers import Convolution
+        >>> layer = Convolution(features=4, kernel_size=3, stride=2)
+        >>> image, key = jnp.ones((2, 9, 9, 1)), jax.random.key(0)
+        >>> features, variables = layer.init_with_output(key, image)
+        >>> features.shape, variables["params"]["kernel"].shape
+        ((2, 4, 4, 4), (3, 3, 1, 4))
     """
 
     features: Count

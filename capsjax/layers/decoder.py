@@ -19,7 +19,12 @@ from capsjax.ops import require_axes
 
 
 class Decoder(nn.Module):
-    """Draws an image from the capsules that a mask lets through.
+    r"""Draws an image from the capsules that a mask lets through.
+
+    .. math::
+        h_0 = (m_1 v_1, \ldots, m_J v_J), \quad
+        h_l = relu(W_l h_{l-1} + b_l), \quad
+        \hat x = sigmoid(W h_L + b)
 
     Attributes:
         image_shape: Height, width and channels of the image.

@@ -20,11 +20,15 @@ from capsjax.votes import cast_upsampled
 class DeconvCaps(nn.Module):
     r"""Deconvolutional capsules: routes to a map ``stride`` times as high and wide.
 
+    .. math::
+        \hat u_{j|t} = \sum_k W_{ktj} u_{kt}, \quad
+        v_j = routing_j(\hat u)
+
     A transposed convolution of the capsules of each input type ``t`` casts one vote of
-    the type at each output position: the sum ``\sum_k W_{ktj} u_{kt}`` over the
-    positions ``k`` whose windows hold it. The types' votes are routed there. In the
-    last layer of a network that segments images, an output type is a class, and the
-    activation says which class each pixel is of: background is a class, too.
+    the type at each output position: the sum over the positions ``k`` whose windows
+    hold it. The types' votes are routed there. In the last layer of a network that
+    segments images, an output type is a class, and the activation says which class each
+    pixel is of: background is a class, too.
 
     Attributes:
         num_types: Kinds of output capsules at each position.

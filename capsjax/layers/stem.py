@@ -19,12 +19,15 @@ _MOMENTUM, _EPSILON = 0.9, 1e-5
 
 @dataclasses.dataclass(frozen=True)
 class Stem:
-    """The sizes of a stack of convolutions, all of which keep the size of the image.
+    r"""The sizes of a stack of convolutions, all of which keep the size of the image.
 
-    The first convolution has a ReLU. Stages follow: each pools, unless its window is 1,
-    and then changes ``z = norm(x)`` into ``z + relu(conv(z))``. Where the number of
-    channels changes, ``relu(conv(norm(x)))`` changes it before the pooling. A last
-    ``norm`` ends the stack.
+    .. math::
+        x_0 = relu(K_0 * x + b_0), \quad
+        z_l = norm(pool_l(x_{l-1})), \quad
+        x_l = z_l + relu(K_l * z_l + b_l)
+
+    Where the number of channels changes, ``relu(conv(norm(x)))`` changes it before the
+    pooling. A last ``norm`` ends the stack.
 
     Attributes:
         features: Channels of each stage.
@@ -35,6 +38,14 @@ class Stem:
         residual: True for ``z + relu(conv(z))`` in a stage, False for
             ``relu(conv(z))``.
         batch_norm: True for batch normalisation as ``norm``, False for no change.
+
+    Examples:
+        >>> from capsjax.layers import Stem
+        >>> Stem(features=(64, 128), pools=(2, 2)).step  # Pixels between positions.
+        4
+
+    References:
+        https://github.com/ttdoucet/mnist has the stack of the default sizes.
     """
 
     features: Widths = (128, 128, 256, 512)
@@ -66,7 +77,7 @@ class Stem:
 
 
 class ConvStem(nn.Module):
-    """The convolutions of a :class:`Stem`.
+    """The convolutions of a :class:`capsjax.layers.Stem`, which has the equations.
 
     Attributes:
         stem: The sizes.
@@ -74,6 +85,16 @@ class ConvStem(nn.Module):
             float32.
         kernel_init: Initializer of the kernels.
         bias_init: Initializer of the biases.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from capsjax.layers import ConvStem, Stem
+        >>> layer = ConvStem(Stem(features=(8, 16), pools=(1, 2)))
+        >>> image, key = jnp.zeros((2, 28, 28, 1)), jax.random.key(0)
+        >>> features, _ = jax.eval_shape(layer.init_with_output, key, image)
+        >>> features.shape
+        (2, 14, 14, 16)
     """
 
     stem: Stem = Stem()
