@@ -93,8 +93,16 @@ def spread_loss(
             no axis of classes.
         TypeError: If the activations are not floating-point numbers.
 
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from capsjax.losses import spread_loss
+        >>> loss = spread_loss(jnp.array([[0.8, 0.3]]), jnp.array([0]))
+        >>> print(f"{loss[0]:.2f}")  # (0.9 - (0.8 - 0.3))^2
+        0.16
+
     References:
-        Hinton, Sabour and Frosst 2018, Eq. 3, *Matrix Capsules with EM Routing*.
+        Hinton, Sabour and Frosst 2018, Eq. 3, *Matrix Capsules with EM Routing*,
+        https://openreview.net/forum?id=HJWLfGWRb.
     """
     require_unit_scale("probability", probability)
     require_axes("probability", probability, "n")
@@ -108,15 +116,28 @@ def spread_loss(
 def cross_entropy(
     logit: Float[ArrayLike, "*batch n"], label: Shaped[ArrayLike, "..."]
 ) -> Float[Array, "*batch"]:
-    r"""Computes ``-log softmax(logit)_label``.
+    r"""Computes the negative log probability of the label, given logits.
+
+    .. math::
+        L = -\ln softmax(z)_t = \ln \sum_n e^{z_n} - z_t
 
     Args:
-        logit: One value for each class, of any size.
-        label: The class of each example, an integer.
+        logit: ``z``, one value for each class, of any size.
+        label: The class ``t`` of each example, an integer.
+
+    Returns:
+        The loss of each example, in nats.
 
     Raises:
         ValueError: If the label is not one integer per example, or the logits have no
             axis of classes.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from capsjax.losses import cross_entropy
+        >>> loss = cross_entropy(jnp.array([[2.0, 2.0]]), jnp.array([0]))
+        >>> print(f"{loss[0]:.3f}")  # ln 2
+        0.693
     """
     require_axes("logit", logit, "n")
     logit = jnp.asarray(logit)
@@ -200,7 +221,14 @@ def unexplained_variance(
 
 @dataclasses.dataclass(frozen=True)
 class Loss(abc.ABC):
-    """A loss of the class capsules, and the weight of the reconstruction loss.
+    r"""A loss of the class capsules, and the weight of the reconstruction loss.
+
+    .. math::
+        L = w C + r \sum_p (x_p - \hat x_p)^2
+
+    with the loss ``C`` of the class capsules, ``w`` the ``weight`` and ``r`` the
+    ``reconstruction_weight``. A loss of your own is a frozen subclass that computes
+    ``C`` when it is called.
 
     Attributes:
         weight: Weight of the loss of the class capsules.
@@ -210,6 +238,22 @@ class Loss(abc.ABC):
         name: Name of the loss of the class capsules among the metrics.
         activation_kind: The kind of activation that the loss compares.
         takes_several: True if an image may show several classes.
+
+    Examples:
+        >>> import dataclasses
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from capsjax.losses import Loss
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class SquaredError(Loss):
+        ...     name = "squared_error"
+        ...     activation_kind = "length"
+        ...
+        ...     def __call__(self, activation, label):
+        ...         shown = jax.nn.one_hot(label, activation.shape[-1])
+        ...         return jnp.sum((activation - shown) ** 2, axis=-1)
+        >>> print(SquaredError()(jnp.array([[1.0, 0.5]]), jnp.array([0])))
+        [0.25]
     """
 
     weight: Weight = 1.0
@@ -264,12 +308,22 @@ class Loss(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class MarginLoss(Loss):
-    """:func:`margin_loss`, for lengths.
+    """The margin loss, for lengths: :func:`capsjax.margin_loss` has the equation.
 
     Attributes:
         present: Length above which a present class costs nothing.
         absent: Length below which an absent class costs nothing.
         down_weight: Weight of absent classes.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from capsjax.losses import MarginLoss
+        >>> loss = MarginLoss(reconstruction_weight=0.0)
+        >>> print(f"{loss(jnp.array([[0.95, 0.3]]), jnp.array([0]))[0]:.2f}")
+        0.02
+
+    References:
+        Sabour, Frosst and Hinton 2017, Eq. 4, https://arxiv.org/abs/1710.09829.
     """
 
     present: Share = 0.9
@@ -311,14 +365,28 @@ class MarginLoss(Loss):
 
 @dataclasses.dataclass(frozen=True)
 class SpreadLoss(Loss):
-    """:func:`spread_loss`, for probabilities.
+    """The spread loss, for probabilities.
 
-    In training, the margin rises with the steps of the run: from ``first_margin`` by
-    equal amounts to ``margin``. A constant margin has both alike.
+    :func:`capsjax.losses.spread_loss` has the equation. In training, the margin rises
+    with the steps of the run: from ``first_margin`` by equal amounts to ``margin``. A
+    constant margin has both alike.
 
     Attributes:
         margin: Distance by which the label's probability should exceed each other one.
         first_margin: That distance in the first step of training.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from capsjax.losses import SpreadLoss
+        >>> probability, label = jnp.array([[0.8, 0.5]]), jnp.array([0])
+        >>> loss = SpreadLoss()
+        >>> start = loss.in_training(probability, label, jnp.float32(0))
+        >>> print(f"{start[0]:.2f} {loss(probability, label)[0]:.2f}")
+        0.00 0.36
+
+    References:
+        Hinton, Sabour and Frosst 2018, Eq. 3, *Matrix Capsules with EM Routing*,
+        https://openreview.net/forum?id=HJWLfGWRb.
     """
 
     margin: Share = 0.9
@@ -346,7 +414,17 @@ class SpreadLoss(Loss):
 
 @dataclasses.dataclass(frozen=True)
 class CrossEntropy(Loss):
-    """:func:`cross_entropy`, for logits."""
+    """The cross-entropy, for logits.
+
+    :func:`capsjax.losses.cross_entropy` has the equation.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from capsjax.losses import CrossEntropy
+        >>> loss = CrossEntropy()(jnp.array([[2.0, 2.0]]), jnp.array([0]))
+        >>> print(f"{loss[0]:.3f}")
+        0.693
+    """
 
     name: ClassVar[str] = "cross_entropy"
     activation_kind: ClassVar[ActivationKind] = "logit"
@@ -364,12 +442,18 @@ class AutoLoss(Loss):
 
     It stands for the margin loss for lengths, the spread loss for probabilities, and
     the cross-entropy for logits.
+
+    Examples:
+        >>> from capsjax.config import Config
+        >>> from capsjax.losses import AutoLoss
+        >>> Config(loss=AutoLoss(reconstruction_weight=0.0)).loss.weight
+        1.0
     """
 
     def __call__(
         self, activation: Float[Array, "*batch n"], label: Shaped[Array, "..."]
     ) -> Float[Array, "*batch"]:
-        """Raises, since :func:`fitting_loss` must replace this loss first.
+        """Raises, since ``fitting_loss`` must replace this loss first.
 
         Raises:
             TypeError: Always.

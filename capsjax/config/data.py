@@ -42,6 +42,12 @@ class Data:
         validation_choice: ``drawn``: the images kept for validation are drawn at
             random. ``last``: they are the last ones, 50,000 to 59,999 of MNIST's if
             ``num_validation`` is 10,000, which others keep, too.
+
+    Examples:
+        >>> from capsjax.config import Config, Data
+        >>> config = Config(data=Data(name="cifar10", num_validation=-1, crop=28))
+        >>> config.data.name, config.data.image_size
+        ('cifar10', 0)
     """
 
     name: Annotated[str, Allowed("the name of a data set or a folder", bool)] = "mnist"

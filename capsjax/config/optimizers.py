@@ -13,7 +13,18 @@ from capsjax.bounds import Allowed, Decay, Share, Steps, Weight, above, between
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer(abc.ABC):
-    """An optimizer with its learning rates, clipping, and averaging of weights.
+    r"""An optimizer with its learning rates, clipping, and averaging of weights.
+
+    The rate of step ``t`` of ``T``, after ``w`` steps of warm-up, is
+
+    .. math::
+        r_t = r, \quad
+        r_t = \max(f, r d^{(t - w) / s}), \quad
+        r_t = f + \frac{r - f}{2} \left(1 + \cos \frac{\pi (t - w)}{T - w}\right)
+
+    by the schedule ``constant``, ``exponential`` or ``cosine``: ``r`` is the
+    ``learning_rate``, ``f`` the ``floor``, ``d`` the ``decay_rate`` and ``s`` the
+    ``decay_steps``. An optimizer of your own is a frozen subclass with ``update_rule``.
 
     Attributes:
         learning_rate: The highest rate.
@@ -31,6 +42,20 @@ class Optimizer(abc.ABC):
         average: Decay of the moving average of weights, which is evaluated in place of
             the weights. It grows as min(average, (1 + step) / (10 + step)). 0 to
             evaluate the weights themselves.
+
+    Examples:
+        >>> import dataclasses
+        >>> import optax
+        >>> from capsjax.config import Config, Optimizer
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class RMSProp(Optimizer):
+        ...     decay: float = 0.9
+        ...
+        ...     def update_rule(self, rate):
+        ...         return optax.rmsprop(rate, self.decay)
+        >>> config = Config(optimizer=RMSProp(learning_rate=3e-4, warmup_steps=100))
+        >>> config.optimizer.schedule
+        'cosine'
     """
 
     # With this bound no update of finite gradients overflows.
@@ -110,12 +135,28 @@ class Optimizer(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Adam(Optimizer):
-    """Adam (Kingma and Ba 2015).
+    r"""Adam: divides the mean gradient of each weight by the gradients' size.
+
+    .. math::
+        m_t = b_1 m_{t-1} + (1 - b_1) g_t, \quad
+        v_t = b_2 v_{t-1} + (1 - b_2) g_t^2, \quad
+        w_t = w_{t-1} - r_t \frac{m_t / (1 - b_1^t)}
+            {\sqrt{v_t / (1 - b_2^t)} + \epsilon}
 
     Attributes:
-        b1: Decay of the first moment.
-        b2: Decay of the second moment.
-        eps: Number added to the root of the second moment.
+        b1: Decay of the first moment ``m``.
+        b2: Decay of the second moment ``v``.
+        eps: ``epsilon``, added to the root of the second moment.
+
+    Examples:
+        >>> from capsjax.config import Adam, Config
+        >>> config = Config(optimizer=Adam(schedule="exponential", decay_rate=0.9))
+        >>> config.optimizer.learning_rate
+        0.001
+
+    References:
+        Kingma and Ba 2015, *Adam: A Method for Stochastic Optimization*,
+        https://arxiv.org/abs/1412.6980.
     """
 
     b1: Decay = 0.9
@@ -131,10 +172,26 @@ class Adam(Optimizer):
 
 @dataclasses.dataclass(frozen=True)
 class AdamW(Adam):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019).
+    r"""Adam with decoupled weight decay.
+
+    .. math::
+        w_t = a_t - r_t \lambda w_{t-1}
+
+    with the weight ``a_t`` after a step of :class:`capsjax.config.Adam`.
 
     Attributes:
-        weight_decay: Share of each weight that a step removes, times the rate.
+        weight_decay: ``lambda``, the share of each weight that a step removes, times
+            the rate.
+
+    Examples:
+        >>> from capsjax.config import AdamW, Config
+        >>> config = Config(optimizer=AdamW(learning_rate=3e-4, weight_decay=0.01))
+        >>> config.optimizer.b2
+        0.999
+
+    References:
+        Loshchilov and Hutter 2019, *Decoupled Weight Decay Regularization*,
+        https://arxiv.org/abs/1711.05101.
     """
 
     weight_decay: Annotated[float, between(0, 1)] = 1e-4
@@ -149,12 +206,28 @@ class AdamW(Adam):
 
 @dataclasses.dataclass(frozen=True)
 class Lion(Optimizer):
-    """Lion (Chen et al. 2023), which needs a third to a tenth of Adam's rate.
+    r"""Lion: steps by the sign of the momentum, at a third to a tenth of Adam's rate.
+
+    .. math::
+        w_t = w_{t-1} - r_t (sign(b_1 m_{t-1} + (1 - b_1) g_t)
+            + \lambda w_{t-1}), \quad
+        m_t = b_2 m_{t-1} + (1 - b_2) g_t
 
     Attributes:
         b1: Weight of the momentum in the update's sign.
         b2: Decay of the momentum.
-        weight_decay: Share of each weight that a step removes, times the rate.
+        weight_decay: ``lambda``, the share of each weight that a step removes, times
+            the rate.
+
+    Examples:
+        >>> from capsjax.config import Config, Lion
+        >>> config = Config(optimizer=Lion(learning_rate=1e-4))
+        >>> config.optimizer.weight_decay
+        0.001
+
+    References:
+        Chen et al. 2023, *Symbolic Discovery of Optimization Algorithms*,
+        https://arxiv.org/abs/2302.06675.
     """
 
     b1: Decay = 0.9
@@ -170,11 +243,22 @@ class Lion(Optimizer):
 
 @dataclasses.dataclass(frozen=True)
 class SGD(Optimizer):
-    """Stochastic gradient descent.
+    r"""Stochastic gradient descent, with a momentum.
+
+    .. math::
+        m_t = \mu m_{t-1} + g_t, \quad
+        w_t = w_{t-1} - r_t m_t
 
     Attributes:
-        momentum: Decay of the momentum; 0 for none.
-        nesterov: True for a momentum that looks one step ahead.
+        momentum: ``mu``, the decay of the momentum; 0 for none.
+        nesterov: True for a momentum that looks one step ahead: ``g_t + mu m_t`` in
+            place of ``m_t`` in the second equation.
+
+    Examples:
+        >>> from capsjax.config import SGD, Config
+        >>> config = Config(optimizer=SGD(learning_rate=0.1, nesterov=True))
+        >>> config.optimizer.momentum
+        0.9
     """
 
     momentum: Decay = 0.9

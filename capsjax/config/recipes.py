@@ -25,6 +25,13 @@ def choose(recipes: Mapping[str, Config], variant: str, *, experiment: str) -> C
 
     Raises:
         ValueError: If no recipe has that name, with the existing names.
+
+    Examples:
+        >>> from capsjax.config import Config
+        >>> from capsjax.config.recipes import choose
+        >>> recipes = {"": Config(), "long": Config(num_epochs=100)}
+        >>> choose(recipes, "long", experiment="mine").num_epochs
+        100
     """
     if variant not in recipes:
         named = ", ".join(name for name in recipes if name)
@@ -37,7 +44,19 @@ def choose(recipes: Mapping[str, Config], variant: str, *, experiment: str) -> C
 
 
 def smoke(recipe: Config) -> Config:
-    """Shrinks a recipe to about a minute: a narrow network, few images, two epochs."""
+    """Shrinks a recipe to about a minute: a narrow network, few images, two epochs.
+
+    Args:
+        recipe: A recipe whose network has the fields ``conv_features`` and
+            ``primary_types``, as ``CapsNet`` has.
+
+    Examples:
+        >>> from capsjax.config import Config
+        >>> from capsjax.config.recipes import smoke
+        >>> recipe = smoke(Config(num_epochs=30))
+        >>> recipe.num_epochs, recipe.data.num_train, recipe.model.conv_features
+        (2, 10000, 64)
+    """
     return dataclasses.replace(
         recipe,
         num_epochs=2,

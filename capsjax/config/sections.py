@@ -36,7 +36,10 @@ _Plain = Annotated[
 
 @dataclasses.dataclass
 class Config:
-    """The config of one run.
+    """The config of one run: a value for each of its settings.
+
+    An experiment file returns one. ``--config.field=value`` sets a field of it, or of a
+    section: ``--config.optimizer=adamw --config.optimizer.weight_decay=0.01``.
 
     Attributes:
         experiment: Name of the experiment, for the default work directory.
@@ -79,6 +82,14 @@ class Config:
             The data set fills in its image shape and number of classes.
         loss: The loss to minimise.
         optimizer: The optimizer that minimises it.
+
+    Examples:
+        >>> from capsjax import CapsNet, EMRouting
+        >>> from capsjax.config import AdamW, Config
+        >>> config = Config(num_epochs=5, model=CapsNet(routing=EMRouting()))
+        >>> config.optimizer = AdamW(learning_rate=3e-4)
+        >>> config.data.name, config.augmentation
+        ('mnist', Shift(max_shift=2))
     """
 
     experiment: _Plain = ""

@@ -36,7 +36,16 @@ _KIND, _OWN = "kind", "class"
 
 
 class ConfigError(ValueError):
-    """A field of a config has a value that is not allowed."""
+    """A field of a config has a value that is not allowed; the message names both.
+
+    Examples:
+        >>> from capsjax.config import Config, ConfigError, validate
+        >>> try:
+        ...     validate(Config(num_epochs=0))
+        ... except ConfigError as error:
+        ...     print(error)
+        config.num_epochs must be at least 1, got 0.
+    """
 
 
 def is_section(value: Any) -> bool:

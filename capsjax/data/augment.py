@@ -32,7 +32,27 @@ class Augmentation(abc.ABC):
 
     ``draw`` draws for the batch of all devices, so the changes are a function of seed
     and step; each device applies its share. Where an image comes with the images in it,
-    as in MultiMNIST, all of them change alike.
+    as in MultiMNIST, all of them change alike. An augmentation of your own is a frozen
+    subclass with both methods.
+
+    Examples:
+        >>> import dataclasses
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from capsjax.data.augment import Augmentation
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Negative(Augmentation):
+        ...     share: float = 0.5
+        ...
+        ...     def draw(self, key, num_images, image_shape, progress):
+        ...         return jax.random.bernoulli(key, self.share, (num_images, 1, 1, 1))
+        ...
+        ...     def apply(self, image, drawn):
+        ...         return jnp.where(drawn, 255 - image, image)
+        >>> image = jnp.full((2, 1, 1, 1), 5, jnp.uint8)
+        >>> drawn = jnp.array([True, False]).reshape(2, 1, 1, 1)
+        >>> print(Negative().apply(image, drawn).ravel())
+        [250   5]
     """
 
     @abc.abstractmethod
@@ -79,8 +99,19 @@ class Augmentation(abc.ABC):
 class Shift(Augmentation):
     """Moves each image by a random whole number of pixels along each axis.
 
+    Shifts are uniform from ``-max_shift`` to ``max_shift``, independent for each image
+    and axis. Where nothing was moved to is 0.
+
     Attributes:
         max_shift: The largest shift in pixels; 0 leaves the images alone.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from capsjax.data.augment import Shift
+        >>> image = jnp.array([[[[1], [2], [3]]] * 3], jnp.uint8)
+        >>> shifts = jnp.array([[0, 1]])  # Down and to the right.
+        >>> print(Shift(max_shift=1).apply(image, shifts)[0, 0, :, 0])
+        [0 1 2]
     """
 
     max_shift: Size = 2
@@ -120,11 +151,15 @@ _Pixels = Annotated[float, between(0, 2**16)]
 
 @dataclasses.dataclass(frozen=True)
 class Warp(Shift):
-    """Turns, slants, scales, moves and bends each image; some it only shifts.
+    r"""Turns, slants, scales, moves and bends each image; some it only shifts.
 
-    Each amount is uniform up to the largest, in both directions, and independent of the
-    others. All is about the middle of the image, and in one step between four pixels,
-    which are rounded to whole bytes. What comes from outside the image is 0.
+    .. math::
+        new(p) = old(A^{-1} (p - t) + e(p))
+
+    for points ``p`` from the middle of the image, the shift ``t`` and the bend ``e``.
+    The matrix ``A`` scales, then slants, then turns. Each amount is uniform up to the
+    largest, in both directions, and independent of the others. A pixel is interpolated
+    between four, and rounded to a whole byte. What comes from outside the image is 0.
 
     Attributes:
         max_shift: The largest shift in whole pixels of an image that is only shifted.
@@ -140,6 +175,18 @@ class Warp(Shift):
         elastic: Standard deviation in pixels of a random bend of the image, along each
             axis; 0 bends nothing.
         elastic_smoothness: Distance in pixels within which the bend is much the same.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from capsjax.data.augment import Warp
+        >>> warp = Warp(rotation=15.0, elastic=1.0)
+        >>> def changed(key, image):
+        ...     drawn = warp.draw(key, len(image), image.shape[1:], jnp.float32(0))
+        ...     return warp.apply(image, drawn)
+        >>> image = jnp.zeros((4, 28, 28, 1), jnp.uint8)
+        >>> jax.eval_shape(changed, jax.random.key(0), image).shape
+        (4, 28, 28, 1)
     """
 
     share_shifted: Share = 0.25
@@ -201,11 +248,18 @@ class Warp(Shift):
 
 @dataclasses.dataclass(frozen=True)
 class Photo(Augmentation):
-    """Shows a random part of each photograph, mirrored or not, in other colours.
+    r"""Shows a random part of each photograph, mirrored or not, in other colours.
 
     The part is a rectangle at a uniform place, enlarged to the size of the image. Its
     area is uniform up to the whole, and the logarithm of its aspect uniform up to the
-    largest that fits into the image. The factors of the colours are uniform.
+    largest that fits into the image. The factors ``s``, ``c`` and ``b`` of saturation,
+    contrast and brightness are uniform:
+
+    .. math::
+        x' = g + s (x - g), \quad
+        x'' = b (m + c (x' - m))
+
+    with the grey ``g`` of the pixel, its luma, and the mean grey ``m`` of the image.
 
     Attributes:
         flip: Share of the images whose left and right are swapped.
@@ -215,6 +269,18 @@ class Photo(Augmentation):
         brightness: The largest change of a pixel, as a share of it.
         contrast: The same for its distance from the image's mean grey.
         saturation: The same for its distance from grey, in images of three channels.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from capsjax.data.augment import Photo
+        >>> photo = Photo(flip=0.0, min_area=0.5)
+        >>> def changed(key, image):
+        ...     drawn = photo.draw(key, len(image), image.shape[1:], jnp.float32(0))
+        ...     return photo.apply(image, drawn)
+        >>> image = jnp.zeros((4, 32, 32, 3), jnp.uint8)
+        >>> jax.eval_shape(changed, jax.random.key(0), image).shape
+        (4, 32, 32, 3)
     """
 
     flip: Share = 0.5
@@ -261,7 +327,14 @@ class Photo(Augmentation):
 
 @dataclasses.dataclass(frozen=True)
 class NoAugmentation(Augmentation):
-    """Leaves the images alone."""
+    """Leaves the images alone.
+
+    Examples:
+        >>> from capsjax.config import Config
+        >>> from capsjax.data.augment import NoAugmentation
+        >>> Config(augmentation=NoAugmentation()).augmentation
+        NoAugmentation()
+    """
 
     def draw(
         self,
@@ -338,6 +411,12 @@ def scale_to_unit(image: Num[Array | np.ndarray, "..."]) -> Float[Array, "..."]:
 
     Raises:
         TypeError: If the images are not unsigned bytes, and so perhaps scaled already.
+
+    Examples:
+        >>> import numpy as np
+        >>> from capsjax.data.augment import scale_to_unit
+        >>> print(scale_to_unit(np.array([0, 255], np.uint8)))
+        [0. 1.]
     """
     require_unit_scale("image", image, scaled=False)
     return jnp.asarray(image, jnp.float32) / 255
