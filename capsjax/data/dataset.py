@@ -32,6 +32,14 @@ class Batch(NamedTuple):
         label: The class of each image, or ``[*batch n]``, true for each class shown.
         source: The parts that overlap in an image, each alone, in class order; None
             without overlap.
+
+    Examples:
+        >>> import numpy as np
+        >>> from capsjax.data import Dataset
+        >>> few = Dataset("few", np.zeros((3, 8, 8), np.uint8), np.array([0, 2, 1]))
+        >>> batch = few.batch(np.array([1, 2]))
+        >>> batch.image.shape, batch.label.tolist()
+        ((2, 8, 8, 1), [2, 1])
     """
 
     image: UInt8[Any, "*batch h w c"]
@@ -66,6 +74,14 @@ class Dataset:
         DatasetError: If there is no image, the arrays have another type or rank, their
             counts differ, a label has no class name, a class name is no text or there
             twice, or the preparation makes images of another shape.
+
+    Examples:
+        >>> import numpy as np
+        >>> from capsjax.data import Dataset
+        >>> image, label = np.zeros((3, 8, 8), np.uint8), np.array([0, 1, 1])
+        >>> dataset = Dataset("shapes", image, label, ("disc", "square"))
+        >>> len(dataset), dataset.image_shape, dataset.num_classes
+        (3, (8, 8, 1), 2)
     """
 
     name: str

@@ -40,6 +40,18 @@ class Generated:
         recipe: How they are made.
         preparation: How a picture becomes an image of this set.
         stream: Seed of the random numbers; ``in_epoch`` sets it.
+
+    Examples:
+        >>> import numpy as np
+        >>> from capsjax.data import load
+        >>> pairs = load("multi_mnist", "train")
+        >>> batch = pairs.in_epoch(seed=0, epoch=3).batch(np.arange(2))
+        >>> batch.image.shape, batch.label.sum(axis=1).tolist()
+        ((2, 36, 36, 1), [2, 2])
+
+    References:
+        Sabour, Frosst and Hinton 2017, section 6, https://arxiv.org/abs/1710.09829, for
+        MultiMNIST.
     """
 
     name: str

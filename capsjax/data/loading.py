@@ -88,6 +88,12 @@ def load(
             download fails, the set is not for image classification, an argument does
             not fit it, or images of another kind would take more than ``max_bytes``.
             The message names the remedy.
+
+    Examples:
+        >>> from capsjax.data import load
+        >>> digits = load("mnist", "test")
+        >>> len(digits), digits.image_shape, digits.label[:5].tolist()
+        (10000, (28, 28, 1), [7, 2, 1, 0, 4])
     """
     are_files = are_image_files(name)
     if split not in _SPLITS and not (are_files and split == "all"):
