@@ -56,6 +56,13 @@ class Parameter(NamedTuple):
         axes: Its axes, letters of ``i j c d``: ``"jd"`` is one value for each component
             of each upper capsule.
         init: A ``jax.nn.initializers`` function.
+
+    Examples:
+        >>> import jax
+        >>> from capsjax.routings import Parameter
+        >>> gain = Parameter("j", jax.nn.initializers.ones)
+        >>> print(gain.init(jax.random.key(0), (3,)))
+        [1. 1. 1.]
     """
 
     axes: str
@@ -84,6 +91,23 @@ class Algorithm(abc.ABC):
         follows_outputs: True if poses follow outputs that change places.
         vote_deviation: Standard deviation of the votes' components that a layer should
             start with; None for the votes that make squashed outputs start short.
+
+    Examples:
+        >>> import dataclasses
+        >>> import jax.numpy as jnp
+        >>> from capsjax import Routed, safe_norm, squash
+        >>> from capsjax.routings import Algorithm
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class OneRound(Algorithm):
+        ...     gain: float = 2.0
+        ...
+        ...     def route(self, votes, activation, parameters, competition):
+        ...         coupling = competition.start(votes)
+        ...         mean = jnp.einsum("...ij,...ijd->...jd", coupling, votes)
+        ...         pose = squash(self.gain * mean)
+        ...         return Routed(pose, safe_norm(pose), coupling)
+        >>> OneRound()(jnp.ones((6, 3, 4))).pose.shape
+        (3, 4)
     """
 
     activation_kind: ClassVar[ActivationKind] = "length"

@@ -118,7 +118,9 @@ def routing(
 
 @dataclasses.dataclass(frozen=True)
 class DynamicRouting(VotesFreeAlgorithm, BiasedAlgorithm):
-    """Dynamic routing as a value for a layer; :func:`routing` describes it.
+    """Dynamic routing as a value for a layer.
+
+    :func:`capsjax.routing` has the equations.
 
     Attributes:
         num_iterations: Rounds of routing, at least 1.
@@ -136,6 +138,9 @@ class DynamicRouting(VotesFreeAlgorithm, BiasedAlgorithm):
         >>> votes = jax.random.normal(jax.random.key(0), (6, 3, 4))
         >>> DynamicRouting(num_iterations=2)(votes).activation.shape
         (3,)
+
+    References:
+        Sabour, Frosst and Hinton 2017, Procedure 1, https://arxiv.org/abs/1710.09829.
     """
 
     num_iterations: Rounds = 3
@@ -172,7 +177,7 @@ class DynamicRouting(VotesFreeAlgorithm, BiasedAlgorithm):
         parameters: Mapping[str, Array],
         competition: Competition,
     ) -> Routed:
-        """Routes votes as :func:`routing` does."""
+        """Routes votes as :func:`capsjax.routing` does."""
         agree = functools.partial(_agree, options=self)
         if self.remat == "full":
             agree = jax.checkpoint(agree)

@@ -16,7 +16,10 @@ from capsjax.routings.votes_free import VotesFreeAlgorithm
 
 @dataclasses.dataclass(frozen=True)
 class UniformRouting(VotesFreeAlgorithm, BiasedAlgorithm):
-    r"""One round without agreement: ``v_j = squash(sum_i u_hat_{j|i} / J + bias_j)``.
+    r"""One round without agreement: each output gets the same share of each vote.
+
+    .. math::
+        v_j = squash(\frac{1}{J} \sum_i \hat u_{j|i} + b_j)
 
     This is dynamic routing with one round, the baseline that shows the effect of more.
 

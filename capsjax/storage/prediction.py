@@ -16,6 +16,14 @@ class Prediction(NamedTuple):
         activation: The length of every class capsule, or the probability of every
             class, from 0 to 1, by the run's ``activation_kind``.
         pose: The poses of the class capsules; None from a network that has none.
+
+    Examples:
+        >>> import numpy as np
+        >>> from capsjax import load_pretrained
+        >>> image = np.zeros((1, 28, 28, 1), np.uint8)
+        >>> prediction = load_pretrained("mnist").predict(image)
+        >>> prediction.activation.shape, prediction.pose.shape
+        ((1, 10), (1, 10, 16))
     """
 
     label: Int[np.ndarray, " n"]
@@ -45,6 +53,14 @@ class Features(NamedTuple):
             show them.
         pose: The poses of its class capsules; None from a network that has none.
         activation: Their lengths, probabilities or logits, as the network returns them.
+
+    Examples:
+        >>> import numpy as np
+        >>> from capsjax import load_pretrained
+        >>> image = np.zeros((1, 28, 28, 1), np.uint8)
+        >>> features = load_pretrained("mnist").features(image)
+        >>> features.pose.shape, features.activation.shape
+        ((1, 10, 16), (1, 10))
     """
 
     primary: Float[np.ndarray, "n i c"] | None

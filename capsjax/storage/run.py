@@ -62,6 +62,15 @@ class Run:
         step: Optimizer steps done with these weights.
         result: The content of ``result.json``; None from a run that has not ended, or
             if the file is damaged.
+
+    Examples:
+        >>> import numpy as np
+        >>> from capsjax import load_pretrained
+        >>> run = load_pretrained("mnist")
+        >>> run.image_shape, run.activation_kind
+        ((28, 28, 1), 'length')
+        >>> run.draw(np.zeros((2, 16)), np.array([3, 7])).shape
+        (2, 28, 28, 1)
     """
 
     def __init__(self, workdir: Workdir, own: configs.Config | None = None):

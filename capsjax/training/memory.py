@@ -35,6 +35,11 @@ class Memory(NamedTuple):
             step of the evaluation, if they are larger.
         data: The data sets, and the batches on their way to the devices or the training
             images held there.
+
+    Examples:
+        >>> from capsjax.training.memory import Memory
+        >>> print(Memory(state=0.1, step=1.5, data=0.4))
+        2.00 GB (weights and optimizer 0.10, a step 1.50, data 0.40)
     """
 
     state: float

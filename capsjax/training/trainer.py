@@ -77,6 +77,24 @@ def train(
         CheckpointError: If a checkpoint can't be read or written.
         FloatingPointError: If a loss or gradient is not finite.
         HostsError: If the processes do not share one run.
+
+    Examples:
+        >>> import contextlib
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from capsjax.config import Config, Data
+        >>> from capsjax.data import Dataset
+        >>> from capsjax.models import BaselineCNN
+        >>> from capsjax.training import train
+        >>> few = Dataset("few", np.zeros((8, 4, 4), np.uint8), np.arange(8) % 2)
+        >>> model = BaselineCNN(conv_features=(2,), conv_kernel=3, hidden_features=())
+        >>> config = Config(num_epochs=1, batch_size=8, model=model, test=False)
+        >>> config.data = Data(num_validation=0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with contextlib.redirect_stdout(None):  # Without its log.
+        ...         run = train(config, f"{folder}/run", (few, few))
+        >>> run.step, run.result["epochs_done"]
+        (1, 1)
     """
     workdir = workdir if isinstance(workdir, Workdir) else Workdir(workdir)
     complete(config, workdir, datasets, on_metrics=on_metrics)
