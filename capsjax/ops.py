@@ -75,6 +75,10 @@ def safe_norm(
         >>> from capsjax import safe_norm
         >>> print(safe_norm(jnp.array([[3.0, 4.0], [0.0, 0.0]])))
         [5. 0.]
+
+    References:
+        Sabour, Frosst and Hinton 2017, section 2, https://arxiv.org/abs/1710.09829, for
+        the length as a probability.
     """
     x, dtype = _at_least_float32(x, "x", axis)
     norm = jnp.moveaxis(_norm(jnp.moveaxis(x, axis, -1)), -1, axis)
@@ -82,12 +86,14 @@ def safe_norm(
 
 
 def squash(s: Shaped[ArrayLike, "..."], *, axis: int = -1) -> Float[Array, "..."]:
-    r"""Shrinks lengths below one: ``v = |s|^2 / (1 + |s|^2) * s / |s|``.
+    r"""Shrinks lengths below one, and keeps directions.
 
-    Short vectors shrink to almost nothing, long ones to just under one; the direction
-    stays. It is computed as ``s * q / (1 + q^2)`` with ``q = min(|s|, 1 / |s|)``, so
-    that nothing is divided by zero and no square overflows. The gradient at the zero
-    vector is zero.
+    .. math::
+        v = \frac{|s|^2}{1 + |s|^2} \frac{s}{|s|}
+
+    Short vectors shrink to almost nothing, long ones to just under one. It is computed
+    as ``s * q / (1 + q^2)`` with ``q = min(|s|, 1 / |s|)``, so that nothing is divided
+    by zero and no square overflows. The gradient at the zero vector is zero.
 
     Args:
         s: Vectors along ``axis``. Types narrower than float32 are computed in float32.

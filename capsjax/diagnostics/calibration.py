@@ -93,6 +93,10 @@ def fit_temperature(
         >>> logit = jnp.array([[1.0, 0.0]] * 4)
         >>> print(f"{fit_temperature(logit, jnp.array([0, 0, 0, 1]), 'logit'):.3f}")
         0.910
+
+    References:
+        Guo, Pleiss, Sun and Weinberger 2017, *On Calibration of Modern Neural
+        Networks*, https://arxiv.org/abs/1706.04599.
     """
     z = _logit(jnp.asarray(activation), kind)
     own = jnp.take_along_axis(z, jnp.asarray(label)[:, None], axis=-1)[:, 0]

@@ -15,7 +15,12 @@ def parse_tree(
     *,
     num_bins: int = 11,
 ) -> Int[Array, "*batch i"]:
-    """Rounds the couplings with one output to the nearest of equally spaced levels.
+    r"""Rounds the couplings with one output to the nearest of equally spaced levels.
+
+    .. math::
+        b_i = \lfloor c_{ij} (B - 1) + 1/2 \rfloor
+
+    for the output ``j`` of the example and ``B`` levels.
 
     Args:
         coupling: Couplings, from 0 to 1.
@@ -31,6 +36,10 @@ def parse_tree(
         >>> coupling = jnp.array([[[0.9, 0.1], [0.33, 0.67]]])
         >>> print(parse_tree(coupling, jnp.array([0])))
         [[9 3]]
+
+    References:
+        Renzulli, Tartaglione and Grangetto 2022, *REM: Routing Entropy Minimization for
+        Capsule Networks*, https://arxiv.org/abs/2204.01298.
     """
     label = jnp.asarray(label)[..., None, None]
     own = jnp.take_along_axis(jnp.asarray(coupling), label, axis=-1)[..., 0]

@@ -35,12 +35,18 @@ _MEASURES = (
 def coupling_entropy(
     coupling: Float[ArrayLike, "*batch i j"], *, none_of_the_above: bool = False
 ) -> Float[Array, "*batch i"]:
-    """Computes the entropy of each input's couplings, ``-sum_j c_ij ln c_ij`` (nats).
+    r"""Computes the entropy of each input's couplings, in nats.
+
+    .. math::
+        H_i = -\sum_j c_{ij} \ln c_{ij}
 
     Args:
         coupling: Couplings, from 0 to 1.
         none_of_the_above: True if the rest to one goes to none of the outputs, which is
             one more choice.
+
+    Returns:
+        The entropy of each input: from 0, all of it to one output, to ``ln J``.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -48,6 +54,10 @@ def coupling_entropy(
         >>> coupling = jnp.array([[0.5, 0.5], [1, 0]])
         >>> [f"{nats:.3f}" for nats in coupling_entropy(coupling)]
         ['0.693', '0.000']
+
+    References:
+        Renzulli, Tartaglione and Grangetto 2022, *REM: Routing Entropy Minimization for
+        Capsule Networks*, https://arxiv.org/abs/2204.01298.
     """
     coupling = jnp.asarray(coupling)
     entropy = jnp.sum(jax.scipy.special.entr(coupling), axis=-1)
