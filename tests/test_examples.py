@@ -34,6 +34,7 @@ def named(name):
         return importlib.import_module(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in ENTRIES if name not in VALUES])
 def test_the_example_of_an_entry_prints_what_it_says(name):
     [example] = [

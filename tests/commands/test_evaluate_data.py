@@ -55,7 +55,7 @@ def test_moved_photos_are_the_test_images_that_they_were(run_path, capsys):
 
 
 @pytest.mark.slow
-def test_moved_photos_go_on_with_the_training(run_path, capsys):
+def test_moved_photos_go_on_with_the_training(run_path):
     pathlib.Path("photos").rename("moved")
     config = Workdir(run_path).read_config()
     config.data.path, config.num_epochs = "./moved/", 3
@@ -67,9 +67,6 @@ def test_moved_photos_go_on_with_the_training(run_path, capsys):
     # From now on by the checksum.
     config.data.path, config.num_epochs = str(pathlib.Path("moved").resolve()), 4
     assert train.train(config, Workdir(run_path)).result["epochs_done"] == 4
-    capsys.readouterr()
-    code, _, err = evaluated(run_path, capsys)
-    assert (code, err) == (0, "")
 
 
 @pytest.mark.variant

@@ -102,7 +102,7 @@ def test_results_and_all_gradients_equal_those_of_held_votes(drawn, value, is_sh
     assert_close(with_gradients(free(value), operands), exact(value, operands), 2e-5)
 
 
-@pytest.mark.parametrize("is_shared", [False, True])
+@pytest.mark.parametrize("is_shared", [*variants(False), True])
 @pytest.mark.parametrize("platform", ["cpu", *variants("cuda")])
 def test_block_size_and_platform_change_nothing(
     drawn, monkeypatch, value, platform, is_shared
@@ -140,7 +140,7 @@ def test_second_derivatives_equal_those_of_held_votes(name):
     assert_close(actual, expected, 1e-9)
 
 
-@pytest.mark.parametrize("has_start", [False, True])
+@pytest.mark.parametrize("has_start", [*variants(False), True])
 @pytest.mark.parametrize("name", ["em", *variants("variational_bayes")])
 @pytest.mark.slow
 def test_windows_share_inputs_as_with_held_votes(name, has_start):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from marks import slow
+from marks import slow, variants
 from places import ROOT
 from programs import draw, init
 from tiny import digits
@@ -20,7 +20,6 @@ from capsjax.runtime.devices import AXIS
 from capsjax.training.trainer import train
 
 SMALL = {"conv_features": 8, "primary_types": 2, "dim": 4, "layer_types": (3,)}
-QUICK = ("em",)
 
 
 def recipe(variant):
@@ -42,7 +41,11 @@ def test_the_papers_networks_have_their_numbers_of_parameters(key, variant, expe
 
 
 @pytest.mark.parametrize(
-    "name", [*QUICK, *slow(*sorted({*ROUTINGS} - {*QUICK, "self_attention"}))]
+    "name",
+    [
+        *("em", *slow("variational_bayes")),
+        *variants(*sorted({*ROUTINGS} - {"em", "variational_bayes", "self_attention"})),
+    ],
 )
 def test_every_algorithm_makes_a_network_with_finite_gradients(key, name):
     options = {"routing": ROUTINGS[name](), "padding": "VALID", "drop_edge": True}
@@ -120,7 +123,8 @@ def test_flags_choose_and_set_a_stack():
 
 
 @pytest.mark.parametrize(
-    "routing", [UniformRouting(bias=0.1), *slow(EMRouting(), InvertedAttention())]
+    "routing",
+    [UniformRouting(bias=0.1), *slow(EMRouting()), *variants(InvertedAttention())],
 )
 def test_a_stack_with_batch_statistics_trains_and_is_opened_again(
     routing, tmp_path, without_estimate
