@@ -146,8 +146,8 @@ def cross_entropy(
 
 
 def reconstruction_loss(
-    reconstruction: Float[Array, "..."],
-    image: Float[Array, "..."],
+    reconstruction: Shaped[ArrayLike, "..."],
+    image: Shaped[ArrayLike, "..."],
     *,
     reduction: str = "sum",
 ) -> Float[Array, "*batch"]:
@@ -178,13 +178,14 @@ def reconstruction_loss(
     """
     if reduction not in ("sum", "mean"):
         raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}.")
+    require_unit_scale("reconstruction", reconstruction)
+    require_unit_scale("image", image)
+    reconstruction, image = jnp.asarray(reconstruction), jnp.asarray(image)
     if reconstruction.shape != image.shape:
         raise ValueError(
             f"reconstruction and image must have one shape, got {reconstruction.shape} "
             f"and {image.shape}."
         )
-    require_unit_scale("reconstruction", reconstruction)
-    require_unit_scale("image", image)
     require_axes("image", image, "hwc")
     wide = jnp.promote_types(reconstruction.dtype, jnp.float32)
     error = (reconstruction.astype(wide) - image.astype(wide)) ** 2

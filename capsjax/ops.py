@@ -240,8 +240,8 @@ def require_unit_scale(
 
 
 def flatten_capsules(
-    capsules: Shaped[Array, "*batch h w t c"],
-    activation: Shaped[Array, "*batch h w t"] | None = None,
+    capsules: Shaped[ArrayLike, "*batch h w t c"],
+    activation: Shaped[ArrayLike, "*batch h w t"] | None = None,
 ) -> tuple[Shaped[Array, "*batch i c"], Shaped[Array, "*batch i"] | None]:
     """Makes a list of a map of capsules: ``i = (h w t)``.
 
@@ -265,9 +265,10 @@ def flatten_capsules(
         (2, 1152, 8)
     """
     require_axes("capsules", capsules, "hwtc")
+    capsules = jnp.asarray(capsules)
     *batch, h, w, t, c = capsules.shape
     if activation is not None:
-        activation = activation.reshape(*batch, h * w * t)
+        activation = jnp.asarray(activation).reshape(*batch, h * w * t)
     return capsules.reshape(*batch, h * w * t, c), activation
 
 

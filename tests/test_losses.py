@@ -109,6 +109,13 @@ def test_reconstruction_loss_refuses_what_it_does_not_know():
         reconstruction_loss(image, image, reduction="max")
 
 
+def test_reconstruction_loss_takes_numpy_s_arrays():
+    image = np.full((2, 3, 3, 1), 0.5)
+    loss = reconstruction_loss(image, np.zeros_like(image))
+    assert isinstance(loss, jax.Array)
+    np.testing.assert_allclose(loss, 9 * 0.25, rtol=1e-6)
+
+
 def test_bytes_are_refused_where_numbers_from_0_to_1_belong():
     """By the function itself: the tests' type checks would refuse them first."""
     grey, bytes_ = np.full((2, 4, 4, 1), 0.5, "f4"), np.full((2, 4, 4, 1), 128, "u1")

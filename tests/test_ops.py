@@ -8,7 +8,7 @@ import reference
 from jax.test_util import check_grads
 from programs import draw
 
-from capsjax import safe_norm, squash, tweak_pose
+from capsjax import flatten_capsules, safe_norm, squash, tweak_pose
 from capsjax.ops import exponential_squash
 
 ULP = 2.0**-23
@@ -205,3 +205,13 @@ def test_a_tweak_works_under_jit_vmap_and_keeps_the_type(key):
 def test_a_wrong_tweak_is_refused(pose, options, message):
     with pytest.raises(ValueError, match=message):
         tweak_pose(pose, **options)
+
+
+def test_a_map_becomes_a_list_of_capsules_from_jax_s_and_numpy_s_arrays():
+    pose = np.arange(2 * 3 * 4 * 5 * 6, dtype="f4").reshape(2, 3, 4, 5, 6)
+    for taken in (pose, jnp.asarray(pose)):
+        flat, activation = flatten_capsules(taken, taken[..., 0])
+        assert isinstance(flat, jax.Array)
+        np.testing.assert_array_equal(flat[1, (2 * 4 + 3) * 5 + 4], pose[1, 2, 3, 4])
+        np.testing.assert_array_equal(activation, flat[..., 0])
+    assert flatten_capsules(pose)[1] is None

@@ -28,8 +28,8 @@ def load(
     name: str,
     split: str = "train",
     *,
-    data_dir: str | os.PathLike | None = None,
-    path: str | os.PathLike = "",
+    data_dir: str | os.PathLike[str] | None = None,
+    path: str | os.PathLike[str] = "",
     image_size: int = 0,
     max_bytes: int = 2**33,
     split_rule: str = BY_CLASS,
@@ -138,9 +138,9 @@ def load(
 
 def has_validation(
     name: str,
-    path: str | os.PathLike = "",
+    path: str | os.PathLike[str] = "",
     *,
-    data_dir: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
 ) -> bool:
     """Returns whether a data set has a validation split besides its test split.
 
@@ -202,7 +202,7 @@ def find_pictures(name: str) -> tuple[str, str] | None:
     return None if has_archives or is_prepared(name) else (_IMAGE_FOLDER, name)
 
 
-def own_splits(name: str, path: str | os.PathLike) -> set[str]:
+def own_splits(name: str, path: str | os.PathLike[str]) -> set[str]:
     """Returns the splits that a folder or a table of image files names itself.
 
     Args:
@@ -252,7 +252,7 @@ def import_tfds_reader(name: str) -> types.ModuleType:
 
 
 def _load_files(
-    name: str, path: str | os.PathLike, split: str, split_rule: str, **options: Any
+    name: str, path: str | os.PathLike[str], split: str, split_rule: str, **options: Any
 ) -> Dataset:
     from capsjax.data.readers.image_csv import load_image_csv
     from capsjax.data.readers.image_folder import load_image_folder
@@ -265,7 +265,7 @@ def _load_files(
 def _load_whole(
     name: str,
     split: str,
-    data_dir: str | os.PathLike | None,
+    data_dir: str | os.PathLike[str] | None,
     image_size: int,
     max_bytes: int,
 ) -> Dataset:

@@ -107,7 +107,7 @@ def has_idx_files(folder: Path, split: str) -> bool:
 
 
 def read_idx(
-    path: str | os.PathLike, *, max_bytes: int | None = None
+    path: str | os.PathLike[str], *, max_bytes: int | None = None
 ) -> UInt8[np.ndarray, "..."]:
     """Reads one IDX file with unsigned bytes, compressed by gzip or not.
 

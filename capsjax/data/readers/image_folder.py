@@ -13,7 +13,7 @@ from capsjax.runtime.paths import expanded
 
 
 def load_image_folder(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     split: str,
     *,
     image_size: int,

@@ -90,7 +90,7 @@ def _hash(name: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def is_prepared(folder: str | os.PathLike) -> bool:
+def is_prepared(folder: str | os.PathLike[str]) -> bool:
     """Returns whether a folder has array_record files that TFDS prepared."""
     place = expanded(folder)
     names = ("features.json", "dataset_info.json")

@@ -46,7 +46,7 @@ def load_tfds(
     name: str,
     split: str,
     *,
-    data_dir: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     image_size: int = 0,
     max_bytes: int = 2**33,
 ) -> Dataset:
@@ -82,7 +82,9 @@ def load_tfds(
     return source.load(builder, max_bytes)
 
 
-def has_validation(name: str, *, data_dir: str | os.PathLike | None = None) -> bool:
+def has_validation(
+    name: str, *, data_dir: str | os.PathLike[str] | None = None
+) -> bool:
     """Returns whether a prepared set has a validation split besides its test split."""
     splits = _make_builder(name, data_folder(data_dir)).info.splits
     return {"validation", "test"} <= set(splits)
@@ -91,7 +93,7 @@ def has_validation(name: str, *, data_dir: str | os.PathLike | None = None) -> b
 def prepare(
     name: str,
     *,
-    data_dir: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     may_use_tensorflow: bool = True,
 ) -> Path:
     """Downloads a data set and writes it in the form that ``load`` reads.
@@ -137,7 +139,7 @@ def prepare(
     return Path(builder.data_path)
 
 
-def data_folder(data_dir: str | os.PathLike | None = None) -> Path:
+def data_folder(data_dir: str | os.PathLike[str] | None = None) -> Path:
     """Returns the folder of the prepared sets.
 
     It is not TFDS's own folder, which may hold the same set in a form that only
