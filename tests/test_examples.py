@@ -18,7 +18,6 @@ ENTRIES = sorted(
 )
 # Imports without an entry.
 EXCEPTIONS = {
-    "capsjax.analysis.plots": "a module, whose functions each draw one figure",
     "capsjax.bounds.Share": "a type, which the page explains where it annotates by it",
     "capsjax.data.dataset.require_memory": "for readers inside capsjax",
     "capsjax.initializers.PRIMARY_LENGTH": "a number, which a recipe fits a layer to",

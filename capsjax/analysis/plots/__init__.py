@@ -4,6 +4,13 @@ Images are ``[h, w, c]`` with pixels from 0 to 1, grey (one channel) or colour (
 Okabe and Ito's colours and the map cividis suit colour-blind readers; lines differ in
 their style too. Names are drawn literally: a ``$`` begins no formula, and characters
 that can't be drawn are escaped.
+
+Examples:
+    >>> import numpy as np
+    >>> from capsjax.analysis import plots
+    >>> figure = plots.samples(np.zeros((2, 28, 28, 1)), ["7", "2"], columns=2)
+    >>> [axes.get_title() for axes in figure.axes]
+    ['7', '2']
 """
 
 from capsjax.analysis.plots.canvas import COLOURS, STYLES, Figure, save
