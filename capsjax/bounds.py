@@ -44,6 +44,8 @@ def between(low: float | int, high: float | int) -> Allowed:
 # Far wider than any layer; the product of three still fits into 64 bits.
 _WIDEST = 2**16
 
+Natural = Annotated[int, at_least(0)]
+Positive = Annotated[int, at_least(1)]
 Count = Annotated[int, between(1, _WIDEST)]
 Size = Annotated[int, between(0, _WIDEST)]
 Rounds = Annotated[int, between(1, 100)]

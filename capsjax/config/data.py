@@ -3,11 +3,9 @@
 import dataclasses
 from typing import Annotated, Literal
 
-from capsjax.bounds import Allowed, Size, at_least
+from capsjax.bounds import Allowed, Natural, Size
 from capsjax.data import BY_CLASS, Dataset, Generated, loading
 from capsjax.data.preparation import Preparation
-
-_Count = Annotated[int, at_least(0)]
 
 
 @dataclasses.dataclass
@@ -56,8 +54,8 @@ class Data:
     num_validation: Annotated[
         int, Allowed("at least 0, or -1", lambda number: number >= -1)
     ] = 5000
-    num_train: _Count = 0
-    crop: _Count = 0
+    num_train: Natural = 0
+    crop: Natural = 0
     class_weights: Literal["none", "balanced"] = "none"
     skip_bad_files: bool = False
     validation_choice: Literal["drawn", "last"] = "drawn"

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 
-from capsjax.bounds import Allowed, Names, Share, above, at_least, between
+from capsjax.bounds import Allowed, Names, Natural, Positive, Share, above, between
 from capsjax.config import former, values
 from capsjax.config.data import Data
 from capsjax.config.optimizers import Adam, Optimizer
@@ -22,10 +22,8 @@ from capsjax.data.augment import Augmentation, Shift
 from capsjax.losses import AutoLoss, Loss
 from capsjax.models import CapsNet
 
-_Positive = Annotated[int, at_least(1)]
-_Natural = Annotated[int, at_least(0)]
 # Texts that may be part of a folder's name.
-_Plain = Annotated[
+PlainText = Annotated[
     str,
     Allowed(
         "letters, digits, '-', '_' and '.'",
@@ -92,14 +90,14 @@ class Config:
         ('mnist', Shift(max_shift=2))
     """
 
-    experiment: _Plain = ""
-    variant: _Plain = ""
+    experiment: PlainText = ""
+    variant: PlainText = ""
     seed: Annotated[int, between(0, 2**32 - 1)] = 0
-    num_epochs: _Positive = 10
-    batch_size: _Positive = 128
-    num_parts: _Positive = 1
-    eval_batch_size: _Positive = 200
-    steps_per_dispatch: _Natural = 0
+    num_epochs: Positive = 10
+    batch_size: Positive = 128
+    num_parts: Positive = 1
+    eval_batch_size: Positive = 200
+    steps_per_dispatch: Natural = 0
     data_placement: Literal["auto", "host", "device", "disk"] = "auto"
     bad_numbers: Literal["stop", "skip"] = "stop"
     stop_at: Share = 0.0
