@@ -5,9 +5,8 @@
 
 Trains a recipe for three epochs in each way, all ways in turn, and times the last two.
 Half a minute for each on two cores. Prints images a second as they come; at the end the
-median, the range, and the ratio to the first way. These
-times choose ``calls_ahead`` and ``largest_held_data_bytes`` in
-capsjax/runtime/platforms.py.
+median, the range, and the ratio to the first way. These times choose ``calls_ahead``
+and ``largest_held_data_bytes`` in capsjax/runtime/platforms.py.
 """
 
 import argparse

@@ -346,13 +346,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time and memory of dynamic routing.")
     parser.add_argument("--quick", action="store_true", help="smaller and shorter")
     parser.add_argument(
-        "--sizes",
-        nargs="+",
-        default=[],
-        metavar="SIZE=NUMBER",
-        help=f"other sizes, of {', '.join(Problem._fields)}",
-    )
-    parser.add_argument(
         "--plain",
         nargs="*",
         choices=LIMITED,
@@ -367,8 +360,6 @@ def main() -> None:
     if options.figure and not options.grow:
         parser.error("--figure draws what --grow measures")
     problem = Problem(batch=32) if options.quick else Problem()
-    sizes = (one.split("=") for one in options.sizes)
-    problem = problem._replace(**{name: int(number) for name, number in sizes})
     repeats = options.repeats or (3 if options.quick else 10)
     import routing_growth  # Late: it imports this file.
 
